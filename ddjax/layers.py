@@ -1,0 +1,240 @@
+"""Convolution and max pooling, lowered to what each backend runs fast.
+
+XLA:CPU executes the convolutions that automatic differentiation produces as naive loops when they stand inside `scan`,
+`while_loop` or `map`, sends ordinary ones to a single-threaded kernel, and turns the gradient of a windowed maximum
+into a serial scatter. All training and all attacks of this library live in such loops. Two lowerings with the same
+parameters and, to rounding, the same values are therefore kept:
+
+* `"plain"`: `lax.conv_general_dilated` and `lax.reduce_window`. The right one on GPU and TPU, and the only one with
+  forward-mode derivatives.
+* `"canonical"`: on CPU. The forward pass and both gradients are emitted as forward convolutions in the layout that
+  XLA:CPU hands to its fast multi-threaded kernel; pooling is a reshape and a maximum.
+
+`"auto"` chooses by `jax.default_backend()` at trace time. Nothing outside this file knows about any of it;
+`python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+LOWERINGS = ("auto", "plain", "canonical")
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# With this few inputs to each output, a convolution is memory-bound and an explicit patch matrix beats the convolution
+# kernel.
+_FEW_INPUTS = 16
+
+Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def _resolve_lowering(lowering: str) -> str:
+    if lowering not in LOWERINGS:
+        raise ValueError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
+    if lowering != "auto":
+        return lowering
+    return "canonical" if jax.default_backend() == "cpu" else "plain"
+
+
+def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
+    if padding == "VALID":
+        return ((0, 0), (0, 0))
+    if padding == "SAME":
+        (top, bottom), (left, right) = (((size - 1) // 2, size // 2) for size in kernel_size)
+        return ((top, bottom), (left, right))
+    raise ValueError(f"unknown padding {padding!r}; known: VALID, SAME")
+
+
+def _fast_forward(inputs: Array, kernel: Array, padding: Padding) -> Array:
+    """A stride-1 convolution in the one form that XLA:CPU gives to its multi-threaded kernel.
+
+    XLA:CPU prefers a single-threaded kernel unless the output or the kernel is larger than the input in some spatial
+    dimension. Where neither is, one of them grows by rows of zeros: the one for which that wastes less work.
+    """
+    height, width = inputs.shape[1:3]
+    kernel_height, kernel_width = kernel.shape[:2]
+    (top, bottom), (left, right) = padding
+    out_height = height + top + bottom - kernel_height + 1
+    out_width = width + left + right - kernel_width + 1
+    grown = 0
+    if out_height <= height and out_width <= width and kernel_height <= height and kernel_width <= width:
+        if out_height >= kernel_height:
+            grown = height + 1 - out_height
+            bottom += grown
+        else:
+            more = height + 1 - kernel_height
+            kernel = lax.optimization_barrier(jnp.pad(kernel, ((0, more), (0, 0), (0, 0), (0, 0))))
+            bottom += more
+    outputs = lax.conv_general_dilated(
+        inputs, kernel, (1, 1), ((top, bottom), (left, right)), dimension_numbers=_LAYOUT
+    )
+    return outputs[:, :out_height] if grown else outputs
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _canonical_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+    return _fast_forward(inputs, kernel, padding)
+
+
+def _canonical_conv_fwd(inputs: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
+    return _fast_forward(inputs, kernel, padding), (inputs, kernel)
+
+
+def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    inputs, kernel = residuals
+    kernel_height, kernel_width = kernel.shape[:2]
+    (top, bottom), (left, right) = padding
+    # The barriers keep XLA from folding the rearrangements back into dimension numbers, which would bring the naive
+    # loop back.
+    flipped = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+    input_gradient = _fast_forward(
+        cotangent,
+        flipped,
+        (
+            (kernel_height - 1 - top, kernel_height - 1 - bottom),
+            (kernel_width - 1 - left, kernel_width - 1 - right),
+        ),
+    )
+    # Channels take the place of the batch, the batch that of the input channels, the cotangent that of the kernel.
+    # Padding is made explicit: together with so large a kernel, as an attribute it leads to the naive loop again.
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    channels_first = lax.optimization_barrier(padded.transpose(3, 1, 2, 0))
+    cotangent_kernel = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
+    kernel_gradient = _fast_forward(channels_first, cotangent_kernel, ((0, 0), (0, 0))).transpose(1, 2, 0, 3)
+    return input_gradient, kernel_gradient
+
+
+_canonical_conv.defvjp(_canonical_conv_fwd, _canonical_conv_bwd)
+
+
+def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+    """A convolution as a patch matrix times the kernel matrix; its derivatives are ordinary and fast."""
+    kernel_height, kernel_width, channels, features = kernel.shape
+    padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
+    out_height, out_width = padded.shape[1] - kernel_height + 1, padded.shape[2] - kernel_width + 1
+    patches = jnp.concatenate(
+        [
+            padded[:, row : row + out_height, column : column + out_width]
+            for row in range(kernel_height)
+            for column in range(kernel_width)
+        ],
+        axis=-1,
+    )
+    return patches @ kernel.reshape(kernel_height * kernel_width * channels, features)
+
+
+def conv(
+    inputs: Float[Array, "B H W C"],
+    kernel: Float[Array, "h w C F"],
+    *,
+    padding: str = "VALID",
+    lowering: str = "auto",
+) -> Float[Array, "B H2 W2 F"]:
+    """Convolves with stride 1.
+
+    Args:
+      inputs: a batch of images or feature maps.
+      kernel: the filters, no larger than the padded input.
+      padding: `"VALID"` or `"SAME"`.
+      lowering: `"auto"`, `"plain"` or `"canonical"`; see the head of this file. Values agree to rounding.
+
+    Returns:
+      The feature maps. `"canonical"` has reverse-mode derivatives only.
+
+    Raises:
+      ValueError: for an unknown padding or lowering, or when the channels of inputs and kernel differ.
+    """
+    lowering = _resolve_lowering(lowering)
+    pads = _resolve_padding(padding, kernel.shape[:2])
+    if inputs.shape[-1] != kernel.shape[2]:
+        raise ValueError(f"the kernel takes {kernel.shape[2]} channels, the input has {inputs.shape[-1]}")
+    if lowering == "plain":
+        return lax.conv_general_dilated(inputs, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
+    if kernel.shape[0] * kernel.shape[1] * kernel.shape[2] <= _FEW_INPUTS:
+        return _patch_conv(inputs, kernel, pads)
+    return _canonical_conv(inputs, kernel, pads)
+
+
+def _blocks(inputs: Array) -> Array:
+    batch, height, width, channels = inputs.shape
+    return inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
+
+
+@jax.custom_vjp
+def _reshape_max_pool(inputs: Array) -> Array:
+    return _blocks(inputs).max((2, 4))
+
+
+def _reshape_max_pool_fwd(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
+    outputs = _reshape_max_pool(inputs)
+    return outputs, (inputs, outputs)
+
+
+def _reshape_max_pool_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
+    inputs, outputs = residuals
+    blocks = _blocks(inputs)
+    # Exact ties are the rule on a flat background. The first maximum in row-major order gets the cotangent, as in
+    # `reduce_window`; sharing it among the tied would change the gradient.
+    taken = jnp.zeros(outputs.shape, bool)
+    rows = []
+    for row in range(2):
+        columns = []
+        for column in range(2):
+            is_max = (blocks[:, :, row, :, column] == outputs) & ~taken
+            taken |= is_max
+            columns.append(jnp.where(is_max, cotangent, jnp.zeros_like(cotangent)))
+        rows.append(jnp.stack(columns, 3))
+    return (jnp.stack(rows, 2).reshape(inputs.shape),)
+
+
+_reshape_max_pool.defvjp(_reshape_max_pool_fwd, _reshape_max_pool_bwd)
+
+
+def max_pool(inputs: Float[Array, "B H W C"], *, lowering: str = "auto") -> Float[Array, "B H2 W2 C"]:
+    """Takes the maximum over 2 x 2 blocks; an odd last row or column is dropped.
+
+    Args:
+      inputs: a batch of feature maps.
+      lowering: `"auto"`, `"plain"` or `"canonical"`; see the head of this file.
+
+    Returns:
+      Feature maps of half the height and width. Ties send their gradient to the first maximum in row-major order.
+
+    Raises:
+      ValueError: for an unknown lowering.
+    """
+    if _resolve_lowering(lowering) == "plain":
+        return nn.max_pool(inputs, (2, 2), (2, 2))
+    height, width = (size // 2 * 2 for size in inputs.shape[1:3])
+    return _reshape_max_pool(inputs[:, :height, :width])
+
+
+class Conv(nn.Module):
+    """A stride-1 convolution with bias, parameters as in `flax.linen.Conv`.
+
+    Attributes:
+      features: the number of filters.
+      kernel_size: their height and width.
+      padding: `"VALID"` or `"SAME"`.
+      kernel_init: the initializer of the kernel; the bias starts at zero.
+      lowering: see the head of this file.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    padding: str = "VALID"
+    kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, inputs: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 F"]:
+        """Convolves a batch of feature maps."""
+        shape = (*self.kernel_size, inputs.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        outputs = conv(inputs, kernel.astype(inputs.dtype), padding=self.padding, lowering=self.lowering)
+        return outputs + bias.astype(inputs.dtype)[None, None, None, :]

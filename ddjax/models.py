@@ -1,0 +1,90 @@
+"""The papers' networks. Images `[B, H, W, C]` in `[0, 1]` go in, logits `[B, K]` come out; none contains a softmax.
+
+A network is a `ConvNet` with the paper's numbers, made by name: `build("papernot_mnist", num_classes=10)`.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ddjax import layers
+
+_INIT = nn.initializers.glorot_uniform()
+
+
+class ConvNet(nn.Module):
+    """Stages of ReLU convolutions, each stage ending in 2 x 2 max pooling, then ReLU dense layers, then logits.
+
+    Attributes:
+      num_classes: the number of logits, K.
+      stages: for each stage, the widths of its 3 x 3 convolutions.
+      dense: the widths of the hidden dense layers.
+      dropout: the dropout rate after each of them.
+      center: subtracted from the pixels; 0.5 centers them as the papers do.
+      padding: of the convolutions, `"VALID"` or `"SAME"`.
+      lowering: how convolution and pooling reach the backend; see `ddjax.layers`.
+    """
+
+    num_classes: int
+    stages: tuple[tuple[int, ...], ...]
+    dense: tuple[int, ...]
+    dropout: tuple[float, ...]
+    center: float = 0.5
+    padding: str = "VALID"
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B K"]:
+        """Computes the logits; `train` switches dropout on and then needs a `dropout` key."""
+        hidden = images - self.center
+        for widths in self.stages:
+            for width in widths:
+                hidden = layers.Conv(width, padding=self.padding, kernel_init=_INIT, lowering=self.lowering)(hidden)
+                hidden = nn.relu(hidden)
+            hidden = layers.max_pool(hidden, lowering=self.lowering)
+        hidden = hidden.reshape(hidden.shape[0], -1)
+        if hidden.shape[1] == 0:
+            raise ValueError(f"images of shape {images.shape[1:]} are too small for the stages {self.stages}")
+        for width, rate in zip(self.dense, self.dropout, strict=True):
+            hidden = nn.relu(nn.Dense(width, kernel_init=_INIT)(hidden))
+            hidden = nn.Dropout(rate)(hidden, deterministic=not train)
+        return nn.Dense(self.num_classes, kernel_init=_INIT)(hidden).astype(jnp.float32)
+
+
+_ARCHITECTURES = {
+    # Papernot et al. 2016 (arXiv 1511.04508), Table I. Padding and pooling as in Carlini and Wagner's code, which says
+    # what the table does not; dropout on both dense layers, as the text says.
+    "papernot_mnist": {"stages": ((32, 32), (64, 64)), "dense": (200, 200), "dropout": (0.5, 0.5)},
+    "papernot_cifar10": {"stages": ((64, 64), (128, 128)), "dense": (256, 256), "dropout": (0.5, 0.5)},
+    # Carlini and Wagner's training code drops out after the first dense layer only.
+    "carlini_mnist": {"stages": ((32, 32), (64, 64)), "dense": (200, 200), "dropout": (0.5, 0.0)},
+    # The small MNIST network of a public Keras re-implementation of defensive distillation; pixels stay in [0, 1].
+    "small_mnist": {"stages": ((32,), (64,)), "dense": (128,), "dropout": (0.0,), "center": 0.0},
+    # For 8 x 8 digits: one stage, so that some resolution is left to attack.
+    "digits": {"stages": ((16, 32),), "dense": (64,), "dropout": (0.0,), "padding": "SAME"},
+}
+NETWORKS = tuple(_ARCHITECTURES)
+
+
+@functools.cache
+def build(name: str, num_classes: int, *, lowering: str = "auto") -> ConvNet:
+    """Makes a network by name; the same object for the same arguments, since programs are compiled for it.
+
+    Args:
+      name: one of `NETWORKS`.
+      num_classes: the number of logits, at least 2.
+      lowering: see `ddjax.layers`.
+
+    Returns:
+      The flax module; `module.init(key, images)` makes its variables.
+
+    Raises:
+      ValueError: for an unknown name or fewer than two classes.
+    """
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    if num_classes < 2:
+        raise ValueError(f"a classifier needs at least two classes, got {num_classes}")
+    return ConvNet(num_classes=num_classes, lowering=lowering, **_ARCHITECTURES[name])

@@ -1,0 +1,135 @@
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import signal
+
+from ddjax import layers
+
+# Height, width, channels, filters, padding: several channels, one channel (the patch form), odd sizes, a kernel-sized
+# image.
+SHAPES = [
+    (12, 12, 8, 6, "VALID"),
+    (9, 7, 8, 6, "VALID"),
+    (9, 7, 8, 6, "SAME"),
+    (8, 8, 1, 6, "VALID"),
+    (8, 8, 1, 6, "SAME"),
+    (3, 3, 4, 2, "VALID"),
+]
+
+
+def reference(images, kernel, cotangent, padding):
+    """Convolution and both gradients in float64 by SciPy, one filter at a time."""
+    mode = {"VALID": "valid", "SAME": "same"}[padding]
+    batch, _, _, channels = images.shape
+    filters = kernel.shape[3]
+    outputs = np.zeros(cotangent.shape)
+    images_gradient, kernel_gradient = np.zeros(images.shape), np.zeros(kernel.shape)
+    pad = 0 if padding == "VALID" else 1
+    for b in range(batch):
+        for c in range(channels):
+            padded = np.pad(images[b, :, :, c], pad)
+            for f in range(filters):
+                outputs[b, :, :, f] += signal.correlate2d(images[b, :, :, c], kernel[:, :, c, f], mode)
+                full = signal.convolve2d(cotangent[b, :, :, f], kernel[:, :, c, f], "full")
+                images_gradient[b, :, :, c] += full[pad : pad + images.shape[1], pad : pad + images.shape[2]]
+                kernel_gradient[:, :, c, f] += signal.correlate2d(padded, cotangent[b, :, :, f], "valid")
+    return outputs, images_gradient, kernel_gradient
+
+
+def example(height, width, channels, filters, padding):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, height, width, channels))
+    kernel = rng.normal(size=(3, 3, channels, filters))
+    shrink = 2 if padding == "VALID" else 0
+    cotangent = rng.normal(size=(3, height - shrink, width - shrink, filters))
+    return images, kernel, cotangent
+
+
+def values_and_gradients(images, kernel, cotangent, padding, lowering):
+    outputs, vjp_fn = jax.vjp(lambda x, k: layers.conv(x, k, padding=padding, lowering=lowering), images, kernel)
+    return outputs, *vjp_fn(cotangent)
+
+
+def single(arrays):
+    return [jnp.asarray(array, jnp.float32) for array in arrays]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("lowering", ["plain", "canonical"])
+def test_conv_and_both_gradients_match_float64(shape, lowering):
+    arrays = example(*shape)
+    expected = reference(*arrays, shape[4])
+    got = jax.jit(values_and_gradients, static_argnums=(3, 4))(*single(arrays), shape[4], lowering)
+    for array, wanted in zip(got, expected, strict=True):
+        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_canonical_conv_is_the_same_inside_a_scan_and_over_a_stack_of_models(shape):
+    images, kernel, cotangent = single(example(*shape))
+    alone = values_and_gradients(images, kernel, cotangent, shape[4], "canonical")
+
+    def step(carry, _):
+        return carry, values_and_gradients(images, kernel, cotangent, shape[4], "canonical")
+
+    _, scanned = jax.jit(lambda: jax.lax.scan(step, 0, None, length=2))()
+    kernels = jnp.stack([kernel, 2 * kernel])
+    stacked = jax.jit(jax.vmap(lambda k: values_and_gradients(images, k, cotangent, shape[4], "canonical")))(kernels)
+    for one, of_scan, of_stack in zip(alone, scanned, stacked, strict=True):
+        np.testing.assert_allclose(of_scan[1], one, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(of_stack[0], one, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(stacked[0][1], 2 * alone[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("lowering", ["plain", "canonical"])
+@pytest.mark.parametrize("size", [(6, 6), (7, 5)])
+def test_max_pool_sends_ties_to_the_first_maximum(size, lowering):
+    rng = np.random.default_rng(1)
+    # Two values only: nearly every block has a tie.
+    images = rng.integers(0, 2, (2, *size, 3)).astype(np.float32)
+    height, width = size[0] // 2, size[1] // 2
+    cotangent = rng.normal(size=(2, height, width, 3)).astype(np.float32)
+    outputs = np.zeros_like(cotangent)
+    gradient = np.zeros_like(images)
+    for b, i, j, c in np.ndindex(2, height, width, 3):
+        block = images[b, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2, c]
+        row, column = divmod(int(block.argmax()), 2)
+        outputs[b, i, j, c] = block.max()
+        gradient[b, 2 * i + row, 2 * j + column, c] += cotangent[b, i, j, c]
+    pooled, vjp_fn = jax.vjp(lambda x: layers.max_pool(x, lowering=lowering), jnp.asarray(images))
+    np.testing.assert_array_equal(pooled, outputs)
+    np.testing.assert_array_equal(vjp_fn(jnp.asarray(cotangent))[0], gradient)
+
+
+def test_plain_lowering_has_forward_mode():
+    images, kernel, _ = single(example(8, 8, 4, 3, "VALID"))
+    conv = lambda x: layers.max_pool(layers.conv(x, kernel, lowering="plain"), lowering="plain")
+    _, tangent = jax.jvp(conv, (images,), (jnp.ones_like(images),))
+    difference = (conv(images + 1e-2) - conv(images)) / 1e-2
+    np.testing.assert_allclose(tangent, difference, rtol=0.05, atol=0.5)
+
+
+def test_conv_module_has_the_parameters_of_flax():
+    images = jnp.ones((2, 6, 6, 2))
+    variables = layers.Conv(4).init(jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 2, 4), "bias": (4,)}}
+    shifted = {"params": variables["params"] | {"bias": jnp.ones(4)}}
+    np.testing.assert_allclose(layers.Conv(4).apply(shifted, images), layers.Conv(4).apply(variables, images) + 1, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, k: layers.conv(x, k, padding="FULL"), "unknown padding 'FULL'; known: VALID, SAME"),
+        (lambda x, k: layers.conv(x, k, lowering="fast"), "unknown lowering 'fast'; known: auto, plain, canonical"),
+        # Without the shape checks of the test run, as a user calls it.
+        (lambda x, k: inspect.unwrap(layers.conv)(x[..., :1], k), "the kernel takes 4 channels, the input has 1"),
+        (lambda x, _: layers.max_pool(x, lowering="fast"), "unknown lowering 'fast'"),
+    ],
+)
+def test_bad_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 2)))
