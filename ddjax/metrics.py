@@ -1,0 +1,168 @@
+"""What attacks and classifiers achieved, measured from outside: distances, rates with intervals, robustness."""
+
+import math
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+_Z95 = 1.959963984540054
+
+
+def wilson_interval(successes: int, n: int) -> tuple[float, float]:
+    """The 95 percent Wilson score interval of a rate.
+
+    Args:
+      successes: how often it happened, from 0 to n.
+      n: how often it could have; 0 gives the interval that knows nothing, (0, 1).
+
+    Returns:
+      The lower and the upper end, within [0, 1].
+
+    Raises:
+      ValueError: when successes is not within 0 and n.
+
+    Reference:
+      Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"there cannot be {successes} successes among {n}")
+    if n == 0:
+        return 0.0, 1.0
+    rate, z2 = successes / n, _Z95**2
+    center = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = _Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly; rounding must not push it past.
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    high = 1.0 if successes == n else min(1.0, center + half)
+    return low, high
+
+
+class Rate(NamedTuple):
+    """A count out of n; its value is 0 where n is."""
+
+    successes: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share of successes."""
+        return self.successes / self.n if self.n else 0.0
+
+
+def accuracy(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> Rate:
+    """The share of examples whose largest logit is the label's; logits that are not finite are mistakes."""
+    return Rate(int(correct(logits, labels).sum()), len(labels))
+
+
+def correct(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
+    """Which examples are classified as their label."""
+    logits = np.asarray(logits)
+    return (logits.argmax(1) == np.asarray(labels)) & np.isfinite(logits).all(1)
+
+
+def success_rate(success: Bool[np.ndarray, " N"], clean_correct: Bool[np.ndarray, " N"]) -> Rate:
+    """The success of an attack among the examples that the classifier gets right without it.
+
+    An example that is misclassified already is neither a success nor a failure of the attack; it leaves the count.
+
+    Args:
+      success: as the attack returned it.
+      clean_correct: whether the clean image is classified as its label.
+
+    Returns:
+      Successes among the correct, and how many those are.
+    """
+    success, clean_correct = np.asarray(success), np.asarray(clean_correct)
+    return Rate(int((success & clean_correct).sum()), int(clean_correct.sum()))
+
+
+class Distances(NamedTuple):
+    """How far images were moved, each `[B]`, in the units of the images.
+
+    Attributes:
+      l0_pixels: pixels with any channel changed.
+      l0_values: values changed.
+      l1: the sum of absolute changes.
+      l2: the Euclidean norm.
+      linf: the largest absolute change.
+    """
+
+    l0_pixels: Int[Array, " B"]
+    l0_values: Int[Array, " B"]
+    l1: Float[Array, " B"]
+    l2: Float[Array, " B"]
+    linf: Float[Array, " B"]
+
+
+def distances(clean: Float[Array, "B H W C"], adversarial: Float[Array, "B H W C"]) -> Distances:
+    """Measures the perturbation of each example in the norms of the field.
+
+    Args:
+      clean: the images before.
+      adversarial: the images after, of the same shape.
+
+    Returns:
+      Five distances for each example.
+    """
+    change = jnp.abs(adversarial - clean)
+    return Distances(
+        l0_pixels=jnp.sum(jnp.any(change > 0, axis=3), axis=(1, 2)),
+        l0_values=jnp.sum(change > 0, axis=(1, 2, 3)),
+        l1=jnp.sum(change, axis=(1, 2, 3)),
+        l2=jnp.sqrt(jnp.sum(change**2, axis=(1, 2, 3))),
+        linf=jnp.max(change, axis=(1, 2, 3)),
+    )
+
+
+def round_to_8_bits(images: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+    """Rounds images in [0, 1] to the 256 levels of a file: what cannot be saved is no adversarial example."""
+    return jnp.round(images * 255) / 255
+
+
+class Robustness(NamedTuple):
+    """The average least share of features that JSMA must change.
+
+    Attributes:
+      mean: over images, of the minimum over targets; an image on which every target failed counts at the cap.
+      capped: the number of images on which every target failed.
+      images: the number of images.
+    """
+
+    mean: float
+    capped: int
+    images: int
+
+
+def robustness(
+    changed: Int[np.ndarray, " N"],
+    success: Bool[np.ndarray, " N"],
+    image: Int[np.ndarray, " N"],
+    *,
+    num_features: int,
+    cap: int,
+) -> Robustness:
+    """Estimates robustness from targeted attacks on several targets for each image.
+
+    Args:
+      changed: the number of features changed in each attempt.
+      success: whether the attempt reached its target.
+      image: which image the attempt was made on.
+      num_features: D, the number of features of an image.
+      cap: the largest number of features an attempt may change.
+
+    Returns:
+      The mean share, with the number of images that count at the cap: a lower bound where that is not zero.
+
+    Reference:
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section V-D.
+    """
+    spent = np.where(np.asarray(success), np.asarray(changed), cap)
+    image, success = np.asarray(image), np.asarray(success)
+    images = np.unique(image)
+    if len(images) == 0:
+        return Robustness(0.0, 0, 0)
+    least = np.array([spent[image == one].min() for one in images])
+    capped = sum(not success[image == one].any() for one in images)
+    return Robustness(float(least.mean() / num_features), int(capped), len(images))

@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddjax.classifier import at_temperature, bind
+from ddjax.models import ConvNet
+
+
+def make(scale=1.0):
+    module = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.5,))
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))
+    return bind(module, jax.tree.map(lambda leaf: scale * leaf, variables), train=False)
+
+
+IMAGES = jax.random.uniform(jax.random.key(1), (5, 6, 6, 1))
+
+
+def test_bound_networks_share_one_program_and_can_be_stacked():
+    traces = []
+
+    @jax.jit
+    def apply(logits_fn, images):
+        traces.append(1)
+        return logits_fn(images)
+
+    one, two = make(), make(2.0)
+    results = [apply(one, IMAGES), apply(two, IMAGES)]
+    assert len(traces) == 1
+    stack = jax.tree.map(lambda a, b: jnp.stack([a, b]), one, two)
+    stacked = jax.vmap(lambda f: f(IMAGES))(stack)
+    np.testing.assert_allclose(stacked, jnp.stack(results), atol=1e-5)
+
+
+def test_temperature_divides_logits_keeps_decisions_and_may_be_traced():
+    network = make()
+    tempered = jax.jit(lambda t: at_temperature(network, t)(IMAGES))(jnp.float32(20))
+    np.testing.assert_allclose(tempered, network(IMAGES) / 20, rtol=1e-6)
+    np.testing.assert_array_equal(tempered.argmax(1), network(IMAGES).argmax(1))
+    plain = at_temperature(lambda x: x.sum((1, 2))[:, :1] * jnp.ones((1, 3)), 4.0)
+    assert jax.jit(lambda f, x: f(x))(plain, IMAGES).shape == (5, 3)
+
+
+def test_softmax_limits_and_gradient_scale():
+    logits = jnp.array([[3.0, 1.0, 0.5]])
+    softmax = lambda z, t: jax.nn.softmax(z / t)
+    np.testing.assert_allclose(softmax(logits, 1e6), 1 / 3, atol=1e-5)
+    np.testing.assert_allclose(softmax(logits, 1e-3), [[1, 0, 0]], atol=1e-6)
+    assert np.isfinite(jax.nn.log_softmax(logits * 1e4)).all()
+    # At fixed logits, and towards uniform probabilities, the gradient falls as 1 / T.
+    slope = lambda t: float(jax.grad(lambda z: softmax(z, t)[0, 0])(logits)[0, 0])
+    assert slope(1e3) == pytest.approx(10 * slope(1e4), rel=1e-2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_bad_temperature(temperature):
+    with pytest.raises(ValueError, match="a temperature must be positive and finite"):
+        at_temperature(make(), temperature)
