@@ -1,0 +1,241 @@
+"""Training at a temperature, and defensive distillation.
+
+Temperature is an argument of every function here, so that one compiled program trains every network of a sweep:
+teachers on one-hot labels and students on soft ones. Nothing here calls `jit`; a caller compiles `train_step` or
+`train_epoch`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax.training import train_state
+from jax import lax
+from jaxtyping import Array, Float, Key, Num
+
+from ddjax import losses
+from ddjax.classifier import LogitsFn, bind, check_temperature
+from ddjax.data import to_float
+
+
+class TrainState(train_state.TrainState):
+    """Parameters, optimizer state and step count, with the key from which all randomness of training derives.
+
+    Attributes:
+      key: order of the examples and dropout of any step follow from it and the step's number, so that training resumed
+        from a checkpoint repeats what would have been.
+    """
+
+    # flax annotates a FrozenDict, which its own `init` no longer returns.
+    params: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    key: Any = None
+
+
+Batch = tuple[Num[Array, "B H W C"], Float[Array, "B K"]]
+Scalar = float | Float[Array, ""]
+
+
+def create_state(
+    module: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], key: Key[Array, ""]
+) -> TrainState:
+    """Initializes a network and its optimizer.
+
+    Args:
+      module: maps images to logits and takes `train`.
+      optimizer: from optax. States of equal programs need the same object.
+      image_shape: (H, W, C).
+      key: makes the parameters and all later randomness.
+
+    Returns:
+      The state before the first step.
+    """
+    init_key, train_key = jax.random.split(key)
+    variables = module.init(init_key, jnp.zeros((1, *image_shape)))
+    state = TrainState.create(apply_fn=module.apply, params=variables["params"], tx=optimizer, key=train_key)
+    # As it comes back from a step and from a checkpoint; a Python integer would be a program of its own.
+    return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+def train_step(
+    state: TrainState, batch: Batch, temperature: Scalar, *, loss_scale: Scalar = 1.0
+) -> tuple[TrainState, Float[Array, ""]]:
+    """Takes one optimizer step on the mean cross-entropy of `softmax(logits / temperature)`.
+
+    Args:
+      state: parameters, optimizer state, key.
+      batch: images, uint8 or floats in [0, 1], and a distribution over the classes for each: one-hot or soft labels.
+      temperature: T > 0; an argument, so that one compiled step serves every temperature.
+      loss_scale: multiplies the loss. Gradients shrink with 1 / T; a recipe that answers with T here says so.
+
+    Returns:
+      The state after the step, and the loss before it, unscaled.
+    """
+    images, targets = batch
+    dropout_key = jax.random.fold_in(state.key, state.step)
+
+    def loss_fn(params: Any) -> tuple[Array, Array]:
+        logits = state.apply_fn({"params": params}, to_float(images), train=True, rngs={"dropout": dropout_key})
+        loss = jnp.mean(losses.cross_entropy_at_temperature(logits, targets, temperature))
+        return loss * loss_scale, loss
+
+    gradients, loss = jax.grad(loss_fn, has_aux=True)(state.params)
+    return state.apply_gradients(grads=gradients), loss
+
+
+def train_epoch(
+    state: TrainState,
+    images: Num[Array, "N H W C"],
+    targets: Float[Array, "N K"],
+    temperature: Scalar,
+    *,
+    batch_size: int,
+    loss_scale: Scalar = 1.0,
+) -> tuple[TrainState, Float[Array, ""]]:
+    """Trains for one epoch: a scan over a random permutation of the data, which stays on the device.
+
+    Args:
+      state: at the start of an epoch.
+      images: the training set, uint8 or floats in [0, 1].
+      targets: a distribution over the classes for each image.
+      temperature: T > 0.
+      batch_size: the examples of a step, at most N; a rest smaller than that waits for another epoch's permutation.
+      loss_scale: see `train_step`.
+
+    Returns:
+      The state after the epoch and its mean loss.
+    """
+    num_steps = steps_per_epoch(images.shape[0], batch_size)
+    order_key = jax.random.fold_in(jax.random.fold_in(state.key, 0x0DE2), state.step // num_steps)
+    order = jax.random.permutation(order_key, images.shape[0])[: num_steps * batch_size]
+
+    def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
+        return train_step(state, (images[rows], targets[rows]), temperature, loss_scale=loss_scale)
+
+    state, step_losses = lax.scan(step, state, order.reshape(num_steps, batch_size))
+    return state, jnp.mean(step_losses)
+
+
+def steps_per_epoch(num_examples: int, batch_size: int) -> int:
+    """The number of whole batches in the data.
+
+    Raises:
+      ValueError: when there is none.
+    """
+    if not 0 < batch_size <= num_examples:
+        raise ValueError(f"batches of {batch_size} cannot be drawn from {num_examples} examples")
+    return num_examples // batch_size
+
+
+# `train_epoch` with everything settled but its state, images, targets and temperature; usually compiled.
+EpochFn = Callable[..., tuple[TrainState, Array]]
+
+
+def fit(
+    epoch_fn: EpochFn,
+    state: TrainState,
+    images: Num[Array, "N H W C"],
+    targets: Float[Array, "N K"],
+    temperature: Scalar,
+    *,
+    num_epochs: int,
+    first_epoch: int = 0,
+    after_epoch: Callable[[TrainState, int, float], None] | None = None,
+) -> TrainState:
+    """Trains from `first_epoch` to `num_epochs`.
+
+    Args:
+      epoch_fn: one epoch, `train_epoch` with its settings; it may donate its state.
+      state: as it was after `first_epoch` epochs.
+      images: the training set.
+      targets: a distribution over the classes for each image.
+      temperature: T > 0.
+      num_epochs: the epochs in all.
+      first_epoch: the epochs done already, when resuming.
+      after_epoch: called with the state, the number of epochs done and the epoch's mean loss; for checkpoints and
+        progress.
+
+    Returns:
+      The trained state.
+
+    Raises:
+      ValueError: when the temperature is not positive.
+      FloatingPointError: when the loss is no longer finite: the training has diverged.
+    """
+    check_temperature(temperature)
+    # A weak-typed Python number and an array would be two programs.
+    temperature = jnp.float32(temperature)
+    for epoch in range(first_epoch, num_epochs):
+        state, loss = epoch_fn(state, images, targets, temperature)
+        loss = float(loss)
+        if not jnp.isfinite(loss):
+            raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}: lower the learning rate")
+        if after_epoch is not None:
+            after_epoch(state, epoch + 1, loss)
+    return state
+
+
+def logits_fn(state: TrainState) -> jax.tree_util.Partial:
+    """The classifier of a training state, dropout off."""
+    return bind(state.apply_fn.__self__, {"params": state.params})
+
+
+def soft_labels(
+    logits_fn: LogitsFn, images: Num[Array, "N H W C"], temperature: Scalar, *, batch_size: int = 1000
+) -> Float[Array, "N K"]:
+    """The teacher's probabilities at a temperature: `softmax(logits / temperature)`.
+
+    Args:
+      logits_fn: the teacher, with dropout off; logits, not probabilities.
+      images: the training set, uint8 or floats in [0, 1].
+      temperature: the one the teacher was trained at.
+      batch_size: how many images go through the network at a time.
+
+    Returns:
+      A distribution over the classes for each image.
+
+    Reference:
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section IV-B.
+    """
+
+    def label(one_image: Array) -> Array:
+        return jax.nn.softmax(logits_fn(to_float(one_image)[None])[0] / temperature)
+
+    return lax.map(label, images, batch_size=min(batch_size, images.shape[0]))
+
+
+def distill(
+    fit_fn: Callable[[str, Array, Array], TrainState],
+    images: Num[Array, "N H W C"],
+    targets: Float[Array, "N K"],
+    temperature: Scalar,
+    *,
+    soft_labels_fn: Callable[[LogitsFn, Array, Scalar], Array] = soft_labels,
+) -> tuple[TrainState, TrainState]:
+    """Defensive distillation: a teacher trained at T, and a student of the same architecture on its soft labels at T.
+
+    The student is used at temperature 1; that is what makes its softmax saturate.
+
+    Args:
+      fit_fn: trains a fresh network at `temperature`: called with `"teacher"` and one-hot targets, then with
+        `"student"` and soft ones. Where it keeps checkpoints, distillation resumes with them.
+      images: the training set.
+      targets: its one-hot labels.
+      temperature: T > 0.
+      soft_labels_fn: `soft_labels`, perhaps compiled.
+
+    Returns:
+      The teacher and the student.
+
+    Raises:
+      ValueError: when the temperature is not positive.
+
+    Reference:
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section IV.
+    """
+    check_temperature(temperature)
+    teacher = fit_fn("teacher", images, targets)
+    labels = soft_labels_fn(logits_fn(teacher), images, jnp.float32(temperature))
+    return teacher, fit_fn("student", images, labels)

@@ -1,0 +1,154 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddjax import data, training
+from ddjax.models import ConvNet
+
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+MODULE = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.5,))
+ADAM = optax.adam(1e-2)
+RNG = np.random.default_rng(0)
+IMAGES = jnp.asarray(RNG.integers(0, 256, (50, 6, 6, 1)), jnp.uint8)
+TARGETS = jax.nn.one_hot(jnp.asarray(RNG.integers(0, 3, 50)), 3)
+EPOCH = jax.jit(functools.partial(training.train_epoch, batch_size=16))
+
+
+def fresh(seed=0):
+    return training.create_state(MODULE, ADAM, (6, 6, 1), jax.random.key(seed))
+
+
+def assert_equal(one, other):
+    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_step_is_the_gradient_of_the_tempered_cross_entropy():
+    module = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.0,))
+    state = training.create_state(module, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
+    soft = jax.nn.softmax(jax.random.normal(jax.random.key(1), (50, 3)))
+    stepped, loss = training.train_step(state, (IMAGES, soft), 5.0, loss_scale=5.0)
+
+    def expected_loss(params):
+        logits = module.apply({"params": params}, IMAGES.astype(jnp.float32) / 255)
+        return -jnp.mean(jnp.sum(soft * jax.nn.log_softmax(logits / 5.0), axis=1))
+
+    value, gradient = jax.value_and_grad(expected_loss)(state.params)
+    np.testing.assert_allclose(loss, value, rtol=1e-5)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * 5.0 * g, state.params, gradient)
+    for a, b in zip(jax.tree.leaves(stepped.params), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_one_program_for_all_temperatures_and_both_kinds_of_labels():
+    traces = []
+
+    @jax.jit
+    def epoch(state, images, targets, temperature):
+        traces.append(1)
+        return training.train_epoch(state, images, targets, temperature, batch_size=16)
+
+    fit = functools.partial(training.fit, epoch, images=IMAGES, num_epochs=1)
+    for temperature in (1.0, 5.0, 100.0):
+        teacher = fit(fresh(), targets=TARGETS, temperature=temperature)
+        soft = training.soft_labels(training.logits_fn(teacher), IMAGES, jnp.float32(temperature))
+        fit(fresh(1), targets=soft, temperature=temperature)
+    assert len(traces) == 1
+
+
+def test_resuming_repeats_what_would_have_been():
+    whole = training.fit(EPOCH, fresh(), IMAGES, TARGETS, 2.0, num_epochs=4)
+    half = training.fit(EPOCH, fresh(), IMAGES, TARGETS, 2.0, num_epochs=2)
+    seen = []
+    resumed = training.fit(
+        EPOCH,
+        half,
+        IMAGES,
+        TARGETS,
+        2.0,
+        num_epochs=4,
+        first_epoch=2,
+        after_epoch=lambda state, epoch, loss: seen.append((epoch, int(state.step), loss)),
+    )
+    assert_equal(resumed, whole)
+    assert [(epoch, step) for epoch, step, _ in seen] == [(3, 9), (4, 12)]
+    assert seen[0][2] != seen[1][2]
+
+
+def test_each_epoch_has_its_own_order_of_different_examples():
+    drawn = []
+
+    def apply(variables, images, train, rngs):
+        jax.debug.callback(lambda x: drawn.append(np.asarray(x)), images[:, 0, 0, 0])
+        return images.reshape(images.shape[0], -1)[:, :3] * variables["params"]["scale"]
+
+    state = training.TrainState.create(
+        apply_fn=apply, params={"scale": jnp.ones(())}, tx=optax.sgd(0.0), key=jax.random.key(0)
+    )
+    images = jnp.arange(48.0)[:, None, None, None] * jnp.ones((1, 1, 3, 1)) / 48
+    for _ in range(2):
+        state, _ = EPOCH(state, images, TARGETS[:48], jnp.float32(1))
+    jax.effects_barrier()
+    orders = np.round(np.concatenate(drawn) * 48).astype(int).reshape(2, 48)
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(48), (2, 1)))
+    assert not np.array_equal(orders[0], orders[1])
+
+
+def test_soft_labels_are_tempered_softmax_of_logits_without_dropout():
+    state = fresh()
+    logits = MODULE.apply({"params": state.params}, IMAGES.astype(jnp.float32) / 255)
+    labels = training.soft_labels(training.logits_fn(state), IMAGES, 7.0, batch_size=16)
+    np.testing.assert_allclose(labels, jax.nn.softmax(logits / 7.0), atol=1e-6)
+    # A softmax of a softmax would be pinned to 1/3 up to its third: the classic mistake.
+    sharp = training.soft_labels(lambda x: MODULE.apply({"params": state.params}, x) * 300, IMAGES, 7.0)
+    assert float(sharp.max()) > 0.9
+
+
+def test_distillation_trains_the_student_on_the_teachers_labels():
+    calls = []
+
+    def fit(role, images, targets):
+        calls.append((role, targets))
+        return fresh({"teacher": 0, "student": 1}[role])
+
+    teacher, student = training.distill(fit, IMAGES, TARGETS, 30.0)
+    assert [role for role, _ in calls] == ["teacher", "student"]
+    np.testing.assert_array_equal(calls[0][1], TARGETS)
+    expected = training.soft_labels(training.logits_fn(teacher), IMAGES, 30.0)
+    np.testing.assert_allclose(calls[1][1], expected, atol=1e-6)
+    assert_equal(student, fresh(1))
+
+
+def test_distillation_at_a_high_temperature_learns_and_grows_the_logits():
+    digits = data.load("digits", "train", num_examples=400)
+    module = ConvNet(num_classes=10, stages=((8,),), dense=(32,), dropout=(0.0,))
+    epoch = jax.jit(functools.partial(training.train_epoch, batch_size=50))
+    images, one_hot = jnp.asarray(digits.images), jax.nn.one_hot(digits.labels, 10)
+
+    def fit(role, images, targets, temperature):
+        state = training.create_state(module, ADAM, (8, 8, 1), jax.random.key(len(role)))
+        return training.fit(epoch, state, images, targets, temperature, num_epochs=25)
+
+    sizes, accuracies = {}, {}
+    for temperature in (1.0, 50.0):
+        _, student = training.distill(functools.partial(fit, temperature=temperature), images, one_hot, temperature)
+        logits = training.logits_fn(student)(data.to_float(images))
+        sizes[temperature] = float(jnp.abs(logits).mean())
+        accuracies[temperature] = float((logits.argmax(1) == digits.labels).mean())
+    assert min(accuracies.values()) > 0.95
+    assert sizes[50.0] > 10 * sizes[1.0]
+
+
+def test_bad_arguments():
+    with pytest.raises(ValueError, match="a temperature must be positive and finite, got 0"):
+        training.fit(EPOCH, fresh(), IMAGES, TARGETS, 0.0, num_epochs=1)
+    with pytest.raises(ValueError, match="a temperature must be positive"):
+        training.distill(lambda *_: fresh(), IMAGES, TARGETS, -3.0)
+    with pytest.raises(ValueError, match="batches of 51 cannot be drawn from 50 examples"):
+        training.train_epoch(fresh(), IMAGES, TARGETS, 1.0, batch_size=51)
+    with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1"):
+        training.fit(EPOCH, fresh(), IMAGES, TARGETS * jnp.nan, 1.0, num_epochs=1)
