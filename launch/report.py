@@ -1,0 +1,29 @@
+"""Makes the tables, figures and page of a run again: `python -m launch.report --workdir=runs/sweep_digits`.
+
+With `--readme=FILE --block=NAME`, the run's table also replaces what stands in FILE between `<!-- BEGIN NAME -->` and
+`<!-- END NAME -->`.
+"""
+
+from absl import flags
+
+from ddjax import report, runs
+from launch import common
+
+FLAGS = flags.FLAGS
+_README = flags.DEFINE_string("readme", None, "A Markdown file to put the table into.")
+_BLOCK = flags.DEFINE_string("block", "digits", "The name of the place in it.")
+
+
+def main() -> None:
+    """Writes the report of an existing run."""
+    if FLAGS.workdir is None:
+        raise ValueError("--workdir must name the directory of a run")
+    page = report.write(FLAGS.workdir)
+    if _README.value is not None:
+        rows = report.summarize(runs.read_results(FLAGS.workdir), runs.read_config(FLAGS.workdir))
+        report.update_readme(_README.value, _BLOCK.value, report.markdown_table(rows))
+    print(f"report: {page}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,254 @@
+"""The main job: distill at every temperature, attack, report. `python -m launch.sweep`.
+
+Trains the undistilled network and, at each temperature, a teacher and its student; measures accuracy, logits and
+adversarial gradients; attacks each network with FGSM and with JSMA, the latter on the probabilities at temperature 1
+and on those at the training temperature; writes `table.csv`, `figures/` and `report.html` beside `results.jsonl`. A
+sweep that was stopped goes on where it was when it is started again with the same flags.
+
+`--num_examples` is the number of test images that JSMA attacks, spread evenly over the classes; by default ten a class.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from ddjax import attacks, classifier, data, jacobian, metrics, parallel, recipes, report, runs, training
+from launch import common
+
+FLAGS = flags.FLAGS
+_TEMPERATURES = flags.DEFINE_list("temperatures", "1,2,5,10,20,30,40,50,100", "The temperatures to distill at.")
+_SEEDS = flags.DEFINE_list("seeds", None, "The seeds to train with; default: the one of --seed.")
+_IMAGES_PER_CLASS = 10
+
+_amplitude = jax.jit(jacobian.amplitude)
+# One program for both score spaces: the tempered one at temperature 1 is that of the probabilities.
+_jsma = jax.jit(functools.partial(attacks.jsma, score_space="tempered"))
+_fgsm = jax.jit(attacks.fgsm)
+
+
+def main() -> None:
+    """Runs the sweep."""
+    temperatures = _numbers("temperatures", _TEMPERATURES.value, float)
+    for temperature in temperatures:
+        classifier.check_temperature(temperature)
+    seeds = _numbers("seeds", _SEEDS.value, int) if _SEEDS.value else [FLAGS.seed]
+    recipe = common.recipe_from_flags()
+    train, test = common.load_data(recipe)
+    features = int(np.prod(train.image_shape))
+    if not 2 <= recipe.jsma_features <= features:
+        raise ValueError(
+            f"recipe {recipe.name} lets JSMA change {recipe.jsma_features} features; images have {features}"
+        )
+    flags_of_run = common.flags_of_run() | {"temperatures": temperatures, "seeds": seeds}
+    run = runs.Run(common.workdir("sweep"), flags_of_run, common.describe(recipe, train, test))
+    sweep = _Sweep(run, recipe, train, test)
+    rows = len(seeds) * (1 + len(temperatures))
+    with common.progress(rows, "sweep", "network") as bar:
+        for seed in seeds:
+            for temperature in (None, *temperatures):
+                sweep.row(seed, temperature)
+                bar.update()
+    page = report.write(run.workdir)
+    rows = report.summarize(runs.read_results(run.workdir), runs.read_config(run.workdir))
+    print(f"{report.markdown_table(rows)}\nreport: {page}")
+
+
+def _numbers(name: str, texts: list[str], kind: type) -> list[Any]:
+    try:
+        numbers = [kind(text) for text in texts]
+    except ValueError:
+        raise ValueError(f"--{name} must be numbers separated by commas, got {','.join(texts)}") from None
+    if not numbers or len(set(numbers)) != len(numbers):
+        raise ValueError(f"--{name} must be one or more different numbers, got {','.join(texts)}")
+    return sorted(numbers)
+
+
+class _Sweep:
+    """The measurements of one run; each is skipped when it is on disk."""
+
+    def __init__(self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) -> None:
+        self._run, self._recipe = run, recipe
+        self._trainer = common.Trainer(run, recipe, train)
+        self._images, self._labels = data.to_float(test.images), test.labels
+        self._num_classes = test.num_classes
+        per_class = _IMAGES_PER_CLASS
+        if FLAGS.num_examples is not None:
+            per_class = FLAGS.num_examples // self._num_classes
+            if per_class < 1:
+                raise ValueError(f"--num_examples={FLAGS.num_examples} is less than one image for each class")
+        self._per_class = per_class
+        self._baselines: dict[int, training.TrainState] = {}
+
+    def _baseline(self, seed: int) -> training.TrainState:
+        if seed not in self._baselines:
+            self._baselines[seed] = self._trainer.plain(seed)
+        return self._baselines[seed]
+
+    def row(self, seed: int, temperature: float | None) -> None:
+        """Trains and measures the networks of one temperature."""
+        role = "baseline" if temperature is None else "student"
+        where = {"seed": seed, "temperature": temperature, "network": role}
+        if self._run.find(measure="finished", **where) is not None:
+            return
+        if temperature is None:
+            state = self._baseline(seed)
+        else:
+            teacher, state = self._trainer.distilled(seed, temperature)
+            common.record_accuracy(self._run, where | {"network": "teacher"}, teacher, self._images, self._labels)
+        common.record_accuracy(self._run, where, state, self._images, self._labels)
+        logits_fn = training.logits_fn(state)
+        correct = self._gradients(where, logits_fn)
+        fgsm_images = self._fgsm(where, "fgsm", logits_fn, logits_fn, correct)
+        baseline_fn = training.logits_fn(self._baseline(seed))
+        baseline_images = fgsm_images
+        if temperature is not None:
+            baseline_images = self._fgsm(where, "fgsm_transfer", baseline_fn, logits_fn, correct)
+        self._jsma(where, logits_fn, baseline_fn, baseline_images, correct)
+        self._run.append(**where, measure="finished")
+
+    def _gradients(self, where: dict[str, Any], logits_fn: Any) -> np.ndarray:
+        """Measures logits and adversarial gradients on the test set; tells which images are classified correctly."""
+        amplitude = parallel.map_batches(
+            functools.partial(_amplitude, logits_fn), self._images, batch_size=min(FLAGS.batch_size, 128)
+        )
+        if self._run.find(measure="gradients", **where) is None:
+            size = np.abs(amplitude.logits)
+            self._run.append(
+                **where,
+                measure="logits",
+                n=len(size),
+                mean_abs_logit=float(size.mean()),
+                std_abs_logit=float(size.std()),
+            )
+            decades, counts = np.unique(np.floor(amplitude.log10).astype(int), return_counts=True)
+            zero = int(amplitude.is_zero.sum())
+            self._run.append(
+                **where,
+                measure="gradients",
+                n=len(size),
+                zero=zero,
+                zero_gradient_share=zero / len(size),
+                log10_adversarial_gradient=float(amplitude.log10.mean()),
+                decades=decades.tolist(),
+                decade_counts=counts.tolist(),
+            )
+        return metrics.correct(amplitude.logits, self._labels)
+
+    def _fgsm(
+        self, where: dict[str, Any], measure: str, source_fn: Any, logits_fn: Any, correct: np.ndarray
+    ) -> np.ndarray:
+        """Attacks the test set on one network and measures the success on another, perhaps the same."""
+        epsilon = self._recipe.fgsm_epsilon
+        attack = lambda images, labels: _fgsm(source_fn, images, labels, epsilon=epsilon).images
+        images = parallel.map_batches(attack, self._images, self._labels, batch_size=FLAGS.batch_size)
+        if self._run.find(measure=measure, **where) is None:
+            fooled = common.classify(logits_fn, images).argmax(1) != self._labels
+            rate = metrics.success_rate(fooled, correct)
+            self._run.append(
+                **where, measure=measure, epsilon=epsilon, n=rate.n, successes=rate.successes, success=rate.value
+            )
+        return images
+
+    def _jsma(
+        self, where: dict[str, Any], logits_fn: Any, baseline_fn: Any, baseline_images: np.ndarray, correct: np.ndarray
+    ) -> None:
+        """Attacks correctly classified images towards all other classes, in both score spaces."""
+        sources, targets = self._pairs(correct)
+        images, labels = self._images[sources], self._labels[sources]
+        if len(sources) == 0:
+            raise ValueError("the network classifies no test image correctly: there is nothing to attack")
+        num_features = images[0].size
+        gamma = self._recipe.jsma_features / num_features
+        # At temperature 1 the two attacks are one.
+        result = None
+        for space, temperature in (("probs", 1.0), ("tempered", where["temperature"] or 1.0)):
+            if self._run.find(measure="jsma", space=space, **where) is not None:
+                continue
+            attack = lambda images, labels, targets, temperature=temperature: _jsma(
+                logits_fn, images, labels, targets=targets, gamma=gamma, temperature=jnp.float32(temperature)
+            )
+            if result is None or temperature != 1.0:
+                result = parallel.map_batches(attack, images, labels, targets, batch_size=FLAGS.batch_size)
+            changed = np.asarray(metrics.distances(jnp.asarray(images), jnp.asarray(result.images)).l0_values)
+            cap = self._recipe.jsma_features // 2 * 2
+            robust = metrics.robustness(changed, result.success, sources, num_features=num_features, cap=cap)
+            if space == "probs":
+                self._save_examples(where, logits_fn, baseline_fn, baseline_images, sources, targets, result)
+            successes = int(result.success.sum())
+            self._run.append(
+                **where,
+                measure="jsma",
+                space=space,
+                attack_temperature=temperature,
+                theta=1.0,
+                gamma=gamma,
+                max_features=cap,
+                num_features=num_features,
+                n=len(sources),
+                successes=successes,
+                success=successes / len(sources),
+                images=robust.images,
+                robustness=robust.mean,
+                capped_images=robust.capped,
+                capped_share=robust.capped / robust.images,
+                mean_features=float(changed[result.success].mean()) if successes else None,
+            )
+
+    def _pairs(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The first correct images of each class, each with every other class as target."""
+        sources = np.concatenate(
+            [np.flatnonzero(correct & (self._labels == label))[: self._per_class] for label in range(self._num_classes)]
+        )
+        sources, targets = np.repeat(sources, self._num_classes), np.tile(np.arange(self._num_classes), len(sources))
+        other = targets != self._labels[sources]
+        return sources[other], targets[other].astype(np.int32)
+
+    def _save_examples(
+        self,
+        where: dict[str, Any],
+        logits_fn: Any,
+        baseline_fn: Any,
+        baseline_images: np.ndarray,
+        sources: np.ndarray,
+        targets: np.ndarray,
+        result: attacks.AttackResult,
+    ) -> None:
+        """Keeps what the report shows: a grid of JSMA images, and one FGSM image made on the undistilled network."""
+        classes = self._num_classes
+        grid = np.zeros((classes, classes, *self._images.shape[1:]), np.float32)
+        success, present = np.zeros((classes, classes), bool), np.zeros(classes, bool)
+        for label in range(classes):
+            of_class = sources[self._labels[sources] == label]
+            if len(of_class) == 0:
+                continue
+            present[label] = True
+            grid[label, label] = self._images[of_class[0]]
+            for row in np.flatnonzero(sources == of_class[0]):
+                grid[label, targets[row]] = result.images[row]
+                success[label, targets[row]] = result.success[row]
+        # For every network the same image: the first that the undistilled one gets right and FGSM makes it get wrong.
+        right = common.classify(baseline_fn, self._images).argmax(1) == self._labels
+        fooled_baseline = common.classify(baseline_fn, baseline_images).argmax(1)
+        shown = int(np.argmax(right & (fooled_baseline != self._labels)))
+        pair = np.stack([self._images[shown], baseline_images[shown]])
+        clean_prediction, prediction = common.classify(logits_fn, pair).argmax(1)
+        self._run.save_arrays(
+            f"examples/seed{where['seed']}_{common.tag(where['temperature'])}",
+            jsma_images=grid,
+            jsma_success=success,
+            jsma_present=present,
+            fgsm_label=np.int32(self._labels[shown]),
+            fgsm_clean=pair[0],
+            fgsm_clean_prediction=np.int32(clean_prediction),
+            fgsm_adversarial=pair[1],
+            fgsm_baseline_prediction=np.int32(fooled_baseline[shown]),
+            fgsm_prediction=np.int32(prediction),
+        )
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,93 @@
+import csv
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from ddjax import runs
+from tests.launch.conftest import ROOT, SMALL
+
+SWEEP = ["--temperatures=1,40", "--checkpoint_seconds=0", *SMALL]
+COLUMNS = (
+    "temperature,accuracy,accuracy_variation,jsma_success,jsma_tempered_success,fgsm_success,robustness,mean_abs_logit,"
+    "zero_gradient_share,log10_adversarial_gradient"
+)
+
+
+@pytest.fixture(scope="module")
+def finished(launch, tmp_path_factory):
+    """A sweep that ran undisturbed."""
+    workdir = tmp_path_factory.mktemp("sweep")
+    launch("sweep", f"--workdir={workdir}", *SWEEP)
+    return workdir
+
+
+def test_writes_everything(finished):
+    table = (finished / "table.csv").read_text()
+    assert table.startswith(COLUMNS)
+    rows = list(csv.DictReader(table.splitlines()))
+    assert [row["temperature"] for row in rows] == ["none", "1", "40"]
+    for row in rows:
+        for name in COLUMNS.split(",")[1:]:
+            assert row[name], name
+        assert int(row["accuracy_n"]) == 100
+        assert float(row["accuracy_low"]) <= float(row["accuracy"]) <= float(row["accuracy_high"])
+    assert float(rows[2]["mean_abs_logit"]) > 1.5 * float(rows[1]["mean_abs_logit"])
+    assert float(rows[2]["log10_adversarial_gradient"]) < float(rows[1]["log10_adversarial_gradient"])
+    assert (finished / "report.html").stat().st_size > 10_000
+    figures = {path.name for path in (finished / "figures").iterdir()}
+    assert figures >= {"success.png", "accuracy_variation.png", "gradients.png", "fgsm.png"}
+    config = runs.read_config(finished)
+    assert config["flags"]["temperatures"] == [1.0, 40.0]
+    assert config["resolved"]["jsma_features"] == 12
+
+
+def test_a_finished_sweep_measures_nothing_again_and_other_flags_are_refused(launch, finished):
+    before = {name: (finished / name).read_bytes() for name in ("results.jsonl", "table.csv", "config.json")}
+    launch("sweep", f"--workdir={finished}", *SWEEP)
+    done = launch("sweep", f"--workdir={finished}", *SWEEP, "--seed=1", ok=False)
+    assert "--seed: 0 there, 1 now" in done.stderr
+    assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_killed_again_and_again_it_ends_with_the_same_table(finished, launch, environment, tmp_path):
+    command = [sys.executable, "-m", "launch.sweep", f"--workdir={tmp_path}", *SWEEP]
+    chance = random.Random(0)
+    killed = 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 60
+        size = lambda: sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
+        start = size()
+        # From the moment it writes again, at any time within the next second.
+        while size() == start and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0, 1))
+        process.send_signal(signal.SIGKILL)
+        killed += process.wait() == -signal.SIGKILL
+    assert killed >= 1
+    launch("sweep", f"--workdir={tmp_path}", *SWEEP)
+    assert (tmp_path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
+
+
+def test_a_truncated_entry_of_the_compilation_cache_is_tolerated(finished, environment, launch, tmp_path):
+    entries = [path for path in runs.pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"]).iterdir() if path.is_file()]
+    assert entries
+    for path in entries:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    launch("sweep", f"--workdir={tmp_path}", *SWEEP)
+    assert (tmp_path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
+
+
+def test_real_mnist(launch, tmp_path, tfds_data_dir):
+    arguments = ["--recipe=mnist_quick", "--temperatures=30"]
+    sizes = ["--num_train=1000", "--num_test=100", "--epochs=2", "--num_examples=10"]
+    launch("sweep", *arguments, f"--data_dir={tfds_data_dir}", f"--workdir={tmp_path}", *sizes)
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert float(rows[0]["accuracy"]) > 0.4
+    assert float(rows[0]["published_jsma_success"]) == pytest.approx(0.9589)

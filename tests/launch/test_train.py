@@ -1,0 +1,52 @@
+import pytest
+
+from ddjax import runs
+from tests.launch.conftest import SMALL
+
+
+def test_train_and_report(launch, tmp_path):
+    done = launch("train", f"--workdir={tmp_path}", *SMALL[:3])
+    assert "seed0_none/baseline: accuracy" in done.stdout
+    (record,) = runs.read_results(tmp_path)
+    assert record["n"] == 100
+    assert record["accuracy"] > 0.5
+    _, spec = runs.load_network(tmp_path / "checkpoints" / "seed0_none" / "baseline")
+    assert (spec.role, spec.epochs, spec.num_train) == ("baseline", 3, 200)
+    assert launch("train", f"--workdir={tmp_path}", *SMALL[:3]).stdout == done.stdout
+    assert "report:" in launch("report", f"--workdir={tmp_path}").stdout
+
+
+def test_distill_trains_teacher_and_student(distilled):
+    records = runs.read_results(distilled)
+    assert [(record["network"], record["temperature"]) for record in records] == [("teacher", 20.0), ("student", 20.0)]
+    _, spec = runs.load_network(distilled / "checkpoints" / "seed0_T20" / "teacher")
+    assert (spec.role, spec.temperature) == ("teacher", 20.0)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "arguments", "message"),
+    [
+        ("train", ["--recipe=lenet"], "unknown recipe 'lenet'; known: digits, papernot_mnist"),
+        ("train", ["--dataset=no_such_set"], "no_such_set"),
+        ("train", ["--temperature=0"], "a temperature must be positive and finite, got 0.0"),
+        ("train", ["--epochs=0"], "--epochs must be at least 1, got 0"),
+        ("train", ["--num_train=0"], "0"),
+        ("train", ["--num_train=999999"], "999999"),
+        ("train", ["somewhere"], "no positional arguments are taken, got somewhere"),
+        ("train", ["--workdir=/proc/nothing"], "cannot write to /proc/nothing"),
+        ("distill", ["--temperature=-1"], "a temperature must be positive and finite, got -1.0"),
+        ("sweep", ["--temperatures=1,hot"], "--temperatures must be numbers separated by commas, got 1,hot"),
+        ("sweep", ["--temperatures=5,5"], "one or more different numbers"),
+        ("sweep", ["--temperatures=0,5"], "a temperature must be positive and finite, got 0.0"),
+        ("sweep", ["--num_examples=3"], "less than one image for each class"),
+        ("report", [], "--workdir must name the directory of a run"),
+        ("report", ["--workdir=/nothing/here"], "/nothing/here is not the directory of a run"),
+    ],
+)
+def test_bad_use_ends_in_one_line(launch, tmp_path, launcher, arguments, message):
+    if launcher != "report" and not any("--workdir" in argument for argument in arguments):
+        arguments = [*arguments, f"--workdir={tmp_path / 'run'}"]
+    done = launch(launcher, *arguments, ok=False)
+    assert message in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "results.jsonl").exists() or not (tmp_path / "run" / "results.jsonl").read_bytes()
