@@ -59,29 +59,25 @@ def create_state(
     return state.replace(step=jnp.zeros((), jnp.int32))
 
 
-def train_step(
-    state: TrainState, batch: Batch, temperature: Scalar, *, loss_scale: Scalar = 1.0
-) -> tuple[TrainState, Float[Array, ""]]:
+def train_step(state: TrainState, batch: Batch, temperature: Scalar) -> tuple[TrainState, Float[Array, ""]]:
     """Takes one optimizer step on the mean cross-entropy of `softmax(logits / temperature)`.
 
     Args:
       state: parameters, optimizer state, key.
       batch: images, uint8 or floats in [0, 1], and a distribution over the classes for each: one-hot or soft labels.
       temperature: T > 0; an argument, so that one compiled step serves every temperature.
-      loss_scale: multiplies the loss. Gradients shrink with 1 / T; a recipe that answers with T here says so.
 
     Returns:
-      The state after the step, and the loss before it, unscaled.
+      The state after the step, and the loss before it.
     """
     images, targets = batch
     dropout_key = jax.random.fold_in(state.key, state.step)
 
-    def loss_fn(params: Any) -> tuple[Array, Array]:
+    def loss_fn(params: Any) -> Array:
         logits = state.apply_fn({"params": params}, to_float(images), train=True, rngs={"dropout": dropout_key})
-        loss = jnp.mean(losses.cross_entropy_at_temperature(logits, targets, temperature))
-        return loss * loss_scale, loss
+        return jnp.mean(losses.cross_entropy_at_temperature(logits, targets, temperature))
 
-    gradients, loss = jax.grad(loss_fn, has_aux=True)(state.params)
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
     return state.apply_gradients(grads=gradients), loss
 
 
@@ -92,7 +88,6 @@ def train_epoch(
     temperature: Scalar,
     *,
     batch_size: int,
-    loss_scale: Scalar = 1.0,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Trains for one epoch: a scan over a random permutation of the data, which stays on the device.
 
@@ -102,7 +97,6 @@ def train_epoch(
       targets: a distribution over the classes for each image.
       temperature: T > 0.
       batch_size: the examples of a step, at most N; a rest smaller than that waits for another epoch's permutation.
-      loss_scale: see `train_step`.
 
     Returns:
       The state after the epoch and its mean loss.
@@ -112,7 +106,7 @@ def train_epoch(
     order = jax.random.permutation(order_key, images.shape[0])[: num_steps * batch_size]
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
-        return train_step(state, (images[rows], targets[rows]), temperature, loss_scale=loss_scale)
+        return train_step(state, (images[rows], targets[rows]), temperature)
 
     state, step_losses = lax.scan(step, state, order.reshape(num_steps, batch_size))
     return state, jnp.mean(step_losses)

@@ -183,7 +183,7 @@ class Trainer:
             if done >= epochs:
                 return state
             if done == 0 and recipe.warm_start_epochs and role in ("teacher", "student"):
-                start = self._fit(seed, 1.0, "start", 1.0, self._one_hot)
+                start = self._fit(seed, None, "start", 1.0, self._one_hot)
                 # Copies, because the compiled epoch donates its state.
                 state = state.replace(params=jax.tree.map(jnp.copy, start.params))
             saved = time.monotonic()
@@ -198,10 +198,8 @@ class Trainer:
                         checkpoints.save(epoch, state)
                         saved = time.monotonic()
 
-                scale = jnp.float32(temperature if recipe.loss_times_temperature else 1.0)
-                epoch_fn = functools.partial(_compiled_epoch(self._batch_size), loss_scale=scale)
                 return training.fit(
-                    epoch_fn,
+                    _compiled_epoch(self._batch_size),
                     state,
                     self._images,
                     targets,

@@ -31,7 +31,7 @@ def test_step_is_the_gradient_of_the_tempered_cross_entropy():
     module = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.0,))
     state = training.create_state(module, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
     soft = jax.nn.softmax(jax.random.normal(jax.random.key(1), (50, 3)))
-    stepped, loss = training.train_step(state, (IMAGES, soft), 5.0, loss_scale=5.0)
+    stepped, loss = training.train_step(state, (IMAGES, soft), 5.0)
 
     def expected_loss(params):
         logits = module.apply({"params": params}, IMAGES.astype(jnp.float32) / 255)
@@ -39,7 +39,7 @@ def test_step_is_the_gradient_of_the_tempered_cross_entropy():
 
     value, gradient = jax.value_and_grad(expected_loss)(state.params)
     np.testing.assert_allclose(loss, value, rtol=1e-5)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * 5.0 * g, state.params, gradient)
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
     for a, b in zip(jax.tree.leaves(stepped.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
