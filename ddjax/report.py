@@ -348,8 +348,10 @@ def _shown(rows: Sequence[Row], interval: str) -> tuple[list[str], list[list[str
     """Header and cells of the compact table; `interval` formats the low, high and n behind a rate."""
     layout = [
         ("test accuracy", "accuracy"), ("JSMA, T=1 probabilities", "jsma_success"),
-        ("JSMA, tempered", "jsma_tempered_success"), ("FGSM", "fgsm_success"), ("robustness", "robustness"),
-        ("mean abs. logit", "mean_abs_logit"), ("zero gradients", "zero_gradient_share"),
+        ("JSMA, tempered", "jsma_tempered_success"), ("FGSM", "fgsm_success"),
+        ("FGSM, transferred", "fgsm_transfer_success"), ("robustness", "robustness"),
+        ("at the cap", "robustness_capped_share"), ("mean abs. logit", "mean_abs_logit"),
+        ("zero gradients", "zero_gradient_share"),
         ("log10 gradient", "log10_adversarial_gradient"),
     ]  # fmt: skip
     if any(row.get("published_jsma_success") is not None for row in rows):
@@ -537,7 +539,8 @@ def _results(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
             notes.append(f"{name}: {'; '.join(settings)}.")
     notes.append(
         "JSMA counts pairs of an image and a target class; FGSM, not targeted, the correctly classified test images. "
-        "Robustness: mean share of features plain JSMA has to change, failures counted at the cap. Zero gradients: "
+        "Robustness: mean share of features plain JSMA has to change, failures counted at the cap; beside it the "
+        "share of images on which every target failed. Zero gradients: "
         "images whose Jacobian of the T=1 probabilities is all zero in float32. Log10 gradient: mean over images of "
         "log10 of that Jacobian's mean absolute entry. All columns are in table.csv."
     )

@@ -90,7 +90,8 @@ def _example(batch: int) -> tuple[np.ndarray, np.ndarray]:
 def _train_side(lowering: str) -> Callable[[], Any]:
     """Steps of SGD with momentum in a scan; without dropout, which PyTorch would draw differently."""
     images, labels = _example(_TRAIN_BATCH.value)
-    module = models.build(_NETWORK.value, 10, lowering=lowering).clone(dropout=(0.0, 0.0))
+    module = models.build(_NETWORK.value, 10, lowering=lowering)
+    module = module.clone(dropout=tuple(0.0 for _ in module.dropout))
     optimizer = recipes.make_optimizer(recipes.get("papernot_mnist"), 1)
     state = training.create_state(module, optimizer, images.shape[1:], jax.random.key(0))
     batch = (jnp.asarray(images), jax.nn.one_hot(labels, 10))

@@ -315,9 +315,9 @@ def test_missing_measurements():
 def test_markdown_table():
     lines = report.markdown_table(report.summarize(sweep(**MASKED), CONFIG)).split("\n")
     assert len(lines) == 5
-    assert {line.count("|") for line in lines} == {10}
+    assert {line.count("|") for line in lines} == {12}
     assert lines[4].startswith("| 100 | 95.0 % [88.8, 97.8] | 2.0 % [0.6, 7.0] | 88.0 % [80.2, 93.0] |")
-    assert lines[4].endswith("| 25.0 % | 8.5 | 98.0 % [93.0, 99.4] | 0.0 |")
+    assert lines[4].endswith("| 25.0 % | 20.0 % | 8.5 | 98.0 % [93.0, 99.4] | 0.0 |")
 
 
 def test_update_readme(tmp_path):
