@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from PIL import Image
@@ -158,37 +157,6 @@ def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> In
         for label, count, take in zip(classes, counts, taken, strict=True)
     ]
     return np.sort(np.concatenate(chosen))
-
-
-def check_images(images: Any, *, name: str = "images") -> None:
-    """Checks a batch of model inputs before anything is computed from it; not for use under `jax.jit`.
-
-    Args:
-        images: The batch, floating-point [N, H, W, C] in [0, 1], of NumPy or JAX.
-        name: What to call the batch in the error.
-
-    Raises:
-        ValueError: If the batch is empty, not floating-point, not of rank 4, not finite or outside [0, 1].
-    """
-    # The annotation is loose on purpose: a wrong type or shape should get these errors, not a type checker's.
-    if not isinstance(images, np.ndarray | jax.Array):
-        raise ValueError(f"{name}: expected an array, got {type(images).__name__}")
-    # jnp's test, because NumPy's does not count bfloat16 as floating-point.
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(f"{name}: expected floating-point values in [0, 1], got {images.dtype} (see to_float)")
-    if images.ndim != 4:
-        raise ValueError(f"{name}: expected 4 axes (N, H, W, C), got shape {images.shape}")
-    if images.size == 0:
-        raise ValueError(f"{name}: empty batch, shape {images.shape}")
-    values = np.asarray(images)
-    # float32 holds every bfloat16 and float16 exactly; NumPy's own reductions are not defined for all of them.
-    values = values if values.dtype == np.float64 else values.astype(np.float32)
-    num_bad = int(values.size - np.count_nonzero(np.isfinite(values)))
-    if num_bad:
-        raise ValueError(f"{name}: {num_bad} of {values.size} values are NaN or infinite")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 1:
-        raise ValueError(f"{name}: expected values in [0, 1], got [{low:.9g}, {high:.9g}]")
 
 
 def _check_num_examples(num_examples: int, available: int) -> None:

@@ -7,7 +7,6 @@ that draws its own plots is left alone. A function returns None where its data h
 import io
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,8 +59,7 @@ CAPTIONS = {
     "jsma_grid_distilled": "The same attack, still on T=1 probabilities, on the network distilled at the highest "
     "temperature.",
     "fgsm": "An FGSM image made on the undistilled network, and what each network says of the clean and of the "
-    "adversarial image. Where a distilled network is fooled too, its own gradients were not needed to fool it. "
-    "Networks whose saved example is another image are not listed.",
+    "adversarial image. Where a distilled network is fooled too, its own gradients were not needed to fool it.",
 }
 
 # Frames of the grid of examples: what they say, color, line style, width.
@@ -324,9 +322,6 @@ def fgsm(examples: Mapping[float | None, Mapping[str, np.ndarray]], class_names:
     usable = {t: data for t, data in examples.items() if "fgsm_clean" in data and "fgsm_adversarial" in data}
     if not usable:
         return None
-    # A sweep saves, for each network, the first image that suits it; shown is the image most of them share.
-    shared = Counter(data["fgsm_adversarial"].tobytes() for data in usable.values()).most_common(1)[0][0]
-    usable = {t: data for t, data in usable.items() if data["fgsm_adversarial"].tobytes() == shared}
     first = next(iter(usable.values()))
     clean, adversarial, label = first["fgsm_clean"], first["fgsm_adversarial"], int(first["fgsm_label"])
     lines = [

@@ -57,7 +57,7 @@ def jacobian(
       ValueError: for an unknown space.
 
     Reference:
-      Papernot et al., The Limitations of Deep Learning in Adversarial Settings, 2016 (arXiv 1511.07528), section III-A.
+      Papernot et al., The Limitations of Deep Learning in Adversarial Settings, 2016 (arXiv 1511.07528).
     """
     if space not in SPACES:
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
@@ -103,7 +103,7 @@ def amplitude(logits_fn: LogitsFn, images: Float[Array, "B H W C"]) -> Amplitude
       One `Amplitude` with an entry for each example.
 
     Reference:
-      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section V-C and Fig. 9.
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), Fig. 9.
     """
     logits, vjp_fn = jax.vjp(logits_fn, images)
     batch, num_classes = logits.shape

@@ -1,6 +1,5 @@
 """Losses of training and of attacks, per example. Where optax has one, it is used."""
 
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -22,7 +21,7 @@ def cross_entropy_at_temperature(
       The loss of each example.
 
     Reference:
-      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section IV.
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
     return optax.losses.softmax_cross_entropy(logits / temperature, probabilities)
 
@@ -30,10 +29,3 @@ def cross_entropy_at_temperature(
 def cross_entropy(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:
     """Cross-entropy of `softmax(logits)` against class indices."""
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
-def margin(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:
-    """The logit of the label minus the largest other one: positive exactly where the label is the prediction."""
-    is_label = jnp.arange(logits.shape[1])[None, :] == labels[:, None]
-    label_logit = jnp.sum(jnp.where(is_label, logits, 0.0), axis=1)
-    return label_logit - jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1)

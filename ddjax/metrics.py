@@ -78,6 +78,16 @@ def success_rate(success: Bool[np.ndarray, " N"], clean_correct: Bool[np.ndarray
     return Rate(int((success & clean_correct).sum()), int(clean_correct.sum()))
 
 
+def mean_absolute_logit(logits: Float[np.ndarray, "N K"]) -> tuple[float, float]:
+    """The mean and the standard deviation of the absolute logits, over all examples and classes.
+
+    Reference:
+      Carlini and Wagner, 2017 (arXiv 1608.04644), section VIII-A; per logit, as their code computes it.
+    """
+    size = np.abs(np.asarray(logits))
+    return float(size.mean()), float(size.std())
+
+
 class Distances(NamedTuple):
     """How far images were moved, each `[B]`, in the units of the images.
 
@@ -156,7 +166,7 @@ def robustness(
       The mean share, with the number of images that count at the cap: a lower bound where that is not zero.
 
     Reference:
-      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section V-D.
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
     spent = np.where(np.asarray(success), np.asarray(changed), cap)
     image, success = np.asarray(image), np.asarray(success)

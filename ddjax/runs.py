@@ -51,7 +51,10 @@ def environment() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
+    """The commit of the checkout that this file belongs to; None where it was installed from elsewhere."""
     here = pathlib.Path(__file__).resolve().parent
+    if not (here.parent / ".git").exists():
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
@@ -77,19 +80,16 @@ class Run:
           resolved: what else a reader of `config.json` should know.
 
         Raises:
-          RunError: when the directory cannot be written, is not a run's, or belongs to a run with other flags; the
-            message names those that differ.
+          RunError: when the directory cannot be written, is not a run's, or belongs to a run with other flags, data or
+            recipe; the message names what differs.
         """
         self.workdir = pathlib.Path(workdir)
-        flags = json.loads(json.dumps(flags))
+        flags, resolved = (json.loads(json.dumps(part)) for part in (flags, resolved))
         config_path = self.workdir / "config.json"
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            if config_path.exists():
-                _refuse_other_flags(self.workdir, flags)
-            elif any(not entry.name.startswith(".") for entry in self.workdir.iterdir()):
-                raise RunError(f"{self.workdir} holds other files and no run; choose another --workdir")
-            else:
+            check_workdir(self.workdir, flags, resolved)
+            if not config_path.exists():
                 config = {"flags": flags, "resolved": resolved, "environment": environment()}
                 write_atomically(config_path, (json.dumps(config, indent=2) + "\n").encode())
             self._drop_unfinished_line()
@@ -136,17 +136,41 @@ class Run:
         return path
 
 
-def _refuse_other_flags(workdir: pathlib.Path, flags: Mapping[str, Any]) -> None:
-    before = read_config(workdir)["flags"]
-    differing = [
-        f"--{name}: {before.get(name, 'not there')} there, {flags.get(name, 'not there')} now"
-        for name in sorted(before.keys() | flags.keys())
-        if before.get(name) != flags.get(name)
-    ]
+def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
+    """Refuses a directory that a run cannot use, before any work is done.
+
+    Args:
+      workdir: where the run is to be written.
+      flags: as for `Run`.
+      resolved: as for `Run`; None where it is not known yet.
+
+    Raises:
+      RunError: as `Run` does.
+    """
+    workdir = pathlib.Path(workdir)
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise RunError(f"cannot write to {workdir}: {existing} is not a directory that can be written to")
+    if not (workdir / "config.json").exists():
+        if workdir.exists() and any(not entry.name.startswith(".") for entry in workdir.iterdir()):
+            raise RunError(f"{workdir} holds other files and no run; choose another --workdir")
+        return
+    config = read_config(workdir)
+    differing = _differing(config["flags"], json.loads(json.dumps(flags)), "--")
+    if resolved is not None:
+        differing += _differing(config.get("resolved", {}), json.loads(json.dumps(resolved)), "")
     if differing:
         raise RunError(
             f"{workdir} belongs to a run with other flags; choose another --workdir. Different: {'; '.join(differing)}"
         )
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    return [
+        f"{prefix}{name}: {before.get(name, 'nothing')} there, {now.get(name, 'nothing')} now"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
 
 
 def read_config(workdir: PathLike) -> dict[str, Any]:
@@ -228,8 +252,13 @@ class NetworkSpec:
 class Checkpoints:
     """The checkpoints of one network's training, by epoch; only the newest is kept."""
 
-    def __init__(self, directory: PathLike, spec: NetworkSpec) -> None:
+    def __init__(self, directory: PathLike, spec: NetworkSpec, *, read_only: bool = False) -> None:
         """Opens or makes the directory.
+
+        Args:
+          directory: of this network alone.
+          spec: what the network is.
+          read_only: leaves everything as it is, also what another process may be writing just now.
 
         Raises:
           CheckpointError: when it holds another network.
@@ -240,7 +269,10 @@ class Checkpoints:
             stored = read_spec(self._directory)
             if stored != spec:
                 raise CheckpointError(f"{self._directory} holds another network: {_differences(stored, spec)}")
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+        if read_only:
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, epoch: int, state: training.TrainState) -> None:
@@ -348,7 +380,7 @@ def load_network(directory: PathLike) -> tuple[training.TrainState, NetworkSpec]
       CheckpointError: when the directory is missing, empty, damaged, or its training did not finish.
     """
     spec = read_spec(directory)
-    checkpoints = Checkpoints(directory, spec)
+    checkpoints = Checkpoints(directory, spec, read_only=True)
     try:
         state, epoch = checkpoints.restore(spec.build(jax.random.key(spec.seed)))
     finally:

@@ -191,7 +191,7 @@ def soft_labels(
       A distribution over the classes for each image.
 
     Reference:
-      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section IV-B.
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
 
     def label(one_image: Array) -> Array:
@@ -227,7 +227,7 @@ def distill(
       ValueError: when the temperature is not positive.
 
     Reference:
-      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508), section IV.
+      Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
     check_temperature(temperature)
     teacher = fit_fn("teacher", images, targets)

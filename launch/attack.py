@@ -9,9 +9,10 @@ other classes; `all`; `random`, one other class for each image; `next`, the clas
 one with the smallest logit.
 """
 
-import ast
+import dataclasses
 import functools
 import inspect
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, metrics, parallel, recipes, report, runs, training
+from ddjax import attacks, data, metrics, parallel, report, runs, training
 from launch import common
 
 FLAGS = flags.FLAGS
@@ -44,9 +45,20 @@ def main() -> None:
     parsed = {text: parse_attack(text) for text in _ATTACKS.value}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     spec = runs.read_spec(_CHECKPOINT.value)
-    test = data.load(
-        FLAGS.dataset or spec.dataset, "test", data_dir=FLAGS.data_dir, num_examples=num_examples, seed=FLAGS.seed
-    )
+    dataset = FLAGS.dataset or spec.dataset
+    workdir = pathlib.Path(FLAGS.workdir or f"runs/attack_{spec.recipe}")
+    flags_of_run = {
+        "checkpoint": str(pathlib.Path(_CHECKPOINT.value).resolve()),
+        "recipe": spec.recipe,
+        "dataset": dataset,
+        "num_examples": num_examples,
+        "targets": _TARGETS.value,
+        "seed": FLAGS.seed,
+        "batch_size": FLAGS.batch_size,
+        "matmul_precision": FLAGS.matmul_precision,
+    }
+    runs.check_workdir(workdir, flags_of_run)
+    test = data.load(dataset, "test", data_dir=FLAGS.data_dir, num_examples=num_examples, seed=FLAGS.seed)
     if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
         raise ValueError(
             f"the network takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
@@ -56,20 +68,20 @@ def main() -> None:
     logits_fn = training.logits_fn(state)
     for attack, settings in parsed.values():
         _check_settings(attack, settings, logits_fn, spec.image_shape)
-    flags_of_run = common.flags_of_run("targets") | {"checkpoint": str(pathlib.Path(_CHECKPOINT.value).resolve())}
-    resolved = common.describe(recipes.get(spec.recipe), test, test) | {
-        "temperature": spec.temperature,
-        "role": spec.role,
+    resolved = dataclasses.asdict(spec) | {
+        "class_names": test.class_names,
+        "parameters_fingerprint": common.fingerprint(*jax.tree.leaves(state.params)),
+        "test_fingerprint": common.fingerprint(test.images, test.labels),
     }
-    run = runs.Run(FLAGS.workdir or f"runs/attack_{spec.recipe}", flags_of_run, resolved)
+    run = runs.Run(workdir, flags_of_run, resolved)
     clean = common.classify(logits_fn, data.to_float(test.images))
     for text, (attack, settings) in parsed.items():
         if run.find(measure="attack", attack=text) is None:
             _measure(run, text, attack, settings, logits_fn, test, clean)
     for record in runs.read_results(run.workdir):
-        low, high = metrics.wilson_interval(record["successes"], record["n"])
         print(
-            f"{record['attack']}: success {record['success']:.4f} [{low:.4f}, {high:.4f}] of {record['n']}, "
+            f"{record['attack']}: success {record['success']:.4f} [{record['success_low']:.4f}, "
+            f"{record['success_high']:.4f}] of {record['n']}, "
             f"after 8-bit rounding {record['success_8_bits']:.4f}"
         )
     print(f"report: {report.write(run.workdir)}")
@@ -97,11 +109,19 @@ def parse_attack(text: str) -> tuple[Callable[..., attacks.AttackResult], dict[s
             raise ValueError(f"attack {name} has no setting {key!r}; known: {', '.join(known)}")
         if not equals or not value:
             raise ValueError(f"--attack={text}: {key!r} needs a value, as in {key}=VALUE")
-        try:
-            settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            settings[key] = value
+        default = inspect.signature(attack).parameters[key].default
+        settings[key] = _read_number(text, key, value) if isinstance(default, int | float) else value
     return attack, settings
+
+
+def _read_number(text: str, key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"--attack={text}: {key} must be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"--attack={text}: {key} must be finite, got {value}")
+    return number
 
 
 def choose_targets(how: str, logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -178,10 +198,14 @@ def _measure(
         arrays = (images, labels, key_data, *(() if targets is None else (targets,)))
         result = parallel.map_batches(call, *arrays, batch_size=FLAGS.batch_size, progress=bar.update)
     correct = metrics.correct(clean, test.labels)[rows]
-    rate = metrics.success_rate(result.success, correct)
+    # What the attack says of itself is not taken for it.
+    decisions = common.classify(logits_fn, result.images).argmax(1)
+    success = decisions != labels if targets is None else decisions == targets
+    rate = metrics.success_rate(success, correct)
+    low, high = metrics.wilson_interval(rate.successes, rate.n)
     rounded = common.classify(logits_fn, np.asarray(metrics.round_to_8_bits(jnp.asarray(result.images)))).argmax(1)
     rounded_success = rounded != labels if targets is None else rounded == targets
-    counted = result.success & correct
+    counted = success & correct
     measured = metrics.distances(jnp.asarray(images), jnp.asarray(result.images))
     summary = {}
     for norm, values in measured._asdict().items():
@@ -189,7 +213,7 @@ def _measure(
         for statistic, function in (("mean", np.mean), ("median", np.median), ("worst", np.max)):
             summary[f"{norm}_{statistic}"] = float(function(of_successes)) if len(of_successes) else None
     number = len(runs.read_results(run.workdir))
-    run.save_arrays(f"images/{number}_{name}", images=result.images, success=result.success, labels=labels, rows=rows)
+    run.save_arrays(f"images/{number}_{name}", images=result.images, success=success, labels=labels, rows=rows)
     run.append(
         measure="attack",
         attack=text,
@@ -197,7 +221,10 @@ def _measure(
         n=rate.n,
         successes=rate.successes,
         success=rate.value,
+        success_low=low,
+        success_high=high,
         misclassified=int((~correct).sum()),
+        successes_8_bits=metrics.success_rate(rounded_success, correct).successes,
         success_8_bits=metrics.success_rate(rounded_success, correct).value,
         **summary,
         mean_steps=float(result.steps.mean()),

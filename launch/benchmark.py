@@ -37,8 +37,10 @@ _SHAPES = {"papernot_cifar10": (32, 32, 3), "digits": (8, 8, 1)}
 
 def main() -> None:
     """Runs the chosen work."""
-    flags_of_run = {name: FLAGS[name].value for name in ("work", "network", "train_batch", "batch_size", "repetitions")}
-    run = runs.Run(FLAGS.workdir or "runs/benchmark", flags_of_run, {"cores": os.cpu_count()})
+    flags_of_run = {
+        name: FLAGS[name].value for name in ("work", "network", "train_batch", "batch_size", "repetitions", "seed")
+    }
+    run = runs.Run(FLAGS.workdir or "runs/benchmark", flags_of_run, {"cores": len(os.sched_getaffinity(0))})
     for name in FLAGS.work or _WORK:
         _WORK[name](run)
 
@@ -141,8 +143,8 @@ def _train_step(run: runs.Run) -> None:
 
 def _torch_sides() -> dict[str, Callable[[], Any]]:
     """The same network and step in PyTorch, plain and with channels last."""
-    import torch
-    from torch import nn
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
 
     images, labels = _example(_TRAIN_BATCH.value)
     network = models.build(_NETWORK.value, 10)
@@ -172,7 +174,7 @@ def _torch_sides() -> dict[str, Callable[[], Any]]:
 
         return steps
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     return {"pytorch": side(torch.contiguous_format), "pytorch, channels last": side(torch.channels_last)}
 
 

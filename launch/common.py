@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 import sys
@@ -26,7 +27,13 @@ flags.DEFINE_string(
     "data_dir", None, "Where tensorflow-datasets finds prepared sets; default: TFDS_DATA_DIR, then its own default."
 )
 flags.DEFINE_string("workdir", None, "Where the run is written; default: runs/LAUNCHER_RECIPE.")
-flags.DEFINE_integer("seed", 0, "Makes all randomness: subsets of data, parameters, order of examples, attacks.")
+flags.DEFINE_integer(
+    "seed",
+    0,
+    "Makes all randomness: subsets of data, parameters, order of examples, attacks.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
 flags.DEFINE_integer("num_examples", None, "How many test images are attacked; each launcher says what is the default.")
 flags.DEFINE_integer("num_train", None, "Replaces the recipe's number of training images.")
 flags.DEFINE_integer("num_test", None, "Replaces the recipe's number of test images.")
@@ -38,7 +45,14 @@ flags.DEFINE_enum("matmul_precision", "highest", ["default", "high", "highest"],
 flags.DEFINE_float("checkpoint_seconds", 30.0, "The least time between two checkpoints of one training.")
 flags.DEFINE_bool("traceback", False, "Shows where in the code an error was raised.")
 
-_USER_ERRORS = (ValueError, runs.RunError, runs.CheckpointError, data.DatasetUnavailableError, FloatingPointError)
+_USER_ERRORS = (
+    ValueError,
+    OSError,
+    runs.RunError,
+    runs.CheckpointError,
+    data.DatasetUnavailableError,
+    FloatingPointError,
+)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -81,13 +95,16 @@ def recipe_from_flags() -> recipes.Recipe:
     }
     if FLAGS.epochs is not None and FLAGS.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {FLAGS.epochs}")
+    if given.get("dataset", recipe.dataset) != recipe.dataset:
+        # Nothing was published about another data set.
+        given |= {"published_jsma_success": {}, "published_source": ""}
     return dataclasses.replace(recipe, **given)
 
 
-def flags_of_run(*names: str) -> dict[str, Any]:
-    """The flags that determine the numbers of a run, and this launcher's own."""
-    common = ("recipe", "dataset", "seed", "num_examples", "num_train", "num_test", "epochs", "batch_size")
-    return {name: FLAGS[name].value for name in (*common, "matmul_precision", *names)}
+def flags_of_training(*names: str) -> dict[str, Any]:
+    """The flags that determine what is trained, and this launcher's own."""
+    common = ("recipe", "dataset", "seed", "num_train", "num_test", "epochs", "matmul_precision")
+    return {name: FLAGS[name].value for name in (*common, *names)}
 
 
 def workdir(launcher: str) -> pathlib.Path:
@@ -104,8 +121,23 @@ def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     )
 
 
+def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
+    """Refuses data that the recipe's network cannot take, before anything is written."""
+    module = models.build(recipe.network, train.num_classes)
+    jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *train.image_shape)))
+    training.steps_per_epoch(len(train), min(recipe.batch_size, len(train)))
+
+
+def fingerprint(*arrays: Any) -> str:
+    """A short hash of arrays: equal for equal contents."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) -> dict[str, Any]:
-    """What a reader of config.json should know beyond the flags."""
+    """What determines the numbers beyond the flags: the recipe's settings and the data."""
     settings = dataclasses.asdict(dataclasses.replace(recipe, published_jsma_success={}))
     del settings["description"], settings["published_jsma_success"]
     return settings | {
@@ -113,6 +145,8 @@ def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) ->
         "image_shape": list(train.image_shape),
         "num_train": len(train),
         "num_test": len(test),
+        "train_fingerprint": fingerprint(train.images, train.labels),
+        "test_fingerprint": fingerprint(test.images, test.labels),
         "published_jsma_success": dict(recipe.published_jsma_success),
     }
 
@@ -141,8 +175,7 @@ class Trainer:
     """Trains the networks of a run, or restores what an earlier process of the run has trained."""
 
     def __init__(self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset) -> None:
-        """Checks the recipe against the data and puts the data on the device."""
-        models.build(recipe.network, train.num_classes)
+        """Puts the data on the device."""
         self._run, self._recipe, self._train = run, recipe, train
         self._images = jnp.asarray(train.images)
         self._one_hot = jax.nn.one_hot(train.labels, train.num_classes)

@@ -17,9 +17,11 @@ def main() -> None:
     """Trains teacher and student and measures their accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
     recipe = common.recipe_from_flags()
+    workdir, flags_of_run = common.workdir("distill"), common.flags_of_training("temperature")
+    runs.check_workdir(workdir, flags_of_run)
     train, test = common.load_data(recipe)
-    flags_of_run = common.flags_of_run("temperature")
-    run = runs.Run(common.workdir("distill"), flags_of_run, common.describe(recipe, train, test))
+    common.check_network(recipe, train)
+    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
     networks = common.Trainer(run, recipe, train).distilled(FLAGS.seed, _TEMPERATURE.value)
     for role, state in zip(("teacher", "student"), networks, strict=True):
         where = {"seed": FLAGS.seed, "temperature": _TEMPERATURE.value, "network": role}

@@ -35,17 +35,24 @@ def main() -> None:
     temperatures = _numbers("temperatures", _TEMPERATURES.value, float)
     for temperature in temperatures:
         classifier.check_temperature(temperature)
+    if len({common.tag(temperature) for temperature in temperatures}) < len(temperatures):
+        raise ValueError(f"--temperatures must differ in their first six digits, got {_TEMPERATURES.value}")
     seeds = _numbers("seeds", _SEEDS.value, int) if _SEEDS.value else [FLAGS.seed]
     recipe = common.recipe_from_flags()
+    workdir = common.workdir("sweep")
+    flags_of_run = common.flags_of_training("num_examples", "batch_size")
+    flags_of_run |= {"temperatures": temperatures, "seeds": seeds}
+    runs.check_workdir(workdir, flags_of_run)
     train, test = common.load_data(recipe)
+    common.check_network(recipe, train)
+    per_class = _images_per_class(test.num_classes)
     features = int(np.prod(train.image_shape))
     if not 2 <= recipe.jsma_features <= features:
         raise ValueError(
             f"recipe {recipe.name} lets JSMA change {recipe.jsma_features} features; images have {features}"
         )
-    flags_of_run = common.flags_of_run() | {"temperatures": temperatures, "seeds": seeds}
-    run = runs.Run(common.workdir("sweep"), flags_of_run, common.describe(recipe, train, test))
-    sweep = _Sweep(run, recipe, train, test)
+    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
+    sweep = _Sweep(run, recipe, train, test, per_class)
     rows = len(seeds) * (1 + len(temperatures))
     with common.progress(rows, "sweep", "network") as bar:
         for seed in seeds:
@@ -62,25 +69,33 @@ def _numbers(name: str, texts: list[str], kind: type) -> list[Any]:
         numbers = [kind(text) for text in texts]
     except ValueError:
         raise ValueError(f"--{name} must be numbers separated by commas, got {','.join(texts)}") from None
+    if kind is int and not all(0 <= number < 2**31 for number in numbers):
+        raise ValueError(f"--{name} must be from 0 to 2^31 - 1, got {','.join(texts)}")
     if not numbers or len(set(numbers)) != len(numbers):
         raise ValueError(f"--{name} must be one or more different numbers, got {','.join(texts)}")
     return sorted(numbers)
 
 
+def _images_per_class(num_classes: int) -> int:
+    if FLAGS.num_examples is None:
+        return _IMAGES_PER_CLASS
+    if FLAGS.num_examples < num_classes:
+        raise ValueError(
+            f"--num_examples={FLAGS.num_examples} is less than one image for each of {num_classes} classes"
+        )
+    return FLAGS.num_examples // num_classes
+
+
 class _Sweep:
     """The measurements of one run; each is skipped when it is on disk."""
 
-    def __init__(self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) -> None:
-        self._run, self._recipe = run, recipe
+    def __init__(
+        self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset, per_class: int
+    ) -> None:
+        self._run, self._recipe, self._per_class = run, recipe, per_class
         self._trainer = common.Trainer(run, recipe, train)
         self._images, self._labels = data.to_float(test.images), test.labels
         self._num_classes = test.num_classes
-        per_class = _IMAGES_PER_CLASS
-        if FLAGS.num_examples is not None:
-            per_class = FLAGS.num_examples // self._num_classes
-            if per_class < 1:
-                raise ValueError(f"--num_examples={FLAGS.num_examples} is less than one image for each class")
-        self._per_class = per_class
         self._baselines: dict[int, training.TrainState] = {}
 
     def _baseline(self, seed: int) -> training.TrainState:
@@ -115,24 +130,23 @@ class _Sweep:
         amplitude = parallel.map_batches(
             functools.partial(_amplitude, logits_fn), self._images, batch_size=min(FLAGS.batch_size, 128)
         )
+        count = len(amplitude.logits)
+        if self._run.find(measure="logits", **where) is None:
+            mean, deviation = metrics.mean_absolute_logit(amplitude.logits)
+            self._run.append(**where, measure="logits", n=count, mean_abs_logit=mean, std_abs_logit=deviation)
         if self._run.find(measure="gradients", **where) is None:
-            size = np.abs(amplitude.logits)
-            self._run.append(
-                **where,
-                measure="logits",
-                n=len(size),
-                mean_abs_logit=float(size.mean()),
-                std_abs_logit=float(size.std()),
-            )
-            decades, counts = np.unique(np.floor(amplitude.log10).astype(int), return_counts=True)
+            # Minus infinity: the logits do not depend on the image at all, as where every ReLU is dead.
+            log10 = amplitude.log10[np.isfinite(amplitude.log10)]
+            decades, counts = np.unique(np.floor(log10).astype(int), return_counts=True)
             zero = int(amplitude.is_zero.sum())
             self._run.append(
                 **where,
                 measure="gradients",
-                n=len(size),
+                n=count,
                 zero=zero,
-                zero_gradient_share=zero / len(size),
-                log10_adversarial_gradient=float(amplitude.log10.mean()),
+                zero_gradient_share=zero / count,
+                log10_adversarial_gradient=float(log10.mean()) if len(log10) else None,
+                constant=count - len(log10),
                 decades=decades.tolist(),
                 decade_counts=counts.tolist(),
             )
@@ -173,12 +187,16 @@ class _Sweep:
             )
             if result is None or temperature != 1.0:
                 result = parallel.map_batches(attack, images, labels, targets, batch_size=FLAGS.batch_size)
+            # What the attack says of itself is not taken for it.
+            success = common.classify(logits_fn, result.images).argmax(1) == targets
             changed = np.asarray(metrics.distances(jnp.asarray(images), jnp.asarray(result.images)).l0_values)
             cap = self._recipe.jsma_features // 2 * 2
-            robust = metrics.robustness(changed, result.success, sources, num_features=num_features, cap=cap)
+            robust = metrics.robustness(changed, success, sources, num_features=num_features, cap=cap)
             if space == "probs":
-                self._save_examples(where, logits_fn, baseline_fn, baseline_images, sources, targets, result)
-            successes = int(result.success.sum())
+                self._save_examples(
+                    where, logits_fn, baseline_fn, baseline_images, sources, targets, result.images, success
+                )
+            successes = int(success.sum())
             self._run.append(
                 **where,
                 measure="jsma",
@@ -195,7 +213,7 @@ class _Sweep:
                 robustness=robust.mean,
                 capped_images=robust.capped,
                 capped_share=robust.capped / robust.images,
-                mean_features=float(changed[result.success].mean()) if successes else None,
+                mean_features=float(changed[success].mean()) if successes else None,
             )
 
     def _pairs(self, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -215,7 +233,8 @@ class _Sweep:
         baseline_images: np.ndarray,
         sources: np.ndarray,
         targets: np.ndarray,
-        result: attacks.AttackResult,
+        images: np.ndarray,
+        reached: np.ndarray,
     ) -> None:
         """Keeps what the report shows: a grid of JSMA images, and one FGSM image made on the undistilled network."""
         classes = self._num_classes
@@ -228,9 +247,10 @@ class _Sweep:
             present[label] = True
             grid[label, label] = self._images[of_class[0]]
             for row in np.flatnonzero(sources == of_class[0]):
-                grid[label, targets[row]] = result.images[row]
-                success[label, targets[row]] = result.success[row]
-        # For every network the same image: the first that the undistilled one gets right and FGSM makes it get wrong.
+                grid[label, targets[row]] = images[row]
+                success[label, targets[row]] = reached[row]
+        # For every network the same image: the first that the undistilled one gets right and FGSM makes it get wrong,
+        # and where there is none simply the first.
         right = common.classify(baseline_fn, self._images).argmax(1) == self._labels
         fooled_baseline = common.classify(baseline_fn, baseline_images).argmax(1)
         shown = int(np.argmax(right & (fooled_baseline != self._labels)))

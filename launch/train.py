@@ -17,9 +17,11 @@ def main() -> None:
     """Trains one network and measures its accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
     recipe = common.recipe_from_flags()
+    workdir, flags_of_run = common.workdir("train"), common.flags_of_training("temperature")
+    runs.check_workdir(workdir, flags_of_run)
     train, test = common.load_data(recipe)
-    flags_of_run = common.flags_of_run("temperature")
-    run = runs.Run(common.workdir("train"), flags_of_run, common.describe(recipe, train, test))
+    common.check_network(recipe, train)
+    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
     trainer = common.Trainer(run, recipe, train)
     teacher = _TEMPERATURE.value != 1.0
     state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, "teacher" if teacher else "baseline")

@@ -135,30 +135,6 @@ def test_to_float():
         data.to_float(images.astype(np.int32))
 
 
-@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, jnp.bfloat16])
-def test_check_images_accepts(dtype):
-    data.check_images(np.linspace(0, 1, 32).reshape(2, 4, 4, 1).astype(dtype))
-    data.check_images(jnp.zeros((1, 4, 4, 3)))
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (np.full((1, 2, 2, 1), np.nan), "inputs: 4 of 4 values are NaN or infinite"),
-        (np.array([0, np.inf]).reshape(1, 2, 1, 1), "inputs: 1 of 2 values"),
-        (np.array([0, 1.5]).reshape(1, 2, 1, 1), r"in \[0, 1\], got \[0, 1.5\]"),
-        (np.array([-1e-6, 1]).reshape(1, 2, 1, 1), r"got \[-1e-06, 1\]"),
-        (np.zeros((2, 2, 1)), r"4 axes .* got shape \(2, 2, 1\)"),
-        (np.zeros((1, 2, 2, 1), np.uint8), "floating-point .* got uint8"),
-        (np.zeros((0, 2, 2, 1)), "empty batch"),
-        ([[0.5]], "expected an array, got list"),
-    ],
-)
-def test_check_images_rejects(images, message):
-    with pytest.raises(ValueError, match=message):
-        data.check_images(images, name="inputs")
-
-
 def test_mnist_train(mnist_train):
     # The order of the prepared set, which shuffles the original 5, 0, 4, 1, ...
     assert mnist_train.labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]

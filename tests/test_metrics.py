@@ -30,6 +30,10 @@ def test_accuracy_and_success_leave_clean_mistakes_out():
     assert metrics.success_rate(np.array([True]), np.array([False])).value == 0.0
 
 
+def test_mean_absolute_logit():
+    assert metrics.mean_absolute_logit(np.array([[1.0, -3.0], [2.0, 2.0]])) == (2.0, pytest.approx(np.sqrt(0.5)))
+
+
 def test_distances_by_hand():
     clean = jnp.zeros((2, 2, 2, 3))
     adversarial = clean.at[0, 0, 0].set(jnp.array([0.5, -0.25, 0.0])).at[0, 1, 1, 2].set(-1.0)

@@ -17,9 +17,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
+
+from ddjax.classifier import LogitsFn
 
 State = TypeVar("State")
 
@@ -57,7 +60,9 @@ def is_adversarial(
     return wanted & jnp.all(jnp.isfinite(logits), axis=1)
 
 
-def check_arguments(images: Array, labels: Array, targets: Array | None, bounds: tuple[float, float]) -> None:
+def check_arguments(
+    logits_fn: LogitsFn, images: Array, labels: Array, targets: Array | None, bounds: tuple[float, float]
+) -> None:
     """Refuses what can be known to be wrong before any work is done.
 
     Shapes and dtypes are checked always; values where they are known, that is, outside of `jit`.
@@ -65,7 +70,7 @@ def check_arguments(images: Array, labels: Array, targets: Array | None, bounds:
     Raises:
       ValueError: images not `[B, H, W, C]` floats, not finite or outside the bounds; an empty batch; labels or targets
         not
-        `[B]` integers; a target that is the true label; bounds that are no interval.
+        `[B]` integers, or no classes of the classifier; a target that is the true label; bounds that are no interval.
     """
     low, high = bounds
     if not low < high:
@@ -82,20 +87,23 @@ def check_arguments(images: Array, labels: Array, targets: Array | None, bounds:
                 f"{name} must be {images.shape[0]} integers, one for each image, "
                 f"got {classes.dtype} of shape {classes.shape}"
             )
-    if _is_known(images) and not bool(jnp.all((images >= low) & (images <= high))):
-        raise ValueError(f"images must be finite and within {bounds}, found {_describe_range(images)}")
-    if targets is not None and _is_known(labels) and _is_known(targets) and bool(jnp.any(labels == targets)):
+    pixels, known_labels, known_targets = (_values(array) for array in (images, labels, targets))
+    if pixels is not None and not ((pixels >= low) & (pixels <= high)).all():
+        found = "NaN" if np.isnan(pixels).any() else f"values from {pixels.min():g} to {pixels.max():g}"
+        raise ValueError(f"images must be finite and within {bounds}, found {found}")
+    num_classes = jax.eval_shape(logits_fn, images).shape[1]
+    for name, classes in (("labels", known_labels), ("targets", known_targets)):
+        if classes is not None and not ((classes >= 0) & (classes < num_classes)).all():
+            raise ValueError(
+                f"{name} must be classes from 0 to {num_classes - 1}, found {classes.min()} to {classes.max()}"
+            )
+    if known_labels is not None and known_targets is not None and (known_labels == known_targets).any():
         raise ValueError("a target must differ from the true label of its image")
 
 
-def _is_known(array: Array) -> bool:
-    return not isinstance(array, Tracer)
-
-
-def _describe_range(images: Array) -> str:
-    if bool(jnp.any(jnp.isnan(images))):
-        return "NaN"
-    return f"values from {float(images.min()):g} to {float(images.max()):g}"
+def _values(array: Array | None) -> np.ndarray | None:
+    """The values where they are known; by NumPy, because inside `jit` even operations on constants are traced."""
+    return None if array is None or isinstance(array, Tracer) else np.asarray(array)
 
 
 def while_live(

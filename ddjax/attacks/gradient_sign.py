@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from ddjax import losses
@@ -37,15 +39,16 @@ def fgsm(
       The images after the step, successful or not; within epsilon up to one unit in the last place.
 
     Raises:
-      ValueError: for bad images, labels, targets or bounds (see `base.check_arguments`), or a negative epsilon.
+      ValueError: for bad images, labels, targets or bounds (see `base.check_arguments`), or an epsilon that is negative
+        or not finite.
 
     Reference:
-      Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015 (arXiv 1412.6572), section 4.
+      Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015 (arXiv 1412.6572)
     """
     del key
-    base.check_arguments(images, labels, targets, bounds)
-    if isinstance(epsilon, int | float) and not epsilon >= 0:
-        raise ValueError(f"epsilon must be at least 0, got {epsilon}")
+    base.check_arguments(logits_fn, images, labels, targets, bounds)
+    if not isinstance(epsilon, Tracer) and not ((np.asarray(epsilon) >= 0) & np.isfinite(epsilon)).all():
+        raise ValueError(f"epsilon must be a number of at least 0, got {epsilon}")
     radius = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), labels.shape)
 
     def loss(inputs: Array) -> Array:
@@ -56,7 +59,9 @@ def fgsm(
 
     gradient = jax.grad(loss)(images)
     direction = jnp.where(jnp.isfinite(gradient), jnp.sign(gradient), 0.0)
-    adversarial = jnp.clip(images + radius[:, None, None, None] * direction, *bounds)
+    # A traced epsilon may be anything; what is not finite moves nothing.
+    step = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0)[:, None, None, None] * direction
+    adversarial = jnp.clip(images + step, *bounds)
     logits = logits_fn(adversarial)
     return base.AttackResult(
         images=adversarial,

@@ -70,11 +70,11 @@ def jsma(
 
     Raises:
       ValueError: for bad images, labels, targets or bounds (see `base.check_arguments`), missing targets, theta 0,
-        gamma outside [0, 1], a temperature that is not positive, an unknown score space.
+        gamma outside [0, 1], a temperature that is not positive or without `"tempered"`, an unknown score space.
 
     Reference:
-      Papernot et al., The Limitations of Deep Learning in Adversarial Settings, 2016 (arXiv 1511.07528), algorithm 3;
-      the sums as in Carlini and Wagner, 2017 (arXiv 1608.04644), section II-D.
+      Papernot et al., The Limitations of Deep Learning in Adversarial Settings, 2016 (arXiv 1511.07528); the
+      sums over pairs as in Carlini and Wagner, 2017 (arXiv 1608.04644).
 
     Departures from the paper:
       A feature leaves the search when it has been changed, not when it has saturated; with |theta| = 1 that is the
@@ -83,9 +83,10 @@ def jsma(
     del key
     if targets is None:
         raise ValueError("jsma needs targets: it has no untargeted form")
-    base.check_arguments(images, labels, targets, bounds)
+    base.check_arguments(logits_fn, images, labels, targets, bounds)
     _check_settings(theta, gamma, score_space, temperature)
     batch = images.shape[0]
+    outputs = jax.eval_shape(logits_fn, images)
     flat = images.reshape(batch, -1)
     num_features = flat.shape[1]
     low, high = bounds
@@ -123,7 +124,7 @@ def jsma(
         unused=jnp.where(theta > 0, flat < high, flat > low),
         labels=labels,
         targets=targets,
-        logits=jnp.zeros_like(flat, jnp.float32, shape=(batch, jax.eval_shape(logits_fn, images).shape[1])),
+        logits=jnp.zeros_like(flat, outputs.dtype, shape=outputs.shape),
         steps=zeros,
         live=zeros == 0,
     )
@@ -145,6 +146,10 @@ def _check_settings(theta: object, gamma: object, score_space: str, temperature:
         raise ValueError(f"gamma is a share of the features and must be in [0, 1], got {gamma}")
     if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
         raise ValueError(f"a temperature must be positive and finite, got {temperature}")
+    if score_space != "tempered" and isinstance(temperature, int | float) and temperature != 1:
+        raise ValueError(
+            f"the score space {score_space!r} has no temperature; temperature={temperature} needs 'tempered'"
+        )
 
 
 def _slopes(
@@ -170,11 +175,13 @@ def most_salient_feature_pair(
     u: Float[Array, "B D"], unused: Bool[Array, "B D"]
 ) -> tuple[Int[Array, " B"], Int[Array, " B"], Bool[Array, " B"]]:
     """`most_salient_pair` where u and v are equal, as in probabilities: the two largest."""
-    u = jnp.where(unused & ~jnp.isnan(u), u, -jnp.inf)
+    u = jnp.where(unused & jnp.isfinite(u), u, -jnp.inf)
     largest = jnp.argmax(u, axis=1)
     is_largest = jnp.arange(u.shape[1])[None, :] == largest[:, None]
-    second = jnp.argmax(jnp.where(is_largest, -jnp.inf, u), axis=1)
-    total = _take(u, largest) + _take(u, second)
+    others = jnp.where(is_largest, -jnp.inf, u)
+    second = jnp.argmax(others, axis=1)
+    # Where a single feature is left, its partner is minus infinity and so is the sum.
+    total = jnp.max(u, axis=1) + jnp.max(others, axis=1)
     return jnp.minimum(largest, second), jnp.maximum(largest, second), total > 0
 
 

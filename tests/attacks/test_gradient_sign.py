@@ -66,6 +66,11 @@ def test_a_saturated_network_stops_fgsm_while_its_tempered_gradient_lives(networ
     assert (np.abs(revived - images).max((1, 2, 3)) > 0.1).all()
 
 
-def test_negative_epsilon(network, batch):
-    with pytest.raises(ValueError, match="epsilon must be at least 0, got -0.1"):
-        attacks.fgsm(network, *batch[:2], epsilon=-0.1)
+@pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])
+def test_bad_epsilon(network, batch, epsilon):
+    with pytest.raises(ValueError, match=f"epsilon must be a number of at least 0, got {epsilon}"):
+        attacks.fgsm(network, *batch[:2], epsilon=epsilon)
+    # A compiled attack cannot refuse; it moves nothing rather than let NaN out.
+    compiled = jax.jit(attacks.fgsm)(network, *batch[:2], epsilon=jnp.float32(epsilon))
+    np.testing.assert_array_equal(compiled.images, batch[0])
+    assert not compiled.success.any()

@@ -67,8 +67,11 @@ def test_pair_search_of_one_slope_is_the_general_one():
     rng = np.random.default_rng(0)
     u = rng.integers(-4, 3, (300, 12)).astype(np.float32)
     unused = rng.random(u.shape) < 0.5
+    unused[:12] = np.eye(12, dtype=bool)
     special, general = most_salient_feature_pair(jnp.asarray(u), jnp.asarray(unused)), search(u, u, unused)
     np.testing.assert_array_equal(special[2], general[2])
+    # A single feature is no pair, whichever it is.
+    assert not special[2][:12].any()
     for one, other in zip(special[:2], general[:2], strict=True):
         np.testing.assert_array_equal(one[general[2]], other[general[2]])
 
@@ -114,7 +117,7 @@ def test_against_a_brute_force_oracle_on_twelve_features(space, theta):
         theta=theta,
         gamma=0.85,
         score_space=space,
-        temperature=5.0,
+        temperature=5.0 if space == "tempered" else 1.0,
     )
     assert result.success.any()
     outputs = {
@@ -180,7 +183,9 @@ def test_large_images_need_no_table_of_pairs(network):
         ({"gamma": float("nan")}, "gamma is a share of the features"),
         ({"temperature": 0.0}, "temperature must be positive"),
         ({"score_space": "softmax"}, "unknown score space 'softmax'; known: probs, logits, tempered"),
+        ({"temperature": 5.0}, "the score space 'probs' has no temperature"),
         ({"targets": None}, "jsma needs targets"),
+        ({"targets": jnp.full(24, 4)}, "targets must be classes from 0 to 3, found 4 to 4"),
     ],
 )
 def test_bad_settings(network, batch, settings, message):

@@ -38,7 +38,7 @@ def test_distill_trains_teacher_and_student(distilled):
         ("sweep", ["--temperatures=1,hot"], "--temperatures must be numbers separated by commas, got 1,hot"),
         ("sweep", ["--temperatures=5,5"], "one or more different numbers"),
         ("sweep", ["--temperatures=0,5"], "a temperature must be positive and finite, got 0.0"),
-        ("sweep", ["--num_examples=3"], "less than one image for each class"),
+        ("sweep", ["--num_examples=3"], "less than one image for each of 10 classes"),
         ("report", [], "--workdir must name the directory of a run"),
         ("report", ["--workdir=/nothing/here"], "/nothing/here is not the directory of a run"),
     ],
