@@ -28,6 +28,9 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # With this few inputs to each output, a convolution is memory-bound and an explicit patch matrix beats the convolution
 # kernel.
 _FEW_INPUTS = 16
+# Kernel gradients are summed over parts of the batch: of this many images, and not more parts than that.
+_CACHED_IMAGES = 16
+_MAX_PARTS = 8
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -99,13 +102,22 @@ def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotang
             (kernel_width - 1 - left, kernel_width - 1 - right),
         ),
     )
-    # Channels take the place of the batch, the batch that of the input channels, the cotangent that of the kernel.
     # Padding is made explicit: together with so large a kernel, as an attribute it leads to the naive loop again.
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    channels_first = lax.optimization_barrier(padded.transpose(3, 1, 2, 0))
-    cotangent_kernel = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
-    kernel_gradient = _fast_forward(channels_first, cotangent_kernel, ((0, 0), (0, 0))).transpose(1, 2, 0, 3)
+    # In parts of the batch that fit the cache, which halves the time of the larger layers.
+    part = max(_CACHED_IMAGES, -(-inputs.shape[0] // _MAX_PARTS))
+    kernel_gradient = sum(
+        _kernel_gradient(padded[start : start + part], cotangent[start : start + part])
+        for start in range(0, inputs.shape[0], part)
+    )
     return input_gradient, kernel_gradient
+
+
+def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
+    """Channels take the place of the batch, the batch that of the channels, and the cotangent that of the kernel."""
+    channels_first = lax.optimization_barrier(inputs.transpose(3, 1, 2, 0))
+    cotangent_kernel = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
+    return _fast_forward(channels_first, cotangent_kernel, ((0, 0), (0, 0))).transpose(1, 2, 0, 3)
 
 
 _canonical_conv.defvjp(_canonical_conv_fwd, _canonical_conv_bwd)
@@ -169,26 +181,23 @@ def _reshape_max_pool(inputs: Array) -> Array:
     return _blocks(inputs).max((2, 4))
 
 
-def _reshape_max_pool_fwd(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
+def _reshape_max_pool_fwd(inputs: Array) -> tuple[Array, Array]:
     outputs = _reshape_max_pool(inputs)
-    return outputs, (inputs, outputs)
-
-
-def _reshape_max_pool_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array]:
-    inputs, outputs = residuals
     blocks = _blocks(inputs)
     # Exact ties are the rule on a flat background. The first maximum in row-major order gets the cotangent, as in
     # `reduce_window`; sharing it among the tied would change the gradient.
-    taken = jnp.zeros(outputs.shape, bool)
-    rows = []
-    for row in range(2):
-        columns = []
-        for column in range(2):
-            is_max = (blocks[:, :, row, :, column] == outputs) & ~taken
-            taken |= is_max
-            columns.append(jnp.where(is_max, cotangent, jnp.zeros_like(cotangent)))
-        rows.append(jnp.stack(columns, 3))
-    return (jnp.stack(rows, 2).reshape(inputs.shape),)
+    winner = jnp.full(outputs.shape, 3, jnp.uint8)
+    for place in (2, 1, 0):
+        is_maximum = blocks[:, :, place // 2, :, place % 2] == outputs
+        winner = jnp.where(is_maximum, jnp.uint8(place), winner)
+    return outputs, winner
+
+
+def _reshape_max_pool_bwd(winner: Array, cotangent: Array) -> tuple[Array]:
+    batch, height, width, channels = winner.shape
+    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+    blocks = jnp.where(winner[:, :, None, :, None] == place, cotangent[:, :, None, :, None], 0)
+    return (blocks.reshape(batch, 2 * height, 2 * width, channels),)
 
 
 _reshape_max_pool.defvjp(_reshape_max_pool_fwd, _reshape_max_pool_bwd)
