@@ -1,7 +1,7 @@
 """Makes the tables, figures and page of a run again: `python -m launch.report --workdir=runs/sweep_digits`.
 
-With `--readme=FILE --block=NAME`, the run's table also replaces what stands in FILE between `<!-- BEGIN NAME -->` and
-`<!-- END NAME -->`.
+With `--readme=FILE --block=NAME`, nothing of the run is touched; its table replaces what stands in FILE between
+`<!-- BEGIN NAME -->` and `<!-- END NAME -->`.
 """
 
 from absl import flags
@@ -18,11 +18,12 @@ def main() -> None:
     """Writes the report of an existing run."""
     if FLAGS.workdir is None:
         raise ValueError("--workdir must name the directory of a run")
-    page = report.write(FLAGS.workdir)
-    if _README.value is not None:
-        rows = report.summarize(runs.read_results(FLAGS.workdir), runs.read_config(FLAGS.workdir))
-        report.update_readme(_README.value, _BLOCK.value, report.markdown_table(rows))
-    print(f"report: {page}")
+    if _README.value is None:
+        print(f"report: {report.write(FLAGS.workdir)}")
+        return
+    rows = report.summarize(runs.read_results(FLAGS.workdir), runs.read_config(FLAGS.workdir))
+    report.update_readme(_README.value, _BLOCK.value, report.markdown_table(rows))
+    print(f"{_README.value}: {_BLOCK.value}")
 
 
 if __name__ == "__main__":
