@@ -41,12 +41,12 @@ class Dataset:
     """Images and labels of one split, or of a subset of it, held in memory.
 
     Attributes:
-        name: The data set's name, as given to `load`.
-        split: The split's name, such as "train" or "test".
-        images: The images, 0..255.
-        labels: Class numbers, 0..num_classes-1.
-        indices: Each example's position in the full split, its identity: random keys are derived from it.
-        class_names: The classes' names, in the order of their numbers.
+      name: The data set's name, as given to `load`.
+      split: The split's name, such as "train" or "test".
+      images: The images, 0..255.
+      labels: Class numbers, 0..num_classes-1.
+      indices: Each example's position in the full split, its identity: random keys are derived from it.
+      class_names: The classes' names, in the order of their numbers.
     """
 
     name: str
@@ -83,21 +83,21 @@ def load(
     """Loads a split, or a stratified subset of it, into memory.
 
     Args:
-        name: "digits" (embedded in scikit-learn, 8x8 gray, 1797 images), or an image-classification set of
-            tensorflow-datasets, such as "mnist" or "cifar10".
-        split: "train" or "test", or another split the set has.
-        data_dir: Folder of the prepared sets; None means the environment variable TFDS_DATA_DIR, then the default of
-            tensorflow-datasets. Reading never writes to it; preparing a set that is missing does.
-        num_examples: Size of the subset, from one per class to the number of rows after `skip`; None takes all of them.
-        seed: Chooses the subset, 0 or more; the splits themselves do not depend on it.
-        skip: Rows dropped from the start of the split before the subset is chosen, in the order of the prepared set.
+      name: "digits" (embedded in scikit-learn, 8x8 gray, 1797 images), or an image-classification set of
+          tensorflow-datasets, such as "mnist" or "cifar10".
+      split: "train" or "test", or another split the set has.
+      data_dir: Folder of the prepared sets; None means the environment variable TFDS_DATA_DIR, then the default of
+          tensorflow-datasets. Reading never writes to it; preparing a set that is missing does.
+      num_examples: Size of the subset, from one per class to the number of rows after `skip`; None takes all of them.
+      seed: Chooses the subset, 0 or more; the splits themselves do not depend on it.
+      skip: Rows dropped from the start of the split before the subset is chosen, in the order of the prepared set.
 
     Returns:
-        The examples in the order of the split.
+      The examples in the order of the split.
 
     Raises:
-        ValueError: If the name, the split or a number is out of range, or the set is no image classification.
-        DatasetUnavailableError: If the set is not prepared and cannot be prepared here.
+      ValueError: If the name, the split or a number is out of range, or the set is no image classification.
+      DatasetUnavailableError: If the set is not prepared and cannot be prepared here.
     """
     if name == DIGITS:
         return _load_digits(split, num_examples, seed, skip)
@@ -108,13 +108,13 @@ def to_float(images: ArrayT) -> ArrayT:
     """Scales stored images to the range that models and attacks work in.
 
     Args:
-        images: bytes, 0..255, or floats, which are left alone; of any rank. A NumPy array stays one.
+      images: bytes, 0..255, or floats, which are left alone; of any rank. A NumPy array stays one.
 
     Returns:
-        Bytes divided by 255, in [0, 1], as float32.
+      Bytes divided by 255, in [0, 1], as float32.
 
     Raises:
-        ValueError: If the images are neither.
+      ValueError: If the images are neither.
     """
     if np.issubdtype(images.dtype, np.floating):
         return images
@@ -127,15 +127,15 @@ def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> In
     """Draws a subset that keeps the classes' shares (largest remainder, and at least one of each class).
 
     Args:
-        labels: Class numbers.
-        num_examples: Size of the subset, from the number of classes present to N.
-        seed: Seed of the draw, 0 or more; the same one draws the same subset on every platform.
+      labels: Class numbers.
+      num_examples: Size of the subset, from the number of classes present to N.
+      seed: Seed of the draw, 0 or more; the same one draws the same subset on every platform.
 
     Returns:
-        Sorted positions in `labels`.
+      Sorted positions in `labels`.
 
     Raises:
-        ValueError: If the size is out of range.
+      ValueError: If the size is out of range.
     """
     labels = np.asarray(labels)
     _check_num_examples(num_examples, len(labels))

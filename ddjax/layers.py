@@ -106,11 +106,11 @@ def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotang
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     # In parts of the batch that fit the cache, which halves the time of the larger layers.
     part = max(_CACHED_IMAGES, -(-inputs.shape[0] // _MAX_PARTS))
-    kernel_gradient = sum(
+    gradients = [
         _kernel_gradient(padded[start : start + part], cotangent[start : start + part])
         for start in range(0, inputs.shape[0], part)
-    )
-    return input_gradient, kernel_gradient
+    ]
+    return input_gradient, functools.reduce(jnp.add, gradients)
 
 
 def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:

@@ -151,6 +151,16 @@ def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) ->
     }
 
 
+def open_training_run(launcher: str, *names: str) -> tuple[runs.Run, recipes.Recipe, data.Dataset, data.Dataset]:
+    """The run of a launcher that trains, opened once its flags and its data are known to be good."""
+    recipe = recipe_from_flags()
+    directory, flags_of_run = workdir(launcher), flags_of_training(*names)
+    runs.check_workdir(directory, flags_of_run)
+    train, test = load_data(recipe)
+    check_network(recipe, train)
+    return runs.Run(directory, flags_of_run, describe(recipe, train, test)), recipe, train, test
+
+
 @contextlib.contextmanager
 def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
     """A progress bar on a terminal, nothing in a pipe."""

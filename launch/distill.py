@@ -6,7 +6,7 @@ test accuracies, and a checkpoint of each under `checkpoints/` for `launch.attac
 
 from absl import flags
 
-from ddjax import classifier, data, runs
+from ddjax import classifier, data
 from launch import common
 
 FLAGS = flags.FLAGS
@@ -16,12 +16,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The softmax temperature
 def main() -> None:
     """Trains teacher and student and measures their accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
-    recipe = common.recipe_from_flags()
-    workdir, flags_of_run = common.workdir("distill"), common.flags_of_training("temperature")
-    runs.check_workdir(workdir, flags_of_run)
-    train, test = common.load_data(recipe)
-    common.check_network(recipe, train)
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
+    run, recipe, train, test = common.open_training_run("distill", "temperature")
     networks = common.Trainer(run, recipe, train).distilled(FLAGS.seed, _TEMPERATURE.value)
     for role, state in zip(("teacher", "student"), networks, strict=True):
         where = {"seed": FLAGS.seed, "temperature": _TEMPERATURE.value, "network": role}

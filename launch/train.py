@@ -6,7 +6,7 @@ Writes `config.json`, `results.jsonl` with the test accuracy, and a checkpoint u
 
 from absl import flags
 
-from ddjax import classifier, data, runs
+from ddjax import classifier, data
 from launch import common
 
 FLAGS = flags.FLAGS
@@ -16,12 +16,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature i
 def main() -> None:
     """Trains one network and measures its accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
-    recipe = common.recipe_from_flags()
-    workdir, flags_of_run = common.workdir("train"), common.flags_of_training("temperature")
-    runs.check_workdir(workdir, flags_of_run)
-    train, test = common.load_data(recipe)
-    common.check_network(recipe, train)
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
+    run, recipe, train, test = common.open_training_run("train", "temperature")
     trainer = common.Trainer(run, recipe, train)
     teacher = _TEMPERATURE.value != 1.0
     state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, "teacher" if teacher else "baseline")
