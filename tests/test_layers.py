@@ -133,3 +133,13 @@ def test_conv_module_has_the_parameters_of_flax():
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call(jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 2)))
+
+
+@pytest.mark.parametrize("batch", [16, 37, 150])
+def test_kernel_gradient_summed_over_parts_of_the_batch(batch):
+    rng = np.random.default_rng(2)
+    arrays = single([rng.normal(size=shape) for shape in ((batch, 7, 6, 4), (3, 3, 4, 5), (batch, 5, 4, 5))])
+    plain = values_and_gradients(*arrays, "VALID", "plain")
+    canonical = jax.jit(values_and_gradients, static_argnums=(3, 4))(*arrays, "VALID", "canonical")
+    for got, wanted in zip(canonical, plain, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
