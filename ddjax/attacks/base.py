@@ -68,9 +68,9 @@ def check_arguments(
     Shapes and dtypes are checked always; values where they are known, that is, outside of `jit`.
 
     Raises:
-      ValueError: images not `[B, H, W, C]` floats, not finite or outside the bounds; an empty batch; labels or targets
-        not
-        `[B]` integers, or no classes of the classifier; a target that is the true label; bounds that are no interval.
+      ValueError: images not `[B, H, W, C]` floats, not finite or outside the bounds; an empty batch; labels or
+        targets not `[B]` integers, or no classes of the classifier; a target that is the true label; bounds that are
+        no interval.
     """
     low, high = bounds
     if not low < high:
