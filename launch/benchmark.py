@@ -98,12 +98,11 @@ def _train_side(lowering: str) -> Callable[[], Any]:
     state = training.create_state(module, optimizer, images.shape[1:], jax.random.key(0))
     batch = (jnp.asarray(images), jax.nn.one_hot(labels, 10))
 
-    @jax.jit
     def steps(state: training.TrainState, temperature: jax.Array) -> training.TrainState:
         one = lambda state, _: (training.train_step(state, batch, temperature)[0], None)
         return lax.scan(one, state, length=_STEPS)[0]
 
-    return _call(steps, state, jnp.float32(1))
+    return _call(common.jit_training(steps), state, jnp.float32(1))
 
 
 def _gradient_side(logits_fn: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:

@@ -17,7 +17,7 @@ import numpy as np
 import tqdm
 from absl import app, flags, logging
 
-from ddjax import data, metrics, models, parallel, recipes, runs, training
+from ddjax import data, layers, metrics, models, parallel, recipes, runs, training
 
 FLAGS = flags.FLAGS
 
@@ -168,10 +168,32 @@ def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
         yield bar
 
 
+def jit_training(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+    """Compiles a function that trains as fast as the backend can."""
+    if jax.default_backend() != "cpu" or not _takes_compiler_options():
+        return jax.jit(function, **settings)
+
+    def unpadded(*arguments: Any) -> Any:
+        with layers.unpadded():
+            return function(*arguments)
+
+    return jax.jit(unpadded, compiler_options=layers.COMPILER_OPTIONS, **settings)
+
+
+@functools.cache
+def _takes_compiler_options() -> bool:
+    """Whether this jaxlib knows the options; it tells by an error."""
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=layers.COMPILER_OPTIONS)(0)
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return False
+    return True
+
+
 @functools.cache
 def _compiled_epoch(batch_size: int) -> training.EpochFn:
     epoch = functools.partial(training.train_epoch, batch_size=batch_size)
-    return jax.jit(epoch, donate_argnums=0)
+    return jit_training(epoch, donate_argnums=0)
 
 
 soft_labels = jax.jit(training.soft_labels)

@@ -143,3 +143,17 @@ def test_kernel_gradient_summed_over_parts_of_the_batch(batch):
     canonical = jax.jit(values_and_gradients, static_argnums=(3, 4))(*arrays, "VALID", "canonical")
     for got, wanted in zip(canonical, plain, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_convolutions_without_rows_of_zeros_are_the_same():
+    images, kernel, cotangent = single(example(12, 12, 8, 24, "VALID"))
+
+    def unpadded(*arrays):
+        with layers.unpadded():
+            return values_and_gradients(*arrays, "VALID", "canonical")
+
+    padded = jax.jit(values_and_gradients, static_argnums=(3, 4))
+    exact = jax.jit(unpadded, compiler_options=layers.COMPILER_OPTIONS)
+    pairs = zip(exact(images, kernel, cotangent), padded(images, kernel, cotangent, "VALID", "canonical"), strict=True)
+    for got, wanted in pairs:
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-3)
