@@ -21,3 +21,8 @@ def test_cross_entropy_of_one_hot_labels_is_the_integer_one():
     np.testing.assert_allclose(losses.cross_entropy(LOGITS, labels), soft, rtol=1e-5)
     huge = losses.cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([1]))
     np.testing.assert_allclose(huge, 2e4)
+
+
+def test_margin_is_the_logit_less_the_largest_of_the_others():
+    np.testing.assert_allclose(losses.margin(LOGITS, jnp.array([0, 1])), [1.5, -3.0])
+    np.testing.assert_allclose(losses.margin(jnp.array([[1e4, -1e4]]), jnp.array([1])), -2e4)

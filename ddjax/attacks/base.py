@@ -12,7 +12,7 @@ Attacks contain no `jit`; the caller compiles.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 import jax
@@ -20,11 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from ddjax import losses
 from ddjax.classifier import LogitsFn
 
 State = TypeVar("State")
+# The least and the greatest value of a pixel: numbers, or one for each channel where a classifier is attacked behind
+# its own normalization.
+Bounds = tuple[Any, Any]
+# A margin must exceed rounding, relative to the largest logit, to count as one during a search: what is found in one
+# batch must also hold in another, where XLA rounds differently.
+_GUARD = 1e-5
 
 
 @jax.tree_util.register_dataclass
@@ -40,12 +47,14 @@ class AttackResult:
       success: whether the classifier's decision on exactly these images is what the attack wanted, `[B]` bools.
       logits: the logits of exactly these images, `[B, K]` floats.
       steps: the number of changes made to each example, `[B]` integers.
+      gradients: the number of gradients (backward passes) spent on each example, `[B]` integers.
     """
 
     images: Any
     success: Any
     logits: Any
     steps: Any
+    gradients: Any
 
 
 def is_adversarial(
@@ -60,9 +69,148 @@ def is_adversarial(
     return wanted & jnp.all(jnp.isfinite(logits), axis=1)
 
 
-def check_arguments(
-    logits_fn: LogitsFn, images: Array, labels: Array, targets: Array | None, bounds: tuple[float, float]
+def objective(
+    logits: Float[Array, "B K"], labels: Int[Array, " B"], targets: Int[Array, " B"] | None
+) -> Float[Array, " B"]:
+    """What attacks bring down: how far the logits are from the decision that is wanted, negative once it is made."""
+    return losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
+
+
+def reached(
+    logits: Float[Array, "B K"],
+    labels: Int[Array, " B"],
+    targets: Int[Array, " B"] | None,
+    confidence: float | Float[Array, ""] | Float[Array, " B"] = 0.0,
+) -> Bool[Array, " B"]:
+    """`is_adversarial` by a margin of `confidence`, and by more than rounding."""
+    largest = jnp.max(jnp.abs(logits), axis=1)
+    distance = objective(logits, labels, targets)
+    return (distance < -_GUARD * largest) & (distance <= -jnp.asarray(confidence, logits.dtype))
+
+
+def objective_and_gradient(
+    logits_fn: LogitsFn, images: Float[Array, "B H W C"], labels: Int[Array, " B"], targets: Int[Array, " B"] | None
+) -> tuple[Float[Array, "B K"], Float[Array, " B"], Float[Array, "B H W C"]]:
+    """The logits, the `objective`, and its gradient; where that is not finite, zero."""
+
+    def total(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
+        logits = logits_fn(inputs)
+        distance = objective(logits, labels, targets)
+        # The sum, so that each example's gradient is its own whatever the batch.
+        return jnp.sum(distance), (logits, distance)
+
+    gradient, (logits, distance) = jax.grad(total, has_aux=True)(images)
+    return logits, distance, jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+
+
+def finish(
+    logits_fn: LogitsFn,
+    clean: Float[Array, "B H W C"],
+    found: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    targets: Int[Array, " B"] | None,
+    *,
+    steps: Int[Array, " B"],
+    gradients: Int[Array, " B"],
+) -> AttackResult:
+    """The result of a minimum-norm attack: judges what was found, and gives the clean image back where it is nothing.
+
+    Args:
+      logits_fn: the classifier.
+      clean: the images before.
+      found: the closest adversarial images, or the clean ones where there were none.
+      labels: the true classes.
+      targets: the classes to reach, or None.
+      steps: as in the result.
+      gradients: as in the result.
+
+    Returns:
+      The result.
+    """
+    logits = logits_fn(found)
+    success = is_adversarial(logits, labels, targets)
+    # Where the search found nothing, `found` is the clean image and these are its logits. What it found stands, since
+    # `reached` asks for more than rounding.
+    images = jnp.where(success[:, None, None, None], found, clean)
+    return AttackResult(images=images, success=success, logits=logits, steps=steps, gradients=gradients)
+
+
+def box(bounds: Bounds, images: Float[Array, "B H W C"]) -> tuple[Array, Array]:
+    """The bounds as arrays that broadcast against a batch of images."""
+    low, high = (jnp.reshape(jnp.asarray(bound, images.dtype), (1, 1, 1, -1)) for bound in bounds)
+    return low, high
+
+
+def per_image(values: float | Array, images: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 1"]:
+    """A number, or one for each example, such that it broadcasts against the batch of images."""
+    return jnp.broadcast_to(jnp.asarray(values, images.dtype), images.shape[:1])[:, None, None, None]
+
+
+def norm(images: Float[Array, "B H W C"], order: int | float = 2) -> Float[Array, " B"]:
+    """The L1, L2 or Linf norm (`order` 1, 2 or infinity) of each image."""
+    size = jnp.abs(images)
+    if order == 1:
+        return jnp.sum(size, axis=(1, 2, 3))
+    if order == 2:
+        return jnp.sqrt(jnp.sum(size**2, axis=(1, 2, 3)))
+    return jnp.max(size, axis=(1, 2, 3))
+
+
+def example_keys(name: str, key: Key[Array, "..."] | None, batch: int) -> Key[Array, " B"]:
+    """One key for each example, which depends on nothing but the caller's key and, if that is a single one, the row.
+
+    Args:
+      name: of the attack, for the error.
+      key: one typed key, or B.
+      batch: B.
+
+    Raises:
+      ValueError: without a key, or when there are neither one nor B of them.
+    """
+    if key is None or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(f"{name} is random: it needs a key, as jax.random.key makes one, got {key}")
+    if key.shape == ():
+        return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"{name} needs one key or {batch}, one for each image, got {key.shape}")
+    return key
+
+
+def check_number(
+    name: str, value: Any, *, above: float = -np.inf, least: float = -np.inf, most: float = np.inf
 ) -> None:
+    """Refuses a setting that is known and not a finite number, or numbers, in its range.
+
+    Args:
+      name: of the setting.
+      value: a number or an array of them; traced ones pass.
+      above: what it must exceed.
+      least: the least it may be.
+      most: the most it may be.
+
+    Raises:
+      ValueError: with the range.
+    """
+    if isinstance(value, Tracer):
+        return
+    known = np.asarray(value)
+    if not (np.isfinite(known) & (known > above) & (known >= least) & (known <= most)).all():
+        ends = [f"{word} {end:g}" for word, end in (("above", above), ("at least", least), ("at most", most))]
+        wanted = " and ".join(end for end in ends if "inf" not in end)
+        raise ValueError(f"{name} must be a finite number {wanted}".rstrip() + f", got {value}")
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Refuses a word that is not one of the known.
+
+    Raises:
+      ValueError: with the known ones.
+    """
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def check_arguments(logits_fn: LogitsFn, images: Array, labels: Array, targets: Array | None, bounds: Bounds) -> None:
     """Refuses what can be known to be wrong before any work is done.
 
     Shapes and dtypes are checked always; values where they are known, that is, outside of `jit`.
@@ -72,8 +220,8 @@ def check_arguments(
         targets not `[B]` integers, or no classes of the classifier; a target that is the true label; bounds that are
         no interval.
     """
-    low, high = bounds
-    if not low < high:
+    low, high = (np.asarray(bound) for bound in bounds)
+    if not (low < high).all():
         raise ValueError(f"bounds must be an interval, got {bounds}")
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floats of shape [B, H, W, C], got {images.dtype} of shape {images.shape}")
@@ -87,6 +235,8 @@ def check_arguments(
                 f"{name} must be {images.shape[0]} integers, one for each image, "
                 f"got {classes.dtype} of shape {classes.shape}"
             )
+    if any(bound.shape not in ((), (1,), images.shape[3:]) for bound in (low, high)):
+        raise ValueError(f"bounds must be numbers or {images.shape[3]}, one for each channel, got {bounds}")
     pixels, known_labels, known_targets = (_values(array) for array in (images, labels, targets))
     if pixels is not None and not ((pixels >= low) & (pixels <= high)).all():
         found = "NaN" if np.isnan(pixels).any() else f"values from {pixels.min():g} to {pixels.max():g}"

@@ -2,8 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from ddjax import losses
@@ -19,7 +17,7 @@ def fgsm(
     *,
     targets: Int[Array, " B"] | None = None,
     epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.3,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: base.Bounds = (0.0, 1.0),
 ) -> base.AttackResult:
     """Takes one step of size epsilon along the sign of the gradient of the cross-entropy.
 
@@ -33,7 +31,7 @@ def fgsm(
       key: unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: the step in each value, at least 0, in the units of the images; may be traced, and one for each example.
-      bounds: the least and the greatest value of a pixel.
+      bounds: the least and the greatest value of a pixel, or of each channel.
 
     Returns:
       The images after the step, successful or not; within epsilon up to one unit in the last place.
@@ -47,9 +45,8 @@ def fgsm(
     """
     del key
     base.check_arguments(logits_fn, images, labels, targets, bounds)
-    if not isinstance(epsilon, Tracer) and not ((np.asarray(epsilon) >= 0) & np.isfinite(epsilon)).all():
-        raise ValueError(f"epsilon must be a number of at least 0, got {epsilon}")
-    radius = jnp.broadcast_to(jnp.asarray(epsilon, images.dtype), labels.shape)
+    base.check_number("epsilon", epsilon, least=0.0)
+    radius = base.per_image(epsilon, images)
 
     def loss(inputs: Array) -> Array:
         # The sum, so that each example's gradient is its own whatever the batch.
@@ -60,12 +57,13 @@ def fgsm(
     gradient = jax.grad(loss)(images)
     direction = jnp.where(jnp.isfinite(gradient), jnp.sign(gradient), 0.0)
     # A traced epsilon may be anything; what is not finite moves nothing.
-    step = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0)[:, None, None, None] * direction
-    adversarial = jnp.clip(images + step, *bounds)
+    step = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0) * direction
+    adversarial = jnp.clip(images + step, *base.box(bounds, images))
     logits = logits_fn(adversarial)
     return base.AttackResult(
         images=adversarial,
         success=base.is_adversarial(logits, labels, targets),
         logits=logits,
         steps=jnp.ones_like(labels),
+        gradients=jnp.ones_like(labels),
     )

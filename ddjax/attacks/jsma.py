@@ -42,7 +42,7 @@ def jsma(
     gamma: float | Float[Array, ""] = 1 / 7,
     score_space: str = "probs",
     temperature: float | Float[Array, ""] = 1.0,
-    bounds: tuple[float, float] = (0.0, 1.0),
+    bounds: base.Bounds = (0.0, 1.0),
 ) -> base.AttackResult:
     """Moves the most salient pair of features by theta until the target class is reached or the budget is spent.
 
@@ -63,7 +63,7 @@ def jsma(
         `"logits"`; or `"tempered"`, the softmax of the logits divided by `temperature`, which undoes the saturation of
         a distilled network.
       temperature: for the score space `"tempered"`; may be traced.
-      bounds: the least and the greatest value of a pixel.
+      bounds: the least and the greatest value of a pixel, or of each channel.
 
     Returns:
       For each example the image at which it stopped. `steps` counts the pairs changed.
@@ -89,7 +89,7 @@ def jsma(
     outputs = jax.eval_shape(logits_fn, images)
     flat = images.reshape(batch, -1)
     num_features = flat.shape[1]
-    low, high = bounds
+    low, high = base.box(bounds, images)
     theta = jnp.asarray(theta, images.dtype)
     # The small constant keeps a share like 112 / 784 from losing a pair to rounding.
     max_pairs = jnp.floor(jnp.asarray(gamma, jnp.float32) * (num_features / 2) + 1e-3).astype(jnp.int32)
@@ -105,10 +105,9 @@ def jsma(
         go_on = state.live & ~reached & found & (state.steps < max_pairs)
         feature = jnp.arange(num_features)[None, :]
         chosen = ((feature == first[:, None]) | (feature == second[:, None])) & go_on[:, None]
-        values = state.images.reshape(state.unused.shape)
-        moved = jnp.where(chosen, jnp.clip(values + theta, low, high), values)
+        moved = jnp.clip(state.images + theta, low, high)
         return _State(
-            images=moved.reshape(state.images.shape),
+            images=jnp.where(chosen.reshape(state.images.shape), moved, state.images),
             unused=state.unused & ~chosen,
             labels=state.labels,
             targets=state.targets,
@@ -121,7 +120,7 @@ def jsma(
     zeros = jnp.zeros_like(labels, jnp.int32)
     start = _State(
         images=images,
-        unused=jnp.where(theta > 0, flat < high, flat > low),
+        unused=jnp.where(theta > 0, images < high, images > low).reshape(flat.shape),
         labels=labels,
         targets=targets,
         logits=jnp.zeros_like(flat, outputs.dtype, shape=outputs.shape),
@@ -134,12 +133,13 @@ def jsma(
         success=base.is_adversarial(end.logits, labels, targets),
         logits=end.logits,
         steps=end.steps,
+        # One more tells that there is nothing left to change; two sums in the space of logits are two backward passes.
+        gradients=(end.steps + 1) * (2 if score_space == "logits" else 1),
     )
 
 
 def _check_settings(theta: object, gamma: object, score_space: str, temperature: object) -> None:
-    if score_space not in SCORE_SPACES:
-        raise ValueError(f"unknown score space {score_space!r}; known: {', '.join(SCORE_SPACES)}")
+    base.check_choice("score space", score_space, SCORE_SPACES)
     if isinstance(theta, int | float) and (theta == 0 or not math.isfinite(theta)):
         raise ValueError(f"theta must be a number other than 0, got {theta}")
     if isinstance(gamma, int | float) and not 0 <= gamma <= 1:

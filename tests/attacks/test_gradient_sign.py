@@ -68,7 +68,7 @@ def test_a_saturated_network_stops_fgsm_while_its_tempered_gradient_lives(networ
 
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])
 def test_bad_epsilon(network, batch, epsilon):
-    with pytest.raises(ValueError, match=f"epsilon must be a number of at least 0, got {epsilon}"):
+    with pytest.raises(ValueError, match=f"epsilon must be a finite number at least 0, got {epsilon}"):
         attacks.fgsm(network, *batch[:2], epsilon=epsilon)
     # A compiled attack cannot refuse; it moves nothing rather than let NaN out.
     compiled = jax.jit(attacks.fgsm)(network, *batch[:2], epsilon=jnp.float32(epsilon))
