@@ -1,6 +1,19 @@
 """Defensive distillation, the attacks that decide, and what survived, in JAX and Flax."""
 
-from ddjax.attacks import AttackResult, fgsm, jsma
+from ddjax.attacks import (
+    AttackResult,
+    bim,
+    carlini_wagner_l0,
+    carlini_wagner_l2,
+    carlini_wagner_linf,
+    ddn,
+    deepfool,
+    fgsm,
+    jsma,
+    mim,
+    pgd,
+    smallest_epsilon,
+)
 from ddjax.classifier import at_temperature, bind
 from ddjax.jacobian import amplitude
 from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
@@ -9,11 +22,20 @@ __all__ = [
     "AttackResult",
     "amplitude",
     "at_temperature",
+    "bim",
     "bind",
+    "carlini_wagner_l0",
+    "carlini_wagner_l2",
+    "carlini_wagner_linf",
+    "ddn",
+    "deepfool",
     "distill",
     "fgsm",
     "fit",
     "jsma",
+    "mim",
+    "pgd",
+    "smallest_epsilon",
     "soft_labels",
     "train_epoch",
     "train_step",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
 
 _Z95 = 1.959963984540054
 
@@ -176,3 +176,53 @@ def robustness(
     least = np.array([spent[image == one].min() for one in images])
     capped = sum(not success[image == one].any() for one in images)
     return Robustness(float(least.mean() / num_features), int(capped), len(images))
+
+
+class Case(NamedTuple):
+    """One case over the targets of each image.
+
+    Attributes:
+      rate: how often it succeeded.
+      distance: the mean distance of the successes; None without one.
+    """
+
+    rate: Rate
+    distance: float | None
+
+
+def cases(
+    distance: Num[np.ndarray, " N"], success: Bool[np.ndarray, " N"], image: Int[np.ndarray, " N"]
+) -> dict[str, Case]:
+    """The best, average and worst case over several targets for each image.
+
+    The best case of an image is the least distance of its successes, and fails where all fail; the worst is the
+    largest, and fails where any fails; the average case is an attempt at a random target, so the mean over attempts.
+    Attempts count whether or not the clean image was classified correctly, as in the paper's code: one that is
+    misclassified is its new class at distance zero.
+
+    Args:
+      distance: of each attempt.
+      success: whether the attempt reached its target.
+      image: which image the attempt was made on.
+
+    Returns:
+      `"best"`, `"average"` and `"worst"`.
+
+    Reference:
+      Carlini and Wagner, 2017 (arXiv 1608.04644), section V and Table IV.
+    """
+    distance, success, image = np.asarray(distance, np.float64), np.asarray(success), np.asarray(image)
+    best, worst = [], []
+    images = np.unique(image)
+    for one in images:
+        of_image = image == one
+        if success[of_image].any():
+            best.append(distance[of_image & success].min())
+        if success[of_image].all():
+            worst.append(distance[of_image].max())
+    mean = lambda values: float(np.mean(values)) if len(values) else None
+    return {
+        "best": Case(Rate(len(best), len(images)), mean(best)),
+        "average": Case(Rate(int(success.sum()), len(success)), mean(distance[success])),
+        "worst": Case(Rate(len(worst), len(images)), mean(worst)),
+    }

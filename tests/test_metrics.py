@@ -61,3 +61,16 @@ def test_robustness_takes_the_easiest_target_and_counts_failures_at_the_cap():
     assert measured == (pytest.approx((2 + 12) / 2 / 100), 1, 2)
     empty = np.array([], int)
     assert metrics.robustness(empty, empty.astype(bool), empty, num_features=4, cap=2) == (0.0, 0, 0)
+
+
+def test_cases_over_targets():
+    image = np.array([0, 0, 0, 1, 1, 1, 2, 2, 2])
+    success = np.array([True, True, True, True, False, True, False, False, False])
+    distance = np.array([1.0, 2.0, 6.0, 3.0, 99.0, 5.0, 0.0, 0.0, 0.0])
+    found = metrics.cases(distance, success, image)
+    # The best target of each image that has one; all attempts; images on which every target was reached.
+    assert found["best"] == (metrics.Rate(2, 3), 2.0)
+    assert found["average"] == (metrics.Rate(5, 9), 17 / 5)
+    assert found["worst"] == (metrics.Rate(1, 3), 6.0)
+    none = metrics.cases(distance[6:], success[6:], image[6:])
+    assert [case.distance for case in none.values()] == [None, None, None]

@@ -1,10 +1,40 @@
 """Attacks: one paper, one file; all with the contract of `ddjax.attacks.base`."""
 
 from ddjax.attacks.base import AttackResult
+from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
+from ddjax.attacks.ddn import ddn
+from ddjax.attacks.deepfool import deepfool
 from ddjax.attacks.gradient_sign import fgsm
 from ddjax.attacks.jsma import jsma
+from ddjax.attacks.pgd import bim, mim, pgd
+from ddjax.attacks.smallest_epsilon import smallest_epsilon
 
 # The attacks by the name that launchers use.
-ATTACKS = {"fgsm": fgsm, "jsma": jsma}
+ATTACKS = {
+    "fgsm": fgsm,
+    "bim": bim,
+    "mim": mim,
+    "pgd": pgd,
+    "jsma": jsma,
+    "deepfool": deepfool,
+    "ddn": ddn,
+    "carlini_wagner_l0": carlini_wagner_l0,
+    "carlini_wagner_l2": carlini_wagner_l2,
+    "carlini_wagner_linf": carlini_wagner_linf,
+}
 
-__all__ = ["ATTACKS", "AttackResult", "fgsm", "jsma"]
+__all__ = [
+    "ATTACKS",
+    "AttackResult",
+    "bim",
+    "carlini_wagner_l0",
+    "carlini_wagner_l2",
+    "carlini_wagner_linf",
+    "ddn",
+    "deepfool",
+    "fgsm",
+    "jsma",
+    "mim",
+    "pgd",
+    "smallest_epsilon",
+]

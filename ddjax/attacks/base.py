@@ -76,16 +76,24 @@ def objective(
     return losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
 
 
+def required_margin(
+    logits: Float[Array, "B K"], confidence: float | Float[Array, ""] | Float[Array, " B"] = 0.0
+) -> Float[Array, " B"]:
+    """How far below zero a search must bring the `objective`: by the confidence, and by more than rounding."""
+    return jnp.maximum(jnp.asarray(confidence, logits.dtype), _GUARD * jnp.max(jnp.abs(logits), axis=1))
+
+
 def reached(
     logits: Float[Array, "B K"],
     labels: Int[Array, " B"],
     targets: Int[Array, " B"] | None,
     confidence: float | Float[Array, ""] | Float[Array, " B"] = 0.0,
 ) -> Bool[Array, " B"]:
-    """`is_adversarial` by a margin of `confidence`, and by more than rounding."""
-    largest = jnp.max(jnp.abs(logits), axis=1)
+    """`is_adversarial` by the `required_margin`."""
     distance = objective(logits, labels, targets)
-    return (distance < -_GUARD * largest) & (distance <= -jnp.asarray(confidence, logits.dtype))
+    # Where all logits are zero, so is the required margin.
+    enough = (distance <= -required_margin(logits, confidence)) & (distance < 0)
+    return enough & jnp.all(jnp.isfinite(logits), axis=1)
 
 
 def objective_and_gradient(
@@ -220,8 +228,8 @@ def check_arguments(logits_fn: LogitsFn, images: Array, labels: Array, targets: 
         targets not `[B]` integers, or no classes of the classifier; a target that is the true label; bounds that are
         no interval.
     """
-    low, high = (np.asarray(bound) for bound in bounds)
-    if not (low < high).all():
+    low, high = (_values(bound) for bound in bounds)
+    if low is not None and high is not None and not (low < high).all():
         raise ValueError(f"bounds must be an interval, got {bounds}")
     if images.ndim != 4 or not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images must be floats of shape [B, H, W, C], got {images.dtype} of shape {images.shape}")
@@ -235,10 +243,10 @@ def check_arguments(logits_fn: LogitsFn, images: Array, labels: Array, targets: 
                 f"{name} must be {images.shape[0]} integers, one for each image, "
                 f"got {classes.dtype} of shape {classes.shape}"
             )
-    if any(bound.shape not in ((), (1,), images.shape[3:]) for bound in (low, high)):
+    if any(jnp.shape(bound) not in ((), (1,), images.shape[3:]) for bound in bounds):
         raise ValueError(f"bounds must be numbers or {images.shape[3]}, one for each channel, got {bounds}")
     pixels, known_labels, known_targets = (_values(array) for array in (images, labels, targets))
-    if pixels is not None and not ((pixels >= low) & (pixels <= high)).all():
+    if pixels is not None and low is not None and high is not None and not ((pixels >= low) & (pixels <= high)).all():
         found = "NaN" if np.isnan(pixels).any() else f"values from {pixels.min():g} to {pixels.max():g}"
         raise ValueError(f"images must be finite and within {bounds}, found {found}")
     num_classes = jax.eval_shape(logits_fn, images).shape[1]
@@ -251,7 +259,7 @@ def check_arguments(logits_fn: LogitsFn, images: Array, labels: Array, targets: 
         raise ValueError("a target must differ from the true label of its image")
 
 
-def _values(array: Array | None) -> np.ndarray | None:
+def _values(array: Any) -> np.ndarray | None:
     """The values where they are known; by NumPy, because inside `jit` even operations on constants are traced."""
     return None if array is None or isinstance(array, Tracer) else np.asarray(array)
 
