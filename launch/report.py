@@ -6,7 +6,7 @@ With `--readme=FILE --block=NAME`, nothing of the run is touched; its table repl
 
 from absl import flags
 
-from ddjax import report, runs
+from ddjax import report
 from launch import common
 
 FLAGS = flags.FLAGS
@@ -21,8 +21,7 @@ def main() -> None:
     if _README.value is None:
         print(f"report: {report.write(FLAGS.workdir)}")
         return
-    rows = report.summarize(runs.read_results(FLAGS.workdir), runs.read_config(FLAGS.workdir))
-    report.update_readme(_README.value, _BLOCK.value, report.markdown_table(rows))
+    report.update_readme(_README.value, _BLOCK.value, report.readme_table(FLAGS.workdir))
     print(f"{_README.value}: {_BLOCK.value}")
 
 

@@ -1,27 +1,21 @@
-"""The figures of a report: plain functions from numbers or saved examples to matplotlib figures.
+"""The figures of a sweep over distillation temperatures."""
 
-Everything goes through `matplotlib.figure.Figure` directly, so nothing here touches pyplot's global state and a process
-that draws its own plots is left alone. A function returns None where its data holds nothing to show.
-"""
-
-import io
 import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 from matplotlib.ticker import NullLocator
 
-Row = Mapping[str, Any]
+from ddjax.figures.pictures import class_grid, class_name, pixels
+from ddjax.figures.style import BLUE, GRAY, GREEN, PURPLE, RED, row_of_axes, styled, temperature_name
 
-# Told apart under the common color deficiencies (mostly Okabe and Ito's); markers and dashes repeat the difference.
-BLUE, GREEN, PURPLE, RED, GRAY = "#0072B2", "#009E73", "#AA4499", "#D55E00", "#666666"
+Row = Mapping[str, Any]
 
 # Upper ends (log10) of the ranges of gradient amplitude: ten, as in the paper's Fig. 9, the first of them open below.
 RANGE_TOPS = (-30, -25, -20, -15, -10, -8, -6, -4, -2, 0)
@@ -62,57 +56,8 @@ CAPTIONS = {
     "adversarial image. Where a distilled network is fooled too, its own gradients were not needed to fool it.",
 }
 
-# Frames of the grid of examples: what they say, color, line style, width.
-_FRAMES: tuple[tuple[str, str, Any, float], ...] = (
-    ("target reached", GREEN, "-", 2),
-    ("not reached", RED, (0, (2, 1)), 2),
-    ("clean image", GRAY, "-", 1),
-)
 
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.7,
-    "figure.constrained_layout.h_pad": 0.1,
-    "figure.constrained_layout.w_pad": 0.1,
-    "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 5.5,
-    "savefig.dpi": 130,
-}
-
-
-def _styled():
-    """A decorator under which a function draws in this module's style, whatever the user's matplotlibrc says."""
-    return style.context(["default", STYLE])
-
-
-@_styled()
-def to_png(figure: Figure) -> bytes:
-    """Renders a figure; the same figure gives the same bytes (no date and no version string inside).
-
-    Args:
-      figure: the figure.
-
-    Returns:
-      The contents of a PNG file.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-@_styled()
+@styled()
 def success(rows: Sequence[Row]) -> Figure | None:
     """Attack success against the distillation temperature (the paper's Fig. 7): JSMA and, beside it, FGSM.
 
@@ -145,7 +90,7 @@ def success(rows: Sequence[Row]) -> Figure | None:
     if not panels:
         return None
     figure = Figure(figsize=(5.3 * len(panels) + 0.3, 4.5), layout="constrained")
-    for axes, (title, reference, series) in zip(_row_of_axes(figure, len(panels)), panels, strict=True):
+    for axes, (title, reference, series) in zip(row_of_axes(figure, len(panels)), panels, strict=True):
         _temperature_axis(axes, rows)
         _reference_line(axes, rows, reference)
         for position, (column, label, color, marker, line) in enumerate(series):
@@ -158,7 +103,7 @@ def success(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-@_styled()
+@styled()
 def accuracy_variation(rows: Sequence[Row]) -> Figure | None:
     """What distillation does to test accuracy, in percentage points (the paper's Fig. 8).
 
@@ -171,7 +116,7 @@ def accuracy_variation(rows: Sequence[Row]) -> Figure | None:
     if not _points(rows, "accuracy_variation")[0]:
         return None
     figure = Figure(figsize=(6.4, 3.7), layout="constrained")
-    (axes,) = _row_of_axes(figure, 1)
+    (axes,) = row_of_axes(figure, 1)
     _temperature_axis(axes, rows)
     base = rows[0]
     if base.get("accuracy_low") is not None:
@@ -184,7 +129,7 @@ def accuracy_variation(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-@_styled()
+@styled()
 def gradients(rows: Sequence[Row], decades: Mapping[float | None, Mapping[int, int]]) -> Figure | None:
     """How large the gradients of the T=1 probabilities are, image by image (the paper's Fig. 9).
 
@@ -201,7 +146,7 @@ def gradients(rows: Sequence[Row], decades: Mapping[float | None, Mapping[int, i
         return None
     shares = np.array([_range_shares(decades[row["temperature"]]) for row in bars])
     figure = Figure(figsize=(max(5.5, 0.62 * len(bars) + 2.9), 4.2), layout="constrained")
-    (axes,) = _row_of_axes(figure, 1)
+    (axes,) = row_of_axes(figure, 1)
     places = np.arange(len(bars))
     bottoms = np.cumsum(shares, axis=1) - shares
     for k, color in enumerate(RANGE_COLORS):
@@ -228,7 +173,7 @@ def gradients(rows: Sequence[Row], decades: Mapping[float | None, Mapping[int, i
     return figure
 
 
-@_styled()
+@styled()
 def robustness(rows: Sequence[Row]) -> Figure | None:
     """Share of the features JSMA has to change, averaged over images, against the temperature (the paper's Fig. 10).
 
@@ -241,7 +186,7 @@ def robustness(rows: Sequence[Row]) -> Figure | None:
     if not _points(rows, "robustness")[0] and not _points(rows, "robustness_tempered")[0]:
         return None
     figure = Figure(figsize=(6.4, 3.7), layout="constrained")
-    (axes,) = _row_of_axes(figure, 1)
+    (axes,) = row_of_axes(figure, 1)
     _temperature_axis(axes, rows)
     _reference_line(axes, rows, "robustness")
     _series(axes, rows, "robustness", -0.008, "JSMA on T=1 probabilities", BLUE, "o", "-")
@@ -252,7 +197,6 @@ def robustness(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
-@_styled()
 def jsma_grid(examples: Mapping[str, np.ndarray], class_names: Sequence[str], title: str) -> Figure | None:
     """Adversarial examples from every source class (row) towards every target class (column).
 
@@ -264,51 +208,13 @@ def jsma_grid(examples: Mapping[str, np.ndarray], class_names: Sequence[str], ti
     Returns:
       The figure; None if there is no example.
     """
-    if "jsma_images" not in examples or not np.any(examples["jsma_present"]):
+    if "jsma_images" not in examples:
         return None
     images, reached, present = (examples[f"jsma_{name}"] for name in ("images", "success", "present"))
-    k, _, height, width, _ = images.shape
-    gap = max(2, round(0.18 * max(height, width)))
-    pitch = np.array((height + gap, width + gap))
-    # One picture with gaps instead of K * K axes, which would take matplotlib seconds.
-    mosaic = np.ones((k * pitch[0], k * pitch[1], 3))
-    boxes: list[Rectangle] = []
-    for source, target in np.ndindex(k, k):
-        if not present[source]:
-            continue
-        top, left = pitch * (source, target) + gap // 2
-        mosaic[top : top + height, left : left + width] = _pixels(images[source, target])
-        _, color, line, thickness = _FRAMES[2 if source == target else 0 if reached[source, target] else 1]
-        margin = gap / 4
-        corner = (left - 0.5 - margin, top - 0.5 - margin)
-        boxes.append(Rectangle(corner, width + 2 * margin, height + 2 * margin, fill=False))
-        boxes[-1].set(edgecolor=color, linestyle=line, linewidth=thickness)
-    side = max(4.0, 0.62 * k)
-    figure = Figure(figsize=(side + 0.9, side * pitch[0] / pitch[1] + 1.2), layout="constrained")
-    (axes,) = _row_of_axes(figure, 1)
-    axes.imshow(mosaic, interpolation="nearest")
-    for box in boxes:
-        axes.add_patch(box)
-    names = [_class_name(label, class_names) for label in range(k)]
-    turn = 45 if max(map(len, names)) > 4 else 0
-    centers = [pitch * place + gap // 2 + (np.array((height, width)) - 1) / 2 for place in range(k)]
-    axes.set_xticks([x for _, x in centers], names, rotation=turn, ha="right" if turn else "center")
-    axes.set_yticks([y for y, _ in centers], names)
-    axes.grid(False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    tried = (k - 1) * int(np.sum(present))
-    won = int(np.sum(reached & ~np.eye(k, dtype=bool) & present[:, None]))
-    axes.set(title=f"{title}: {won} of {tried} targets reached", xlabel="target class", ylabel="source class")
-    figure.legend(
-        [Patch(fill=False, edgecolor=color, linestyle=line, linewidth=thick) for _, color, line, thick in _FRAMES],
-        [meaning for meaning, *_ in _FRAMES],
-        loc="outside lower center", ncols=3, handlelength=1.3, handleheight=1.1,
-    )  # fmt: skip
-    return figure
+    return class_grid(images, reached, np.broadcast_to(present[:, None], reached.shape), class_names, title)
 
 
-@_styled()
+@styled()
 def fgsm(examples: Mapping[float | None, Mapping[str, np.ndarray]], class_names: Sequence[str]) -> Figure | None:
     """One FGSM example made on the undistilled network, and what every network says of it.
 
@@ -334,13 +240,13 @@ def fgsm(examples: Mapping[float | None, Mapping[str, np.ndarray]], class_names:
         lines.append((f"distilled, T = {temperature_name(temperature)}", *predictions))
     height = max(2.7, 0.25 * (len(lines) + 2))
     figure = Figure(figsize=(10.2, height), layout="constrained")
-    *panels, words = _row_of_axes(figure, 4, width_ratios=[1, 1, 1, 2])
+    *panels, words = row_of_axes(figure, 4, width_ratios=[1, 1, 1, 2])
     change = np.asarray(adversarial, float) - np.asarray(clean, float)
     largest = float(np.max(np.abs(change)))
     # Gray is no change; a perturbation of either sign would otherwise be cut off at black.
     titles = ("clean", f"perturbation (at most {largest:.2g})", "adversarial")
     for axes, title, image in zip(panels, titles, (clean, 0.5 + change / (2 * largest or 1), adversarial), strict=True):
-        axes.imshow(_pixels(image), interpolation="nearest")
+        axes.imshow(pixels(image), interpolation="nearest")
         axes.grid(False)
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set(visible=True, color=GRAY)
@@ -348,7 +254,7 @@ def fgsm(examples: Mapping[float | None, Mapping[str, np.ndarray]], class_names:
     words.set_axis_off()
     words.set(xlim=(0, 1), ylim=(max(len(lines), 7) + 0.5, -1.5))
     columns = (0.02, 0.46, 0.73)
-    words.text(columns[0], -0.9, f"true class: {_class_name(label, class_names)}", weight="bold", va="center")
+    words.text(columns[0], -0.9, f"true class: {class_name(label, class_names)}", weight="bold", va="center")
     for x, text in zip(columns, ("network", "clean", "adversarial"), strict=True):
         words.text(x, 0, text, color=GRAY, va="center")
     for y, (network, *predictions) in enumerate(lines, start=1):
@@ -356,32 +262,9 @@ def fgsm(examples: Mapping[float | None, Mapping[str, np.ndarray]], class_names:
         for x, prediction in zip(columns[1:], predictions, strict=True):
             if prediction is not None:
                 right = prediction == label
-                text = f"{'✓' if right else '✗'} {_class_name(prediction, class_names)}"
+                text = f"{'✓' if right else '✗'} {class_name(prediction, class_names)}"
                 words.text(x, y, text, color=GREEN if right else RED, va="center")
     return figure
-
-
-def temperature_name(temperature: float | None) -> str:
-    """The name of a temperature in tables and on axes: `none` for the undistilled network, else the number.
-
-    Args:
-      temperature: the temperature, None for no distillation.
-
-    Returns:
-      Its name.
-    """
-    return "none" if temperature is None else f"{temperature:g}"
-
-
-def _class_name(label: int, class_names: Sequence[str]) -> str:
-    # A dollar sign would switch matplotlib to math text.
-    return str(class_names[label]).replace("$", r"\$") if label < len(class_names) else str(label)
-
-
-def _pixels(image: np.ndarray) -> np.ndarray:
-    """[H, W, C] in [0, 1] as an RGB picture; anything but three channels is shown by its first, in gray."""
-    image = np.clip(np.asarray(image, float), 0, 1)
-    return image if image.shape[-1] == 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def _range_shares(counts: Mapping[int, int]) -> np.ndarray:
@@ -391,10 +274,6 @@ def _range_shares(counts: Mapping[int, int]) -> np.ndarray:
         # A decade d holds amplitudes in [10^d, 10^(d+1)); what reaches 1 is counted with the last range.
         shares[min(np.searchsorted(RANGE_TOPS, decade, side="right"), len(RANGE_TOPS) - 1)] += count
     return 100 * shares / shares.sum()
-
-
-def _row_of_axes(figure: Figure, count: int, **grid: Any) -> list[Axes]:
-    return list(figure.subplots(1, count, squeeze=False, gridspec_kw=grid)[0])
 
 
 def _points(rows: Sequence[Row], column: str) -> tuple[list[float], list[float]]:

@@ -1,26 +1,19 @@
-"""Turns a run directory into `table.csv`, `figures/*.png` and a self-contained `report.html`.
+"""The page of a sweep over distillation temperatures."""
 
-Everything is computed from `config.json`, `results.jsonl` and `examples/*.npz`, so a report can be made again at any
-time, also of a sweep that is still running or was stopped.
-"""
-
-import base64
-import csv
-import html
-import io
-import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from ddjax import figures, metrics, runs
+from ddjax import figures, metrics
 from ddjax.figures import temperature_name
+from ddjax.report import generic, page
+from ddjax.report.page import Row, percent
 
-Row = dict[str, Any]
+HEADING = page.HEADING
 
 # Column of the table to (kind of record, field with the hits), pooled over seeds as hits / n with an interval.
 _RATES = {
@@ -78,6 +71,35 @@ def _planned(records: Iterable[Mapping[str, Any]], config: Mapping[str, Any]) ->
     asked = [t for t in config.get("flags", {}).get("temperatures") or [] if isinstance(t, int | float)]
     measured = [r["temperature"] for r in records if r.get("measure") in _MEASURES and r["temperature"] is not None]
     return [None, *sorted({float(t) for t in [*asked, *measured]})]
+
+
+def sections(records: Sequence[Row], config: Mapping[str, Any], workdir: Path) -> list[str]:
+    """Writes `table.csv` and the figures of a sweep, finished or not.
+
+    Args:
+      records: the records of `results.jsonl`.
+      config: the contents of `config.json`.
+      workdir: the run directory.
+
+    Returns:
+      The parts of the page that are about its results.
+    """
+    rows = summarize(records, config)
+    page.write_table(rows, workdir / "table.csv")
+    written = [
+        page.section("Summary", page.paragraph(conclude(rows, missing_measurements(records, config)))),
+        page.section("Results", _results(rows, records)),
+        page.section("Figures", page.show_figures(_draw(rows, records, config, workdir), workdir)),
+    ]
+    foreign = [record for record in records if record.get("measure") not in (*_MEASURES, _DONE)]
+    if foreign:
+        written.append(page.section("Other records", page.grid(*generic.table(foreign))))
+    return written
+
+
+def readme_table(records: Sequence[Row], config: Mapping[str, Any]) -> str:
+    """The compact table for a README."""
+    return markdown_table(summarize(records, config))
 
 
 def summarize(records: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> list[Row]:
@@ -235,7 +257,7 @@ def _say_accuracy(rows: Sequence[Row]) -> list[str]:
     if not known:
         return []
     low, high = (pick(known, key=lambda row: row["accuracy_variation"]) for pick in (min, max))
-    start = f"The undistilled network classifies {_percent(rows[0]['accuracy'])} of the test images correctly; "
+    start = f"The undistilled network classifies {percent(rows[0]['accuracy'])} of the test images correctly; "
     if len(known) == 1:
         name, change = temperature_name(low["temperature"]), 100 * low["accuracy_variation"]
         return [f"{start}distillation at T = {name} changes that by {change:+.2f} percentage points."]
@@ -250,7 +272,7 @@ def _say_gradients(rows: Sequence[Row]) -> list[str]:
     if not known:
         return []
     most = max(known, key=lambda row: row["zero_gradient_share"])
-    peak = f"{_percent(most['zero_gradient_share'])} at T = {temperature_name(most['temperature'])}"
+    peak = f"{percent(most['zero_gradient_share'])} at T = {temperature_name(most['temperature'])}"
     dead = [row["temperature"] for row in known if row["zero_gradient_share"] >= _DEAD_SHARE]
     if dead:
         said = f"Evaluated at T = 1, the networks distilled at {_list(dead)} have dead gradients: at least half of the "
@@ -264,17 +286,17 @@ def _say_attacks(base: Row, row: Row, verdict: str) -> list[str]:
     """The two versions of JSMA at one temperature, FGSM beside them, and what follows."""
     name = f"T = {temperature_name(row['temperature'])}"
     plain, tempered, without = row["jsma_success"], row["jsma_tempered_success"], base["jsma_success"]
-    said = f"At {name}, JSMA on T=1 probabilities succeeds in {_percent(plain)} of its attempts ({_percent(without)} "
+    said = f"At {name}, JSMA on T=1 probabilities succeeds in {percent(plain)} of its attempts ({percent(without)} "
     said += "without distillation)"
     if tempered is not None:
-        said += f"; JSMA on softmax(Z/T) of the same network succeeds in {_percent(tempered)}"
+        said += f"; JSMA on softmax(Z/T) of the same network succeeds in {percent(tempered)}"
     lines = [said + "."]
     transfer, white = row["fgsm_transfer_success"], row["fgsm_success"]
     if transfer is not None and white is not None and row["fgsm_transfer_success_low"] > row["fgsm_success_high"]:
         said = (
-            f"FGSM tells of masking too: on the network itself it succeeds in {_percent(white)}, while images made on "
+            f"FGSM tells of masking too: on the network itself it succeeds in {percent(white)}, while images made on "
         )
-        lines.append(f"{said}the undistilled network fool it in {_percent(transfer)}.")
+        lines.append(f"{said}the undistilled network fool it in {percent(transfer)}.")
     if verdict == "none":
         lines.append(
             "Conclusion: there is no robustness to explain, since plain JSMA does not succeed clearly less often."
@@ -311,37 +333,9 @@ def _say_attacks(base: Row, row: Row, verdict: str) -> list[str]:
     return lines
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
-
-
 def _list(temperatures: Sequence[float]) -> str:
     names = [temperature_name(temperature) for temperature in temperatures]
     return "T = " + (", ".join(names[:-1]) + " and " if len(names) > 1 else "") + names[-1]
-
-
-def write_table(rows: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Writes rows as CSV, byte for byte the same for the same rows.
-
-    Args:
-      rows: the rows; the columns are the union of their keys in order of first appearance.
-      path: the file to write, replaced at once when complete.
-    """
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(column, row.get(column)) for column in columns] for row in rows)
-    runs.write_atomically(Path(path), buffer.getvalue().encode())
-
-
-def _cell(column: str, value: Any) -> str:
-    if column == "temperature" and (value is None or isinstance(value, int | float)):
-        return temperature_name(None if value is None else float(value))
-    if isinstance(value, float):
-        # Adding zero to the rounded value turns -0.0 and everything that rounds to it into 0.0.
-        return f"{round(value, 6) + 0.0:.6f}"
-    return "" if value is None else str(value)
 
 
 def _shown(rows: Sequence[Row], interval: str) -> tuple[list[str], list[list[str]]]:
@@ -364,9 +358,9 @@ def _shown(rows: Sequence[Row], interval: str) -> tuple[list[str], list[list[str
         if column in ("mean_abs_logit", "log10_adversarial_gradient"):
             return f"{round(value, 1) + 0.0:.1f}"
         if column not in _RATES:
-            return _percent(value)
+            return percent(value)
         ends = {end: f"{100 * row[f'{column}_{end}']:.1f}" for end in ("low", "high")}
-        return _percent(value) + interval.format(**ends, n=row[f"{column}_n"])
+        return percent(value) + interval.format(**ends, n=row[f"{column}_n"])
 
     header = ["T", *(title for title, _ in layout)]
     return header, [
@@ -383,98 +377,12 @@ def markdown_table(rows: Sequence[Row]) -> str:
     Returns:
       A Markdown table, without a newline at its end; rates carry their 95 % interval in brackets.
     """
-    header, cells = _shown(rows, " [{low}, {high}]")
-    lines = [header, ["---:"] * len(header), *cells]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return page.markdown(*_shown(rows, " [{low}, {high}]"))
 
 
-def update_readme(path: str | os.PathLike[str], block: str, text: str) -> None:
-    """Replaces what stands between `<!-- BEGIN block -->` and `<!-- END block -->`, and nothing else.
-
-    Args:
-      path: the file.
-      block: the name of the block.
-      text: what to put between the markers.
-
-    Raises:
-      ValueError: if the markers are not there, in this order.
-    """
-    path = Path(path)
-    begin, end = f"<!-- BEGIN {block} -->", f"<!-- END {block} -->"
-    before, opened, rest = path.read_bytes().decode().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not opened or not closed:
-        raise ValueError(f"{path} has no block {begin} ... {end}")
-    runs.write_atomically(path, f"{before}{begin}\n{text.strip()}\n{end}{after}".encode())
-
-
-_CSS = """
-:root { color-scheme: light dark; --line: #8884; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
-h1 + p, figcaption, .note, .ends { opacity: .72; } .note, figcaption { font-size: .9rem; max-width: 60rem; }
-#summary p { border-left: 4px solid #0072b2; padding-left: 1rem; max-width: 60rem; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th { font-weight: 600; vertical-align: bottom; } .ends { display: block; font-size: .75rem; white-space: nowrap; }
-.pairs th, .pairs td { text-align: left; overflow-wrap: anywhere; } .pairs th { vertical-align: top; }
-figure { margin: 1.5rem 0 2.2rem; } img { max-width: 100%; background: #fff; border-radius: 4px; }
-"""
-
-
-def write(workdir: str | os.PathLike[str]) -> Path:
-    """Writes `table.csv`, `figures/*.png` and `report.html` of a run directory.
-
-    A sweep, finished or not, gets its table, its figures and a reading of its numbers; the directory of any other
-    launcher gets a table of all its records.
-
-    Args:
-      workdir: the run directory.
-
-    Returns:
-      The path of the report, one file that needs neither network nor scripts.
-    """
-    workdir = Path(workdir)
-    config, records = runs.read_config(workdir), runs.read_results(workdir)
-    flags, resolved = config.get("flags", {}), config.get("resolved", {})
-    foreign = [record for record in records if record.get("measure") not in (*_MEASURES, _DONE)]
-    sections = []
-    if "temperatures" in flags:
-        rows = summarize(records, config)
-        write_table(rows, workdir / "table.csv")
-        summary = html.escape(conclude(rows, missing_measurements(records, config)))
-        summary = summary.replace("T = ", "T&nbsp;=&nbsp;").replace(" %", "&nbsp;%")
-        sections.append(_section("Summary", f"<p>{summary}</p>"))
-        sections.append(_section("Results", _results(rows, records)))
-        shown = _write_figures(rows, records, config, workdir)
-        sections.append(_section("Figures", "\n".join(shown) or "<p>Nothing to show yet.</p>"))
-        if foreign:
-            sections.append(_section("Other records", _grid(*_generic(foreign))))
-    else:
-        header, cells = _generic(records)
-        write_table([dict(zip(header, line, strict=True)) for line in cells], workdir / "table.csv")
-        sections.append(_section("Results", _grid(header, cells) if records else "<p>No records yet.</p>"))
-    settings = "".join(f"<h3>{name.capitalize()}</h3>{_pairs(config.get(name, {}))}" for name in ("flags", "resolved"))
-    sections += [_section("Configuration", settings), _section("Environment", _pairs(config.get("environment", {})))]
-    seeds = flags.get("seeds", sorted({record["seed"] for record in records if "seed" in record}))
-    named = {"recipe": flags.get("recipe"), "data set": resolved.get("dataset"), "seeds": _text(seeds).strip("[]")}
-    subtitle = ", ".join(f"{name} {value}" for name, value in named.items() if value)
-    page = (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>ddjax: {html.escape(subtitle or workdir.name)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
-        f"<h1>Defensive distillation under attack</h1>\n<p>{html.escape(subtitle or workdir.name)}</p>\n"
-        + "\n".join(sections)
-        + "\n</body>\n</html>\n"
-    )
-    runs.write_atomically(workdir / "report.html", page.encode())
-    return workdir / "report.html"
-
-
-def _write_figures(
+def _draw(
     rows: Sequence[Row], records: Sequence[Mapping[str, Any]], config: Mapping[str, Any], workdir: Path
-) -> list[str]:
-    """Draws what there is data for, removes what an earlier report drew and this one has no data for."""
+) -> dict[str, tuple[Figure | None, str]]:
     resolved, examples = config.get("resolved", {}), _examples(workdir / "examples")
     names, source = resolved.get("class_names") or [], resolved.get("published_source") or ""
     highest = max((t for t in examples if t is not None), default=None)
@@ -489,24 +397,10 @@ def _write_figures(
         **{name: figures.jsma_grid(examples.get(t, {}), names, title) for name, (t, title) in grids.items()},
         "fgsm": figures.fgsm(examples, names),
     }
-    folder = workdir / "figures"
-    folder.mkdir(exist_ok=True)
-    shown = []
-    for name, caption in figures.CAPTIONS.items():
-        figure = drawn.get(name)
-        if figure is None:
-            (folder / f"{name}.png").unlink(missing_ok=True)
-            continue
-        picture = figures.to_png(figure)
-        runs.write_atomically(folder / f"{name}.png", picture)
-        if name == "success" and any(row.get("published_jsma_success") is not None for row in rows):
-            caption += f" Open diamonds: published values{f' ({source})' if source else ''}."
-        data = base64.b64encode(picture).decode()
-        caption = html.escape(caption)
-        shown.append(
-            f'<figure><img alt="{name}" src="data:image/png;base64,{data}"><figcaption>{caption}</figcaption></figure>'
-        )
-    return shown
+    captions = dict(figures.CAPTIONS)
+    if any(row.get("published_jsma_success") is not None for row in rows):
+        captions["success"] += f" Open diamonds: published values{f' ({source})' if source else ''}."
+    return {name: (drawn.get(name), caption) for name, caption in captions.items()}
 
 
 def _examples(folder: Path) -> dict[float | None, dict[str, np.ndarray]]:
@@ -544,41 +438,4 @@ def _results(rows: Sequence[Row], records: Sequence[Mapping[str, Any]]) -> str:
         "images whose Jacobian of the T=1 probabilities is all zero in float32. Log10 gradient: mean over images of "
         "log10 of that Jacobian's mean absolute entry. All columns are in table.csv."
     )
-    return f'{_grid(header, cells)}\n<p class="note">{html.escape(" ".join(notes))}</p>'
-
-
-def _generic(records: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """All records as a table: the union of their keys in order of first appearance."""
-    header = list(dict.fromkeys(key for record in records for key in record))
-    return header, [[_text(record[key]) if key in record else "" for key in header] for record in records]
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _section(title: str, body: str) -> str:
-    name = title.lower().replace(" ", "-")
-    return f'<section id="{name}">\n<h2>{html.escape(title)}</h2>\n{body}\n</section>'
-
-
-def _grid(header: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
-    """A table; a cell's lines after its first are set small."""
-    top = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    lines = []
-    for line in cells:
-        parts = [[html.escape(part) for part in cell.split("\n")] for cell in line]
-        tds = (
-            f"<td>{first}{''.join(f'<span class=ends>{part}</span>' for part in rest)}</td>" for first, *rest in parts
-        )
-        lines.append(f"<tr>{''.join(tds)}</tr>\n")
-    return f'<div class="wide"><table>\n<tr>{top}</tr>\n{"".join(lines)}</table></div>'
-
-
-def _pairs(settings: Mapping[str, Any]) -> str:
-    lines = (
-        f"<tr><th>{html.escape(key)}</th><td>{html.escape(_text(value))}</td></tr>\n" for key, value in settings.items()
-    )
-    return f'<table class="pairs">\n{"".join(lines)}</table>'
+    return f"{page.grid(header, cells)}\n{page.note(' '.join(notes))}"

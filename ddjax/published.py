@@ -1,0 +1,96 @@
+"""Published numbers that the pages of runs show beside their own.
+
+All from Carlini, Wagner, Towards Evaluating the Robustness of Neural Networks, 2017 (arXiv 1608.04644). Distances are
+means over the successes: L0 in pixels, L2 and Linf on pixel values in a range of length 1, as `ddjax.metrics` has them.
+The keys are the names of data sets, and those that `launch.carlini` and `launch.transfer` give to networks and attacks.
+"""
+
+from typing import NamedTuple
+
+SOURCE = "Carlini and Wagner 2017"
+
+
+class Published(NamedTuple):
+    """One case of an attack.
+
+    Attributes:
+      distance: the mean distance; None where nothing succeeded.
+      percent: how often it succeeded, in percent.
+    """
+
+    distance: float | None
+    percent: float = 100
+
+
+Cases = dict[str, Published]
+
+
+def _cases(best: Published, average: Published | None = None, worst: Published | None = None) -> Cases:
+    cases = {"best": best, "average": average, "worst": worst}
+    return {name: case for name, case in cases.items() if case is not None}
+
+
+_P = Published
+
+# Data set to network to attack to case. "baseline": Table IV, undistilled. "student": Table VI, distilled at T = 100,
+# where every success is 100 percent. `bim` is their "iterative gradient sign". DeepFool is not targeted, so it has the
+# best case only. Carlini and Wagner's distilled CIFAR-10 network has the Linf best case .002, which is smaller than the
+# .0092 without distillation: printed that way, and likely a slip for .02.
+DISTANCES: dict[str, dict[str, dict[str, Cases]]] = {
+    "mnist": {
+        "baseline": {
+            "carlini_wagner_l0": _cases(_P(8.5), _P(16.0), _P(33.0)),
+            "jsma_z": _cases(_P(20.0), _P(56.0), _P(180.0, 98)),
+            "jsma_f": _cases(_P(17.0), _P(45.0), _P(100.0)),
+            "carlini_wagner_l2": _cases(_P(1.36), _P(1.76), _P(2.60)),
+            "deepfool": _cases(_P(2.11)),
+            "carlini_wagner_linf": _cases(_P(0.13), _P(0.16), _P(0.23)),
+            "fgsm": _cases(_P(0.22), _P(0.26, 42), _P(None, 0)),
+            "bim": _cases(_P(0.14), _P(0.19), _P(0.26)),
+        },
+        "student": {
+            "carlini_wagner_l0": _cases(_P(10.0), _P(19.0), _P(36.0)),
+            "carlini_wagner_l2": _cases(_P(1.7), _P(2.2), _P(2.9)),
+            "carlini_wagner_linf": _cases(_P(0.14), _P(0.18), _P(0.25)),
+        },
+    },
+    "cifar10": {
+        "baseline": {
+            "carlini_wagner_l0": _cases(_P(5.9), _P(13.0), _P(24.0)),
+            "jsma_z": _cases(_P(20.0), _P(58.0), _P(150.0)),
+            "jsma_f": _cases(_P(25.0), _P(110.0), _P(240.0)),
+            "carlini_wagner_l2": _cases(_P(0.17), _P(0.33), _P(0.51)),
+            "deepfool": _cases(_P(0.85)),
+            "carlini_wagner_linf": _cases(_P(0.0092), _P(0.013), _P(0.019)),
+            "fgsm": _cases(_P(0.015, 99), _P(0.029, 51), _P(0.34, 1)),
+            "bim": _cases(_P(0.0078), _P(0.014), _P(0.023)),
+        },
+        "student": {
+            "carlini_wagner_l0": _cases(_P(7.4), _P(15.0), _P(29.0)),
+            "carlini_wagner_l2": _cases(_P(0.36), _P(0.60), _P(0.92)),
+            "carlini_wagner_linf": _cases(_P(0.002), _P(0.023), _P(0.038)),
+        },
+    },
+}
+
+# Data set to (target network, whether the attack was targeted) to (kappa, share that transfers). Section VIII-D: two
+# networks trained on halves of the data, the second one plain or distilled at T = 100. Read off the paper's two
+# figures, so good to about one hundredth. Of the targeted curve to the plain network, what follows kappa = 25 stays
+# between .92 and .95 and is left out.
+TRANSFER: dict[str, dict[tuple[str, bool], tuple[tuple[float, float], ...]]] = {
+    "mnist": {
+        ("plain", False): (
+            (0, 0.03), (1, 0.05), (2, 0.10), (3, 0.14), (4, 0.18), (5, 0.26), (6, 0.29), (7, 0.36), (9, 0.49),
+            (11, 0.54), (13, 0.66), (15, 0.72), (17, 0.81), (19, 0.89), (21, 0.95), (23, 0.98), (27, 0.99), (29, 1.0),
+        ),
+        ("plain", True): ((0, 0.03), (5, 0.22), (9, 0.43), (13, 0.61), (17, 0.75), (21, 0.88), (25, 0.95)),
+        ("distilled", False): (
+            (0, 0.0), (2, 0.03), (6, 0.04), (9, 0.12), (13, 0.24), (17, 0.35), (19, 0.47), (21, 0.57), (23, 0.63),
+            (27, 0.65), (29, 0.72), (31, 0.81), (33, 0.84), (35, 0.87), (37, 0.91), (39, 0.93),
+        ),
+        ("distilled", True): (
+            (9, 0.12), (13, 0.22), (17, 0.32), (19, 0.44), (21, 0.55), (25, 0.63), (29, 0.69), (31, 0.76), (35, 0.82),
+            (39, 0.90),
+        ),
+    },
+}  # fmt: skip
