@@ -102,7 +102,7 @@ def _train_side(lowering: str) -> Callable[[], Any]:
         one = lambda state, _: (training.train_step(state, batch, temperature)[0], None)
         return lax.scan(one, state, length=_STEPS)[0]
 
-    return _call(common.jit_training(steps), state, jnp.float32(1))
+    return _call(common.jit(steps), state, jnp.float32(1))
 
 
 def _gradient_side(logits_fn: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:

@@ -121,6 +121,23 @@ def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     )
 
 
+def rows_of(dataset: data.Dataset, rows: slice) -> data.Dataset:
+    """Some rows of a data set."""
+    columns = {name: getattr(dataset, name)[rows] for name in ("images", "labels", "indices")}
+    return dataclasses.replace(dataset, **columns)
+
+
+def first(dataset: data.Dataset, count: int) -> data.Dataset:
+    """The first examples of a data set.
+
+    Raises:
+      ValueError: when there are not that many, or none are wanted.
+    """
+    if not 1 <= count <= len(dataset):
+        raise ValueError(f"--num_examples must be from 1 to {len(dataset)}, the test images there are, got {count}")
+    return rows_of(dataset, slice(count))
+
+
 def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
     """Refuses data that the recipe's network cannot take, before anything is written."""
     module = models.build(recipe.network, train.num_classes)
@@ -168,14 +185,14 @@ def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
         yield bar
 
 
-def jit_training(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """Compiles a function that trains as fast as the backend can."""
+def jit(function: Callable[..., Any], **settings: Any) -> Any:
+    """Compiles a function that differentiates a network in a loop, for what the backend can."""
     if jax.default_backend() != "cpu" or not _takes_compiler_options():
         return jax.jit(function, **settings)
 
-    def unpadded(*arguments: Any) -> Any:
+    def unpadded(*arguments: Any, **named: Any) -> Any:
         with layers.unpadded():
-            return function(*arguments)
+            return function(*arguments, **named)
 
     return jax.jit(unpadded, compiler_options=layers.COMPILER_OPTIONS, **settings)
 
@@ -193,14 +210,16 @@ def _takes_compiler_options() -> bool:
 @functools.cache
 def _compiled_epoch(batch_size: int) -> training.EpochFn:
     epoch = functools.partial(training.train_epoch, batch_size=batch_size)
-    return jit_training(epoch, donate_argnums=0)
+    return jit(epoch, donate_argnums=0)
 
 
 soft_labels = jax.jit(training.soft_labels)
 logits_of = jax.jit(lambda logits_fn, images: logits_fn(images))
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
-_ROLES = ("baseline", "start", "teacher", "student")
+_ROLES = ("baseline", "start", "teacher", "student", "source", "plain")
+# Those that are trained on the true labels at temperature 1.
+_UNDISTILLED = ("baseline", "source", "plain")
 
 
 class Trainer:
@@ -215,7 +234,7 @@ class Trainer:
 
     def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> training.TrainState:
         """A network trained on the true labels."""
-        return self._fit(seed, None if role == "baseline" else temperature, role, temperature, self._one_hot)
+        return self._fit(seed, None if role in _UNDISTILLED else temperature, role, temperature, self._one_hot)
 
     def distilled(self, seed: int, temperature: float) -> tuple[training.TrainState, training.TrainState]:
         """A teacher and its student."""

@@ -1,8 +1,9 @@
+import csv
+
 import numpy as np
 import pytest
 
 from ddjax import runs
-from launch import attack
 
 
 def student(workdir):
@@ -41,10 +42,13 @@ def test_attacks_a_checkpoint_and_repeats_nothing(launch, distilled, tmp_path):
     ("arguments", "message"),
     [
         (["--attack=jsma"], "--checkpoint must name"),
-        (["--checkpoint=CHECKPOINT"], "--attack must name at least one attack; known: fgsm, jsma"),
-        (["--checkpoint=CHECKPOINT", "--attack=pgd9"], "unknown attack 'pgd9'; known: fgsm, jsma"),
+        (["--checkpoint=CHECKPOINT"], "--attack must name at least one attack; known: fgsm, bim"),
+        (["--checkpoint=CHECKPOINT", "--attack=pgd9"], "unknown attack 'pgd9'; known: fgsm, bim"),
         (["--checkpoint=CHECKPOINT", "--attack=jsma:eps=1"], "attack jsma has no setting 'eps'; known: theta, gamma"),
         (["--checkpoint=CHECKPOINT", "--attack=jsma:gamma=2.0"], "gamma is a share of the features"),
+        (["--checkpoint=CHECKPOINT", "--attack=pgd:norm=l7"], "unknown norm 'l7'; known: linf, l2, l1"),
+        (["--checkpoint=CHECKPOINT", "--attack=ddn:num_steps=1.5"], "num_steps must be a whole number, got 1.5"),
+        (["--checkpoint=CHECKPOINT", "--attack=deepfool", "--targets=all"], "deepfool has no targeted form"),
         (["--checkpoint=/nothing/here", "--attack=fgsm"], "there is no checkpoint directory /nothing/here"),
         (["--checkpoint=CHECKPOINT/../..", "--attack=fgsm"], "holds no checkpoint; it contains"),
         (["--checkpoint=CHECKPOINT", "--attack=fgsm", "--dataset=no_such_set"], "no_such_set"),
@@ -71,27 +75,40 @@ def test_a_data_set_that_does_not_fit_the_network(launch, distilled, tmp_path, t
     assert "the network takes images of shape (8, 8, 1) in 10 classes; mnist has (28, 28, 1) in 10" in done.stderr
 
 
-@pytest.mark.parametrize("how", ["all", "random", "next", "least_likely"])
-def test_targets_are_never_the_label(how):
-    rng = np.random.default_rng(0)
-    logits, labels = rng.normal(size=(50, 5)), rng.integers(0, 5, 50).astype(np.int32)
-    rows, targets = attack.choose_targets(how, logits, labels, 3)
-    assert (targets != labels[rows]).all()
-    assert len(rows) == (200 if how == "all" else 50)
-    if how == "all":
-        assert len({*zip(rows.tolist(), targets.tolist(), strict=True)}) == 200
-    if how == "next":
-        np.testing.assert_array_equal(targets, (labels + 1) % 5)
-    if how == "least_likely":
-        masked = np.where(np.arange(5) == labels[:, None], np.inf, logits)
-        np.testing.assert_array_equal(masked[np.arange(50), targets], masked.min(1))
-    if how == "random":
-        np.testing.assert_array_equal(targets, attack.choose_targets(how, logits, labels, 3)[1])
-        assert len(set((targets - labels) % 5)) == 4
-
-
-def test_settings_are_parsed_as_numbers_or_words():
-    _, settings = attack.parse_attack("jsma:score_space=tempered,theta=-1.0,gamma=0.25")
-    assert settings == {"score_space": "tempered", "theta": -1.0, "gamma": 0.25}
-    with pytest.raises(ValueError, match="'theta' needs a value"):
-        attack.parse_attack("jsma:theta")
+def test_all_targets_give_cases_and_a_proof_brackets_the_truth(launch, distilled, tmp_path):
+    done = launch(
+        "attack",
+        f"--checkpoint={student(distilled)}",
+        f"--workdir={tmp_path}",
+        "--num_examples=10",
+        "--targets=all",
+        "--attack=carlini_wagner_l2:num_steps=30,search_steps=3,learning_rate=0.1,initial_const=0.01",
+        "--attack=pgd:epsilon=0.5,num_steps=5,random_start=false,temperature=20",
+        "--certify",
+        "--certify_method=crown-ibp",
+    )
+    carlini, pgd, linf, l2 = runs.read_results(tmp_path)
+    for record in (carlini, pgd):
+        assert record["best_n"] == record["worst_n"] == 10
+        assert record["average_n"] == 90
+        assert record["best_successes"] >= record["worst_successes"]
+        assert record["mean_gradients"] > 0
+    assert carlini["best_success"] == 1
+    assert carlini["best_l2"] <= carlini["average_l2"]
+    assert pgd["linf_worst"] <= 0.5 + 1e-6
+    for record, norm in ((linf, "linf"), (l2, "l2")):
+        arrays = np.load(tmp_path / "images" / f"certify_{norm}.npz")
+        right = np.load(tmp_path / "images" / "clean.npz")
+        right = right["predictions"] == right["labels"]
+        assert record["n"] == right.sum()
+        assert record["proved"] == (arrays["proved"][right] > 0).sum() > 0
+        assert record["violations"] == 0
+        assert (arrays["proved"] <= arrays["attacked"]).all()
+        assert (arrays["proved"][~right] == 0).all()
+    assert "l2 image 9 of class" in done.stdout
+    assert "linf image 0 of class" in done.stdout
+    page = (tmp_path / "report.html").read_text()
+    assert "certify_l2" in page
+    columns = next(csv.reader((tmp_path / "table.csv").open()))
+    assert "best_l2" in columns
+    assert not any(column.startswith("seconds") for column in columns)

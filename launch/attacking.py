@@ -1,0 +1,300 @@
+"""What the launchers that attack share: attacks from their names, targets, and measurements made from outside."""
+
+import functools
+import inspect
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from ddjax import attacks, classifier, data, metrics, parallel, runs
+from launch import common
+
+FLAGS = flags.FLAGS
+# How targets are chosen; `auto` depends on the attack.
+TARGETS = ("auto", "all", "random", "next", "least_likely")
+_NEEDS_TARGETS = ("jsma",)
+_TAKES_NO_TARGETS = ("deepfool",)
+# Settled by the launchers, not by a user's settings.
+_RESERVED = ("targets", "bounds")
+
+AttackFn = Callable[..., attacks.AttackResult]
+
+
+class Attack(NamedTuple):
+    """An attack with its settings.
+
+    Attributes:
+      name: in `attacks.ATTACKS`, or another for the results.
+      function: the attack.
+      numbers: real-valued settings: arguments of the compiled program.
+      words: all others: part of it.
+      temperature: what the logits are divided by; None leaves the classifier as it is.
+    """
+
+    name: str
+    function: AttackFn
+    numbers: dict[str, float]
+    words: dict[str, Any]
+    temperature: float | None = None
+
+
+class Attempts(NamedTuple):
+    """The images an attack is tried on, each once for each of its targets; all `[N, ...]`.
+
+    Attributes:
+      rows: which test image.
+      images: in [0, 1].
+      labels: the true classes.
+      targets: the classes to reach, or None.
+      indices: the test images' positions in their data set, from which keys derive.
+    """
+
+    rows: np.ndarray
+    images: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray | None
+    indices: np.ndarray
+
+
+class Outcome(NamedTuple):
+    """What an attack did, `[N]` each; not what it says of itself.
+
+    Attributes:
+      images: as returned.
+      predictions: the decisions of the classifier that was attacked.
+      success: whether these are what was wanted.
+      success_8_bits: the same after rounding the images to what a file holds.
+      distances: from the clean images.
+      steps: as returned.
+      gradients: as returned.
+      seconds: for one attempt, without compilation.
+    """
+
+    images: np.ndarray
+    predictions: np.ndarray
+    success: np.ndarray
+    success_8_bits: np.ndarray
+    distances: metrics.Distances
+    steps: np.ndarray
+    gradients: np.ndarray
+    seconds: float
+
+
+def parse_attack(text: str) -> Attack:
+    """Reads `name` or `name:key=value,key=value`.
+
+    Raises:
+      ValueError: for an unknown name or key, or a value that is missing or of the wrong kind; the message lists the
+        known ones.
+    """
+    name, _, rest = text.partition(":")
+    if name not in attacks.ATTACKS:
+        raise ValueError(f"unknown attack {name!r}; known: {', '.join(attacks.ATTACKS)}")
+    function = attacks.ATTACKS[name]
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in _RESERVED
+    }
+    # Any attack runs through softmax(Z / T); jsma has a score space for it.
+    known = [*defaults, *(() if "temperature" in defaults else ("temperature",))]
+    numbers, words, temperature = {}, {}, None
+    for part in rest.split(",") if rest else []:
+        key, equals, value = part.partition("=")
+        if key not in known:
+            raise ValueError(f"attack {name} has no setting {key!r}; known: {', '.join(known)}")
+        if not equals or not value:
+            raise ValueError(f"--attack={text}: {key!r} needs a value, as in {key}=VALUE")
+        if key not in defaults:
+            temperature = _read_number(text, key, value)
+            classifier.check_temperature(temperature)
+        elif isinstance(defaults[key], bool):
+            if value.lower() not in ("true", "false"):
+                raise ValueError(f"--attack={text}: {key} must be true or false, got {value!r}")
+            words[key] = value.lower() == "true"
+        elif isinstance(defaults[key], float):
+            numbers[key] = _read_number(text, key, value)
+        elif isinstance(defaults[key], int):
+            number = _read_number(text, key, value)
+            if number != int(number):
+                raise ValueError(f"--attack={text}: {key} must be a whole number, got {value}")
+            words[key] = int(number)
+        else:
+            words[key] = value
+    return Attack(name, function, numbers, words, temperature)
+
+
+def _read_number(text: str, key: str, value: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        raise ValueError(f"--attack={text}: {key} must be a number, got {value!r}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"--attack={text}: {key} must be finite, got {value}")
+    return number
+
+
+def resolve_targets(how: str, name: str) -> str:
+    """How an attack's targets are chosen, `"none"` for untargeted.
+
+    Raises:
+      ValueError: for targets that an attack cannot take.
+    """
+    if name in _TAKES_NO_TARGETS:
+        if how != "auto":
+            raise ValueError(f"{name} has no targeted form: --targets={how} does not go with it")
+        return "none"
+    if how != "auto":
+        return how
+    return "all" if name in _NEEDS_TARGETS else "none"
+
+
+def check_settings(attack: Attack, logits_fn: Any, image_shape: tuple[int, int, int], targeted: bool) -> None:
+    """Lets the attack refuse its settings: traced without running, while the settings' values are still known."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    settings = attack.numbers | attack.words
+    jax.eval_shape(
+        lambda f, x, y, t, k: attack.function(f, x, y, k, targets=t if targeted else None, **settings),
+        logits_fn,
+        image,
+        label,
+        label,
+        jax.random.key(0),
+    )
+
+
+def choose_targets(how: str, logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses targets, never the label.
+
+    Args:
+      how: `"all"`, `"random"`, `"next"` or `"least_likely"`.
+      logits: of the clean images, `[N, K]`.
+      labels: `[N]`.
+      seed: for `"random"`.
+
+    Returns:
+      For each attempt the row of its image, and its target.
+    """
+    count, classes = logits.shape
+    if how == "all":
+        rows, targets = np.repeat(np.arange(count), classes), np.tile(np.arange(classes), count)
+        other = targets != labels[rows]
+        return rows[other], targets[other].astype(np.int32)
+    if how == "random":
+        targets = (labels + np.random.default_rng(seed).integers(1, classes, count)) % classes
+    elif how == "next":
+        targets = (labels + 1) % classes
+    else:
+        targets = np.where(np.arange(classes) == labels[:, None], np.inf, logits).argmin(1)
+    return np.arange(count), targets.astype(np.int32)
+
+
+def attempts(how: str, test: data.Dataset, logits: np.ndarray) -> Attempts:
+    """The attempts on a test set, targets chosen as `resolve_targets` says; `logits` are those of its clean images."""
+    if how == "none":
+        rows, targets = np.arange(len(test)), None
+    else:
+        rows, targets = choose_targets(how, logits, test.labels, FLAGS.seed)
+    return Attempts(rows, data.to_float(test.images)[rows], test.labels[rows], targets, test.indices[rows])
+
+
+def wanted(predictions: np.ndarray, tried: Attempts) -> np.ndarray:
+    """Whether decisions are what the attempts were for."""
+    return predictions != tried.labels if tried.targets is None else predictions == tried.targets
+
+
+@functools.cache
+def _compiled(function: AttackFn, words: tuple[tuple[str, Any], ...]) -> Any:
+    return common.jit(functools.partial(function, **dict(words)))
+
+
+def run_attack(
+    attack: Attack, logits_fn: Any, tried: Attempts, description: str, per_example: dict[str, np.ndarray] | None = None
+) -> Outcome:
+    """Makes the attempts, and measures what came of them.
+
+    Args:
+      attack: with its settings.
+      logits_fn: the classifier.
+      tried: the attempts.
+      description: for the progress bar.
+      per_example: real-valued settings that differ from attempt to attempt, `[N]` each.
+
+    Returns:
+      The outcome.
+    """
+    jitted = _compiled(attack.function, tuple(sorted(attack.words.items())))
+    numbers = {name: jnp.float32(value) for name, value in attack.numbers.items()}
+    seen = logits_fn if attack.temperature is None else classifier.at_temperature(logits_fn, attack.temperature)
+    names = list(per_example or {})
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(FLAGS.seed)))(tried.indices)
+    columns = [tried.images, tried.labels, np.asarray(jax.random.key_data(keys))]
+    columns += [] if tried.targets is None else [tried.targets]
+    columns += [(per_example or {})[name].astype(np.float32) for name in names]
+    program: Any = None
+    seconds = 0.0
+
+    def call(images: jax.Array, labels: jax.Array, key_data: jax.Array, *rest: jax.Array) -> attacks.AttackResult:
+        nonlocal program, seconds
+        targets = None if tried.targets is None else rest[0]
+        settings = numbers | dict(zip(names, rest[len(rest) - len(names) :], strict=True))
+        arguments = (seen, images, labels, jax.random.wrap_key_data(key_data))
+        if program is None:
+            program = jitted.lower(*arguments, targets=targets, **settings).compile()
+        started = time.monotonic()
+        result = jax.block_until_ready(program(*arguments, targets=targets, **settings))
+        seconds += time.monotonic() - started
+        return result
+
+    with common.progress(len(tried.rows), description, "attempt") as bar:
+        result = parallel.map_batches(call, *columns, batch_size=FLAGS.batch_size, progress=bar.update)
+    decide = lambda images: common.classify(logits_fn, images).argmax(1)
+    predictions = decide(result.images)
+    rounded = decide(np.asarray(metrics.round_to_8_bits(jnp.asarray(result.images))))
+    measured = metrics.distances(jnp.asarray(tried.images), jnp.asarray(result.images))
+    return Outcome(
+        images=result.images,
+        predictions=predictions.astype(np.int32),
+        success=wanted(predictions, tried),
+        success_8_bits=wanted(rounded, tried),
+        distances=metrics.Distances(*(np.asarray(values) for values in measured)),  # pyright: ignore[reportArgumentType]
+        steps=result.steps,
+        gradients=result.gradients,
+        seconds=seconds / len(tried.rows),
+    )
+
+
+def save_outcome(run: runs.Run, name: str, tried: Attempts, outcome: Outcome) -> None:
+    """Keeps the images, and what they were for, as `images/NAME.npz`."""
+    targets = {} if tried.targets is None else {"targets": tried.targets}
+    run.save_arrays(
+        f"images/{name}",
+        images=outcome.images,
+        success=outcome.success,
+        labels=tried.labels,
+        rows=tried.rows,
+        predictions=outcome.predictions,
+        **targets,
+    )
+
+
+def save_clean(run: runs.Run, test: data.Dataset, logits: np.ndarray, name: str = "clean") -> None:
+    """Keeps the test images as `images/NAME.npz`."""
+    predictions = logits.argmax(1).astype(np.int32)
+    run.save_arrays(f"images/{name}", images=test.images, labels=test.labels, predictions=predictions)
+
+
+def costs(outcome: Outcome) -> dict[str, float]:
+    """The fields of a record that say what an attack cost, mean over attempts."""
+    return {
+        "mean_steps": float(outcome.steps.mean()),
+        "mean_gradients": float(outcome.gradients.mean()),
+        "seconds_per_example": outcome.seconds,
+    }

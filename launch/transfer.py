@@ -1,0 +1,135 @@
+"""Do confident adversarial examples transfer? `python -m launch.transfer --recipe=mnist_quick`.
+
+Trains a source network on the first half of the training set and, on the second half, a plain network and one distilled
+at `--temperature`. Images made on the source by C&W L2 with each confidence of `--kappas` are then shown to the other
+two: the share that fools them, for untargeted attacks and for attacks at a random target. Only images that all are
+classified correctly without an attack, and on which the attack on the source succeeded, count.
+
+The first `--num_examples` test images are attacked, 100 by default. A run that was stopped goes on when it is started
+again.
+
+Reference:
+  Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017 (arXiv 1608.04644), section VIII-D.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from ddjax import attacks, classifier, data, metrics, report, runs, training
+from launch import attacking, common
+
+FLAGS = flags.FLAGS
+_TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
+_KAPPAS = flags.DEFINE_list("kappas", "0,5,10,15,20,25,30,35,40", "The confidences of the attack.")
+_SEARCH_STEPS = flags.DEFINE_integer("search_steps", 5, "Constants tried by the attack.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of the attack for each constant.", lower_bound=1)
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of the attack.")
+_INITIAL_CONST = flags.DEFINE_float("initial_const", 0.1, "The first constant of the attack.")
+
+
+def main() -> None:
+    """Trains and transfers."""
+    classifier.check_temperature(_TEMPERATURE.value)
+    kappas = _read_kappas(_KAPPAS.value)
+    num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
+    attack = attacking.Attack(
+        "carlini_wagner_l2",
+        attacks.carlini_wagner_l2,
+        {"learning_rate": _LEARNING_RATE.value, "initial_const": _INITIAL_CONST.value},
+        {"search_steps": _SEARCH_STEPS.value, "num_steps": _NUM_STEPS.value},
+    )
+    recipe = common.recipe_from_flags()
+    flags_of_run = {"launcher": "transfer", "temperature": _TEMPERATURE.value, "kappas": kappas}
+    flags_of_run |= common.flags_of_training("batch_size") | attack.numbers | attack.words
+    flags_of_run |= {"num_examples": num_examples}
+    workdir = common.workdir("transfer")
+    runs.check_workdir(workdir, flags_of_run)
+    train, test = common.load_data(recipe)
+    if len(train) < 2:
+        raise ValueError(f"{train.name} has no two halves to train on: it has {len(train)} images")
+    half = len(train) // 2
+    halves = [common.rows_of(train, slice(start, start + half)) for start in (0, half)]
+    common.check_network(recipe, halves[0])
+    attacked = common.first(test, num_examples)
+    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"num_train": half})
+    source = common.Trainer(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
+    trainer = common.Trainer(run, recipe, halves[1])
+    plain = trainer.plain(FLAGS.seed, role="plain")
+    teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
+    named = {"source": (source, None), "plain": (plain, None)}
+    named |= {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
+    for name, (state, temperature) in named.items():
+        where = {"network": name, "temperature": temperature, "seed": FLAGS.seed}
+        common.record_accuracy(run, where, state, data.to_float(test.images), test.labels)
+    attacking.check_settings(attack, training.logits_fn(source), test.image_shape, True)
+    shown = {"plain": training.logits_fn(plain), "distilled": training.logits_fn(student)}
+    for targeted in (False, True):
+        _measure(run, attack, kappas, targeted, training.logits_fn(source), shown, attacked)
+    page = report.write(run.workdir)
+    print(f"{report.readme_table(run.workdir)}\nreport: {page}")
+
+
+def _read_kappas(texts: list[str]) -> list[float]:
+    try:
+        kappas = sorted(float(text) for text in texts)
+    except ValueError:
+        raise ValueError(f"--kappas must be numbers separated by commas, got {','.join(texts)}") from None
+    if not kappas or len(set(kappas)) != len(kappas) or not all(0 <= kappa < float("inf") for kappa in kappas):
+        raise ValueError(f"--kappas must be one or more different numbers of at least 0, got {','.join(texts)}")
+    return kappas
+
+
+def _measure(
+    run: runs.Run,
+    attack: attacking.Attack,
+    kappas: list[float],
+    targeted: bool,
+    source: Any,
+    shown: dict[str, Any],
+    attacked: data.Dataset,
+) -> None:
+    """Makes the examples of all confidences as one batch, on the source, and shows them to the other networks."""
+    if all(run.find(measure="transfer", targeted=targeted, target=name, kappa=kappas[-1]) for name in shown):
+        return
+    clean = common.classify(source, data.to_float(attacked.images))
+    once = attacking.attempts("random" if targeted else "none", attacked, clean)
+    count = len(once.rows)
+    tried = jax.tree.map(lambda values: np.concatenate([values] * len(kappas)), once)
+    confidence = np.repeat(np.asarray(kappas, np.float32), count)
+    description = "targeted" if targeted else "untargeted"
+    outcome = attacking.run_attack(attack, source, tried, description, {"confidence": confidence})
+    attacking.save_outcome(run, f"source_{description}", tried, outcome)
+    correct = metrics.correct(clean, attacked.labels)
+    for name, logits_fn in shown.items():
+        also_correct = correct & metrics.correct(
+            common.classify(logits_fn, data.to_float(attacked.images)), attacked.labels
+        )
+        fooled = attacking.wanted(common.classify(logits_fn, outcome.images).argmax(1), tried)
+        for number, kappa in enumerate(kappas):
+            where = {"measure": "transfer", "target": name, "kappa": kappa, "targeted": targeted}
+            if run.find(**where) is not None:
+                continue
+            rows = slice(number * count, (number + 1) * count)
+            counted = outcome.success[rows] & also_correct
+            rate = metrics.Rate(int((fooled[rows] & counted).sum()), int(counted.sum()))
+            low, high = metrics.wilson_interval(rate.successes, rate.n)
+            distances = outcome.distances.l2[rows][counted]
+            run.append(
+                **where,
+                temperature=None if name == "plain" else _TEMPERATURE.value,
+                sources=int(correct.sum()),
+                source_successes=int((outcome.success[rows] & correct).sum()),
+                n=rate.n,
+                transferred=rate.successes,
+                rate=rate.value,
+                low=low,
+                high=high,
+                mean_l2=float(distances.mean()) if len(distances) else None,
+            )
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from ddjax import attacks
+from launch import attacking
+
+
+@pytest.mark.parametrize("how", ["all", "random", "next", "least_likely"])
+def test_targets_are_never_the_label(how):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 5)), rng.integers(0, 5, 50).astype(np.int32)
+    rows, targets = attacking.choose_targets(how, logits, labels, 3)
+    assert (targets != labels[rows]).all()
+    assert len(rows) == (200 if how == "all" else 50)
+    if how == "all":
+        assert len({*zip(rows.tolist(), targets.tolist(), strict=True)}) == 200
+    if how == "next":
+        np.testing.assert_array_equal(targets, (labels + 1) % 5)
+    if how == "least_likely":
+        masked = np.where(np.arange(5) == labels[:, None], np.inf, logits)
+        np.testing.assert_array_equal(masked[np.arange(50), targets], masked.min(1))
+    if how == "random":
+        np.testing.assert_array_equal(targets, attacking.choose_targets(how, logits, labels, 3)[1])
+        assert len(set((targets - labels) % 5)) == 4
+
+
+def test_settings_are_read_by_the_type_of_their_default():
+    parsed = attacking.parse_attack("jsma:score_space=tempered,theta=-1.0,gamma=0.25,temperature=7")
+    assert parsed.function is attacks.jsma
+    assert parsed.numbers == {"theta": -1.0, "gamma": 0.25, "temperature": 7.0}
+    assert parsed.words == {"score_space": "tempered"}
+    parsed = attacking.parse_attack("pgd:epsilon=1,num_steps=7,random_start=False,norm=l2,temperature=100")
+    assert parsed.numbers == {"epsilon": 1.0}
+    assert parsed.words == {"num_steps": 7, "random_start": False, "norm": "l2"}
+    assert parsed.temperature == 100
+    assert attacking.parse_attack("fgsm").temperature is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jsma:theta", "'theta' needs a value"),
+        ("pgd:num_steps=2.5", "num_steps must be a whole number"),
+        ("pgd:random_start=1", "random_start must be true or false"),
+        ("pgd:epsilon=nan", "epsilon must be finite"),
+        ("pgd:epsilon=big", "epsilon must be a number"),
+        ("pgd:temperature=0", "a temperature must be positive"),
+        ("pgd:targets=3", "has no setting 'targets'; known: epsilon"),
+    ],
+)
+def test_settings_that_cannot_be_read(text, message):
+    with pytest.raises(ValueError, match=message):
+        attacking.parse_attack(text)
+
+
+def test_targets_of_attacks_that_need_them_or_take_none():
+    assert attacking.resolve_targets("auto", "jsma") == "all"
+    assert attacking.resolve_targets("auto", "pgd") == "none"
+    assert attacking.resolve_targets("random", "pgd") == "random"
+    assert attacking.resolve_targets("auto", "deepfool") == "none"
