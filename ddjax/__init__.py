@@ -14,7 +14,7 @@ from ddjax.attacks import (
     pgd,
     smallest_epsilon,
 )
-from ddjax.classifier import at_temperature, bind
+from ddjax.classifier import at_temperature, bind, normalized
 from ddjax.jacobian import amplitude
 from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
 
@@ -34,6 +34,7 @@ __all__ = [
     "fit",
     "jsma",
     "mim",
+    "normalized",
     "pgd",
     "smallest_epsilon",
     "soft_labels",

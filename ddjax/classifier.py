@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
@@ -70,6 +71,39 @@ def at_temperature(logits_fn: LogitsFn, temperature: float | Float[Array, ""]) -
         # A plain function is no pytree; a Partial without arguments makes it one.
         logits_fn = jax.tree_util.Partial(logits_fn)
     return jax.tree_util.Partial(_divide_by_temperature, logits_fn, temperature)
+
+
+def _of_normalized(logits_fn: LogitsFn, mean: Array, deviation: Array, images: Array) -> Array:
+    return logits_fn((images - mean) / deviation)
+
+
+def normalized(
+    logits_fn: LogitsFn, mean: float | Float[Array, " C"], deviation: float | Float[Array, " C"]
+) -> LogitsFn:
+    """The classifier of images in [0, 1] that normalizes them and asks one which was trained on normalized images.
+
+    Attacks on it work, and measure, in pixels. To attack in the normalized space instead, give them `logits_fn` itself,
+    normalized images, and the bounds `((0 - mean) / deviation, (1 - mean) / deviation)`.
+
+    Args:
+      logits_fn: takes `(images - mean) / deviation`.
+      mean: what is subtracted, a number or one for each channel.
+      deviation: what is divided by then, above 0.
+
+    Returns:
+      A classifier; a pytree like `bind`'s where `logits_fn` is one.
+
+    Raises:
+      ValueError: when a deviation is known and not positive, or neither of the two is a number or one for each channel.
+    """
+    if jnp.ndim(mean) > 1 or jnp.ndim(deviation) > 1:
+        raise ValueError(f"mean and deviation must be numbers, or one for each channel, got {mean} and {deviation}")
+    if not isinstance(deviation, Tracer) and not bool(jnp.all(jnp.asarray(deviation) > 0)):
+        raise ValueError(f"a deviation must be positive, got {deviation}")
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+        logits_fn = jax.tree_util.Partial(logits_fn)
+    by_channel = lambda values: jnp.reshape(jnp.asarray(values, jnp.float32), (1, 1, 1, -1))
+    return jax.tree_util.Partial(_of_normalized, logits_fn, by_channel(mean), by_channel(deviation))
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:

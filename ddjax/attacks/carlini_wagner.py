@@ -10,7 +10,7 @@ Reference:
 
 Departures from the paper and its authors' code, for all three:
   The tanh spans slightly more than the box, and its variable is kept within it. Pixels at the bounds, most of those of
-  MNIST, then start exactly where they are and with a slope of 2e-3; shrinking the image into the span by 1e-6 gives
+  MNIST, then start where they are and with a slope of 2e-3; shrinking the image into the span by 1e-6 gives
   them a slope of 2e-6, so that hundreds of steps pass before they move.
   The steps for one constant end early by the progress of the example's least loss, not by that of its batch's loss.
   What counts as reached must be so by more than rounding (`base.reached`).
@@ -240,7 +240,9 @@ def carlini_wagner_l2(
     def step(state: _L2State) -> _L2State:
         problem, adam, constant = state.problem, state.adam, state.constant
         is_live = live(state)
-        moved = _images_of(adam.variable, low, high)
+        # First the clean image itself, which the tanh gives back but for the last bit.
+        is_first = (state.steps == 0)[:, None, None, None]
+        moved = jnp.where(is_first, problem.clean, _images_of(adam.variable, low, high))
         found = _evaluate(logits_fn, moved, problem)
         change = moved - problem.clean
         squared = jnp.sum(change**2, axis=(1, 2, 3))
@@ -531,7 +533,9 @@ def carlini_wagner_linf(
 
     def step(state: _LinfState) -> _LinfState:
         problem, adam, constant = state.problem, state.adam, state.constant
-        moved = _images_of(adam.variable, low, high)
+        # First the clean image itself, which the tanh gives back but for the last bit.
+        is_first = (state.steps == 0)[:, None, None, None]
+        moved = jnp.where(is_first, problem.clean, _images_of(adam.variable, low, high))
         found = _evaluate(logits_fn, moved, problem)
         change = moved - problem.clean
         distance = jnp.max(jnp.abs(change), axis=(1, 2, 3))
