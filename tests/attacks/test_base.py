@@ -154,9 +154,6 @@ KINDS = (
     "carlini_wagner_linf",
 )
 EAGER = ("fgsm", "pgd linf", "deepfool linf", "carlini_wagner_linf")
-# Nearly all of the time goes into compiling; without LLVM's optimizations it takes half as long. What runs eagerly has
-# them, so both are compared.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 every_call = pytest.mark.parametrize("name", CALLS)
 every_kind = pytest.mark.parametrize("name", KINDS)
 
@@ -209,7 +206,7 @@ def compiled(name):
         TRACES[name] += 1
         return CALLS[name](logits_fn, batch, keys, real)
 
-    return jit(call)
+    return jax.jit(call)
 
 
 def run(name, network=NETWORK, batch=IMAGES, keys=KEYS, **real):
@@ -344,7 +341,7 @@ def test_vmap_sweeps_a_setting(name):
     setting, value = next(iter(CALLS[name].real.items()))
     values = jnp.array([value, 0.7 * value + 0.005], jnp.float32)
     sweep = jax.vmap(lambda value: CALLS[name](NETWORK, IMAGES, KEYS, {**CALLS[name].real, setting: value}))
-    swept = jax.tree.map(np.asarray, jit(sweep)(values))
+    swept = jax.tree.map(np.asarray, jax.jit(sweep)(values))
     for row, value in enumerate(values):
         assert_same(name, jax.tree.map(lambda leaf, row=row: leaf[row], swept), run(name, **{setting: value}))
 
@@ -360,7 +357,7 @@ def test_shard_map_is_as_on_one_device(name):
         out_specs=spec("data"),
         check_vma=False,
     )
-    assert_same(name, jax.tree.map(np.asarray, jit(sharded)(NETWORK, IMAGES, KEYS)), run(name))
+    assert_same(name, jax.tree.map(np.asarray, jax.jit(sharded)(NETWORK, IMAGES, KEYS)), run(name))
 
 
 @every_kind
@@ -389,7 +386,7 @@ def test_other_bounds_are_a_change_of_units(name):
     low, high = (np.float32(width) * (end - origin) for end in (0, 1))
     images = (np.asarray(IMAGES[0]) - origin) * np.float32(width)
     real = {setting: value * width ** (call.scaling or {}).get(setting, 0) for setting, value in call.real.items()}
-    moved = jit(lambda f, b, keys, real: call(f, b, keys, real, bounds=(low, high)))
+    moved = jax.jit(lambda f, b, keys, real: call(f, b, keys, real, bounds=(low, high)))
     result = jax.tree.map(
         np.asarray,
         moved(make(width=width, middle=0.5 - origin), (images, *IMAGES[1:]), KEYS, jax.tree.map(jnp.float32, real)),
@@ -453,7 +450,7 @@ def test_temperature_revives_the_attacks_that_need_probabilities():
     jsma_of = lambda f: jsma(f, *IMAGES[:2], targets=IMAGES[2], gamma=0.5, score_space="probs")
     deepfool_of = lambda f: deepfool(f, *IMAGES[:2], score_space="probs")
     for attack in (jsma_of, deepfool_of):
-        tempered = jit(lambda f, t, attack=attack: attack(at_temperature(f, t)))
+        tempered = jax.jit(lambda f, t, attack=attack: attack(at_temperature(f, t)))
         dead, revived = (tempered(saturated, jnp.float32(temperature)) for temperature in (1, 200))
         np.testing.assert_array_equal(dead.images[certain], IMAGES[0][certain])
         assert not dead.success[certain].any()

@@ -9,11 +9,9 @@ from scipy import optimize
 from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
 from tests.attacks import linear
 
-# Nearly all of the time goes into compiling, which takes half as long without LLVM's optimizations.
-_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-compiled_l2 = _jit(carlini_wagner_l2, static_argnames=("search_steps", "num_steps", "abort_early"))
-compiled_l0 = _jit(carlini_wagner_l0, static_argnames=("by", "num_steps", "abort_early"))
-compiled_linf = _jit(carlini_wagner_linf, static_argnames=("num_steps", "abort_early"))
+compiled_l2 = jax.jit(carlini_wagner_l2, static_argnames=("search_steps", "num_steps", "abort_early"))
+compiled_l0 = jax.jit(carlini_wagner_l0, static_argnames=("by", "num_steps", "abort_early"))
+compiled_linf = jax.jit(carlini_wagner_linf, static_argnames=("num_steps", "abort_early"))
 CASES = [((3, 4, 1), 2, 1), ((2, 3, 3), 3, 3), ((4, 4, 1), 10, 8)]
 # Few steps, for what is true however good the result is.
 quick_l2 = functools.partial(compiled_l2, learning_rate=0.05, initial_const=0.1, search_steps=5, num_steps=100)

@@ -9,8 +9,7 @@ from ddjax.attacks.ddn import ddn
 from tests.attacks import linear
 
 GRID = np.arange(256, dtype=np.float32) / np.float32(255)
-# Nearly all of the time goes into compiling, which takes half as long without LLVM's optimizations.
-compiled = jax.jit(ddn, static_argnames=("num_steps", "levels"), compiler_options={"xla_backend_optimization_level": 0})
+compiled = jax.jit(ddn, static_argnames=("num_steps", "levels"))
 
 
 def on_grid(shape, seed=0):

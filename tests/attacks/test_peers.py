@@ -18,8 +18,6 @@ from tests.attacks import linear
 
 DIRECTORY = pathlib.Path(__file__).parent / "peers"
 KINDS = ("untargeted", "targeted")
-# Nearly all of the time goes into compiling, which takes half as long without LLVM's optimizations.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 both_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -58,7 +56,7 @@ def attacked(recorded, attack, targeted, **settings):
     arrays, images, labels, targets = recorded
     logits_fn = jax.tree_util.Partial(forward, [jnp.asarray(a) for a in arrays])
     targets = jnp.asarray(targets) if targeted else None
-    run = jit(lambda f, x, y, t: attack(f, x, y, targets=t, **settings))
+    run = jax.jit(lambda f, x, y, t: attack(f, x, y, targets=t, **settings))
     result = jax.tree.map(np.asarray, run(logits_fn, jnp.asarray(images), jnp.asarray(labels), targets))
     assert (result.images >= 0).all()
     assert (result.images <= 1).all()
