@@ -24,10 +24,10 @@ from launch import attacking, common
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
 _KAPPAS = flags.DEFINE_list("kappas", "0,5,10,15,20,25,30,35,40", "The confidences of the attack.")
-_SEARCH_STEPS = flags.DEFINE_integer("search_steps", 5, "Constants tried by the attack.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", 300, "Steps of the attack for each constant.", lower_bound=1)
+_SEARCH_STEPS = flags.DEFINE_integer("search_steps", 4, "Constants tried by the attack.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Steps of the attack for each constant.", lower_bound=1)
 _LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of the attack.")
-_INITIAL_CONST = flags.DEFINE_float("initial_const", 0.1, "The first constant of the attack.")
+_INITIAL_CONST = flags.DEFINE_float("initial_const", 1.0, "The first constant of the attack.")
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ import re
 import jax
 import pytest
 
-from ddjax import report, runs
+from ddjax import report
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,11 +25,12 @@ def test_the_examples_run_as_printed(capsys):
     assert len(capsys.readouterr().out.splitlines()) >= 4
 
 
-@pytest.mark.parametrize("block", ["digits", "mnist_quick", "cifar10_quick"])
+@pytest.mark.parametrize(
+    "block", ["digits", "mnist_quick", "cifar10_quick", "carlini_mnist_quick", "transfer_mnist_quick"]
+)
 def test_tables_and_pictures_come_from_result_files(block):
     results = ROOT / "docs" / "results" / block
-    rows = report.summarize(runs.read_results(results), runs.read_config(results))
     body = README.split(f"<!-- BEGIN {block} -->")[1].split(f"<!-- END {block} -->")[0]
-    assert body.strip() == report.markdown_table(rows)
+    assert body.strip() == report.readme_table(results)
     for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
         assert (ROOT / picture).exists()
