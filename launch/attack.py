@@ -79,11 +79,14 @@ def main() -> None:
     for text, attack in parsed.items():
         if run.find(measure="attack", attack=text) is None:
             _measure(run, text, attack, how[text], logits_fn, test, clean)
-    if _CERTIFY.value:
-        for norm in _CERTIFIED_NORMS:
+    for norm in _CERTIFIED_NORMS:
+        # Once there is a proof, every attack is compared with it.
+        if _CERTIFY.value or _last(run, norm) is not None:
             _certify(run, norm, logits_fn, test, clean)
-    for record in runs.read_results(run.workdir):
-        print(_in_words(record))
+    records = runs.read_results(run.workdir)
+    for record in records:
+        if record["measure"] == "attack" or record == _last(run, record["norm"]):
+            print(_in_words(record))
     if _CERTIFY.value:
         _print_brackets(run)
     print(f"report: {report.write(run.workdir)}")
@@ -130,7 +133,7 @@ def _measure(
     if how == "all":
         summary |= _cases(outcome, tried)
     number = len(runs.read_results(run.workdir))
-    attacking.save_outcome(run, f"{number}_{attack.name}", tried, outcome)
+    file = attacking.save_outcome(run, f"{number}_{attack.name}", tried, outcome)
     run.append(
         measure="attack",
         attack=text,
@@ -145,6 +148,7 @@ def _measure(
         success_8_bits=rounded.value,
         **summary,
         **attacking.costs(outcome),
+        file=file,
     )
 
 
@@ -165,51 +169,66 @@ def _cases(outcome: attacking.Outcome, tried: attacking.Attempts) -> dict[str, A
 
 def _certify(run: runs.Run, norm: str, logits_fn: Any, test: data.Dataset, clean: np.ndarray) -> None:
     """Proves a radius for each image, once, and compares it with all attacks of the run so far."""
-    file = f"images/certify_{norm}"
-    path = run.workdir / f"{file}.npz"
+    name, before = f"images/certify_{norm}", _last(run, norm)
+    if before is not None and _CERTIFY.value and before["method"] != _CERTIFY_METHOD.value:
+        before = None
+    if before is None:
+        proved, seconds = _prove(norm, logits_fn, test)
+    else:
+        # Only what the attacks added since have found is new.
+        with np.load(run.workdir / f"{name}.npz") as arrays:
+            proved, seconds = arrays["proved"], before["seconds_per_example"]
+    attacked = _closest(run, norm, test)
+    correct = metrics.correct(clean, test.labels)
+    # A misclassified image is decided otherwise itself.
+    attacked[~correct] = 0.0
+    run.save_arrays(name, proved=proved, attacked=attacked, labels=test.labels)
+    found = np.isfinite(attacked) & correct
+    record = {
+        "measure": "certify",
+        "norm": norm,
+        "method": _CERTIFY_METHOD.value if before is None else before["method"],
+        "n": int(correct.sum()),
+        "proved": int((proved[correct] > 0).sum()),
+        "mean_proved": float(proved[correct].mean()) if correct.any() else 0.0,
+        "median_proved": float(np.median(proved[correct])) if correct.any() else 0.0,
+        "attacked": int(found.sum()),
+        "mean_attacked": float(attacked[found].mean()) if found.any() else None,
+        "violations": int((attacked[correct] < proved[correct]).sum()),
+        "seconds_per_example": seconds,
+        "file": f"{name}.npz",
+    }
+    if record != before:
+        run.append(**record)
+
+
+def _last(run: runs.Run, norm: str) -> dict[str, Any] | None:
+    """The newest record of a proof; None where there is none, or its file is gone."""
+    found = [r for r in runs.read_results(run.workdir) if r["measure"] == "certify" and r["norm"] == norm]
+    return found[-1] if found and (run.workdir / found[-1]["file"]).exists() else None
+
+
+def _prove(norm: str, logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, float]:
+    """The radii, and the seconds for an image."""
     prove = jax.jit(
         lambda f, images, labels: certify.largest_radius(f, images, labels, norm=norm, method=_CERTIFY_METHOD.value)
     )
-    attacked = _closest(run, norm, test)
-    record = run.find(measure="certify", norm=norm)
-    if record is not None:
-        if path.exists():
-            with np.load(path) as arrays:
-                proved = arrays["proved"]
-            run.save_arrays(file, proved=proved, attacked=attacked, labels=test.labels)
-        return
-    seconds = time.monotonic()
+    started = time.monotonic()
     with common.progress(len(test), f"certify {norm}", "image") as bar:
         call = lambda images, labels: prove(logits_fn, images, labels)
-        images = data.to_float(test.images)
         # One image already keeps the processor busy, and so the bar moves.
-        proved = parallel.map_batches(call, images, test.labels, batch_size=1, progress=bar.update)
-    seconds = time.monotonic() - seconds
-    run.save_arrays(file, proved=proved, attacked=attacked, labels=test.labels)
-    correct = metrics.correct(clean, test.labels)
-    found = np.isfinite(attacked) & correct
-    run.append(
-        measure="certify",
-        norm=norm,
-        method=_CERTIFY_METHOD.value,
-        n=int(correct.sum()),
-        proved=int((proved[correct] > 0).sum()),
-        mean_proved=float(proved[correct].mean()) if correct.any() else 0.0,
-        median_proved=float(np.median(proved[correct])) if correct.any() else 0.0,
-        attacked=int(found.sum()),
-        mean_attacked=float(attacked[found].mean()) if found.any() else None,
-        violations=int((attacked[correct] < proved[correct]).sum()),
-        seconds_per_example=seconds / len(test),
-        file=f"{file}.npz",
-    )
+        proved = parallel.map_batches(call, data.to_float(test.images), test.labels, batch_size=1, progress=bar.update)
+    return proved, (time.monotonic() - started) / len(test)
 
 
 def _closest(run: runs.Run, norm: str, test: data.Dataset) -> np.ndarray:
     """The distance of the closest adversarial image of each test image that any attack of the run found."""
     closest = np.full(len(test), np.inf)
     clean = data.to_float(test.images)
-    for path in sorted((run.workdir / "images").glob("[0-9]*.npz")):
-        with np.load(path) as arrays:
+    for record in runs.read_results(run.workdir):
+        if record["measure"] != "attack":
+            continue
+        with np.load(run.workdir / record["file"]) as arrays:
             rows, success, images = arrays["rows"], arrays["success"], arrays["images"]
         moved = getattr(metrics.distances(jax.numpy.asarray(clean[rows]), jax.numpy.asarray(images)), norm)
         np.minimum.at(closest, rows[success], np.asarray(moved)[success])

@@ -205,9 +205,17 @@ def attempts(how: str, test: data.Dataset, logits: np.ndarray) -> Attempts:
     return Attempts(rows, data.to_float(test.images)[rows], test.labels[rows], targets, test.indices[rows])
 
 
+def decide(logits_fn: Any, images: np.ndarray) -> np.ndarray:
+    """The class of each image; -1, no class, where the logits are not finite."""
+    logits = common.classify(logits_fn, images)
+    return np.where(np.isfinite(logits).all(1), logits.argmax(1), -1).astype(np.int32)
+
+
 def wanted(predictions: np.ndarray, tried: Attempts) -> np.ndarray:
     """Whether decisions are what the attempts were for."""
-    return predictions != tried.labels if tried.targets is None else predictions == tried.targets
+    if tried.targets is not None:
+        return predictions == tried.targets
+    return (predictions != tried.labels) & (predictions >= 0)
 
 
 @functools.cache
@@ -255,13 +263,12 @@ def run_attack(
 
     with common.progress(len(tried.rows), description, "attempt") as bar:
         result = parallel.map_batches(call, *columns, batch_size=FLAGS.batch_size, progress=bar.update)
-    decide = lambda images: common.classify(logits_fn, images).argmax(1)
-    predictions = decide(result.images)
-    rounded = decide(np.asarray(metrics.round_to_8_bits(jnp.asarray(result.images))))
+    predictions = decide(logits_fn, result.images)
+    rounded = decide(logits_fn, np.asarray(metrics.round_to_8_bits(jnp.asarray(result.images))))
     measured = metrics.distances(jnp.asarray(tried.images), jnp.asarray(result.images))
     return Outcome(
         images=result.images,
-        predictions=predictions.astype(np.int32),
+        predictions=predictions,
         success=wanted(predictions, tried),
         success_8_bits=wanted(rounded, tried),
         distances=metrics.Distances(*(np.asarray(values) for values in measured)),  # pyright: ignore[reportArgumentType]
@@ -271,8 +278,8 @@ def run_attack(
     )
 
 
-def save_outcome(run: runs.Run, name: str, tried: Attempts, outcome: Outcome) -> None:
-    """Keeps the images, and what they were for, as `images/NAME.npz`."""
+def save_outcome(run: runs.Run, name: str, tried: Attempts, outcome: Outcome) -> str:
+    """Keeps the images, and what they were for, as `images/NAME.npz` of the run; returns that path."""
     targets = {} if tried.targets is None else {"targets": tried.targets}
     run.save_arrays(
         f"images/{name}",
@@ -283,6 +290,7 @@ def save_outcome(run: runs.Run, name: str, tried: Attempts, outcome: Outcome) ->
         predictions=outcome.predictions,
         **targets,
     )
+    return f"images/{name}.npz"
 
 
 def save_clean(run: runs.Run, test: data.Dataset, logits: np.ndarray, name: str = "clean") -> None:

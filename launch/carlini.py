@@ -29,6 +29,7 @@ def _smallest(attack: Any, **settings: Any) -> Any:
     def search(logits_fn: Any, images: Any, labels: Any, key: Any = None, *, targets: Any = None) -> Any:
         return attacks.smallest_epsilon(attack, logits_fn, images, labels, key, targets=targets, **settings)
 
+    search.settings = settings | getattr(attack, "keywords", {})  # pyright: ignore[reportFunctionMemberAccess]
     return search
 
 
@@ -80,7 +81,10 @@ def main() -> None:
     train, test = common.load_data(recipe)
     common.check_network(recipe, train)
     attacked = common.first(test, num_examples)
-    settings = {name: attack.numbers | attack.words for name, (attack, _) in _attacks(_QUICK.value).items()}
+    settings = {
+        name: attack.numbers | attack.words | getattr(attack.function, "settings", {})
+        for name, (attack, _) in _attacks(_QUICK.value).items()
+    }
     run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"attacks": settings})
     trainer = common.Trainer(run, recipe, train)
     baseline = trainer.plain(FLAGS.seed)

@@ -62,8 +62,8 @@ def run(main: Callable[[], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"no positional arguments are taken, got {' '.join(argv[1:])}")
         if not FLAGS["verbosity"].present:
-            # orbax tells of every step of every checkpoint.
-            logging.set_verbosity(logging.WARNING)
+            # orbax tells of every step of every checkpoint, and warns of reading where it only reads.
+            logging.set_verbosity(logging.ERROR)
         set_up_jax()
         try:
             main()

@@ -2,8 +2,9 @@
 
 Trains a source network on the first half of the training set and, on the second half, a plain network and one distilled
 at `--temperature`. Images made on the source by C&W L2 with each confidence of `--kappas` are then shown to the other
-two: the share that fools them, for untargeted attacks and for attacks at a random target. Only images that all are
-classified correctly without an attack, and on which the attack on the source succeeded, count.
+two: the share that fools them, for untargeted attacks and for attacks at a random target. For each of the two, only
+images count that it and the source classify correctly without an attack, and on which the attack on the source
+succeeded.
 
 The first `--num_examples` test images are attacked, 100 by default. A run that was stopped goes on when it is started
 again.
@@ -41,6 +42,9 @@ def main() -> None:
         {"learning_rate": _LEARNING_RATE.value, "initial_const": _INITIAL_CONST.value},
         {"search_steps": _SEARCH_STEPS.value, "num_steps": _NUM_STEPS.value},
     )
+    for name, value in attack.numbers.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name} must be positive and finite, got {value}")
     recipe = common.recipe_from_flags()
     flags_of_run = {"launcher": "transfer", "temperature": _TEMPERATURE.value, "kappas": kappas}
     flags_of_run |= common.flags_of_training("batch_size") | attack.numbers | attack.words
@@ -64,7 +68,6 @@ def main() -> None:
     for name, (state, temperature) in named.items():
         where = {"network": name, "temperature": temperature, "seed": FLAGS.seed}
         common.record_accuracy(run, where, state, data.to_float(test.images), test.labels)
-    attacking.check_settings(attack, training.logits_fn(source), test.image_shape, True)
     shown = {"plain": training.logits_fn(plain), "distilled": training.logits_fn(student)}
     for targeted in (False, True):
         _measure(run, attack, kappas, targeted, training.logits_fn(source), shown, attacked)
@@ -107,7 +110,7 @@ def _measure(
         also_correct = correct & metrics.correct(
             common.classify(logits_fn, data.to_float(attacked.images)), attacked.labels
         )
-        fooled = attacking.wanted(common.classify(logits_fn, outcome.images).argmax(1), tried)
+        fooled = attacking.wanted(attacking.decide(logits_fn, outcome.images), tried)
         for number, kappa in enumerate(kappas):
             where = {"measure": "transfer", "target": name, "kappa": kappa, "targeted": targeted}
             if run.find(**where) is not None:

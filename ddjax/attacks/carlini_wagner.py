@@ -10,8 +10,8 @@ Reference:
 
 Departures from the paper and its authors' code, for all three:
   The tanh spans slightly more than the box, and its variable is kept within it. Pixels at the bounds, most of those of
-  MNIST, then start where they are and with a slope of 2e-3; shrinking the image into the span by 1e-6 gives
-  them a slope of 2e-6, so that hundreds of steps pass before they move.
+  MNIST, then start where they are and with a slope of 1e-3; shrinking the image into the span by 1e-6 gives
+  them a slope of 1e-6, so that hundreds of steps pass before they move.
   The steps for one constant end early by the progress of the example's least loss, not by that of its batch's loss.
   What counts as reached must be so by more than rounding (`base.reached`).
 """
@@ -545,7 +545,8 @@ def carlini_wagner_linf(
         unit = jnp.where(state.unit > 0, state.unit, 1 / jnp.where(steepest > 0, steepest, 1.0))
         penalty = 1 / (constant * unit)
         loss = found.hinge + jnp.sum(excess, axis=(1, 2, 3)) * penalty
-        solved = found.reached & (loss < 1e-4)
+        # Where the decision is reached the hinge is zero, and only the excess is left.
+        solved = found.reached & (jnp.sum(excess, axis=(1, 2, 3)) < 1e-4 * constant * width)
         closer = found.reached & (distance < state.best)
         best = jnp.where(closer, distance, state.best)
 

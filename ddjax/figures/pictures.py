@@ -20,7 +20,7 @@ FRAMES: tuple[tuple[str, str, Any, float], ...] = (
 def class_name(label: int, class_names: Sequence[str]) -> str:
     """The name of a class as matplotlib text; its number where it has no name."""
     # A dollar sign would switch matplotlib to math text.
-    return str(class_names[label]).replace("$", r"\$") if label < len(class_names) else str(label)
+    return str(class_names[label]).replace("$", r"\$") if 0 <= label < len(class_names) else str(label)
 
 
 def pixels(image: np.ndarray) -> np.ndarray:

@@ -75,15 +75,17 @@ def test_a_data_set_that_does_not_fit_the_network(launch, distilled, tmp_path, t
     assert "the network takes images of shape (8, 8, 1) in 10 classes; mnist has (28, 28, 1) in 10" in done.stderr
 
 
-def test_all_targets_give_cases_and_a_proof_brackets_the_truth(launch, distilled, tmp_path):
+def test_all_targets_give_cases_and_a_proof_brackets_the_truth(launch, tmp_path_factory, tmp_path):
+    # Trained well enough that most images are classified correctly, and can be attacked.
+    trained = tmp_path_factory.mktemp("train")
+    launch("train", "--num_train=600", "--num_test=100", "--epochs=8", f"--workdir={trained}")
+    (network,) = (trained / "checkpoints").glob("*/*")
+    again = [f"--checkpoint={network}", f"--workdir={tmp_path}", "--num_examples=10", "--targets=all"]
     done = launch(
         "attack",
-        f"--checkpoint={student(distilled)}",
-        f"--workdir={tmp_path}",
-        "--num_examples=10",
-        "--targets=all",
-        "--attack=carlini_wagner_l2:num_steps=30,search_steps=3,learning_rate=0.1,initial_const=0.01",
-        "--attack=pgd:epsilon=0.5,num_steps=5,random_start=false,temperature=20",
+        *again,
+        "--attack=carlini_wagner_l2:num_steps=30,search_steps=3,learning_rate=0.1,initial_const=0.1",
+        "--attack=pgd:epsilon=0.5,num_steps=5,random_start=false,temperature=2",
         "--certify",
         "--certify_method=crown-ibp",
     )
@@ -93,9 +95,9 @@ def test_all_targets_give_cases_and_a_proof_brackets_the_truth(launch, distilled
         assert record["average_n"] == 90
         assert record["best_successes"] >= record["worst_successes"]
         assert record["mean_gradients"] > 0
-    assert carlini["best_success"] >= 0.8
+    assert carlini["best_success"] == 1
     assert carlini["best_l2"] <= carlini["average_l2"]
-    assert pgd["linf_worst"] <= 0.5 + 1e-6
+    assert 0 < pgd["linf_worst"] <= 0.5 + 1e-6
     for record, norm in ((linf, "linf"), (l2, "l2")):
         arrays = np.load(tmp_path / "images" / f"certify_{norm}.npz")
         right = np.load(tmp_path / "images" / "clean.npz")
@@ -109,6 +111,15 @@ def test_all_targets_give_cases_and_a_proof_brackets_the_truth(launch, distilled
     assert "linf image 0 of class" in done.stdout
     page = (tmp_path / "report.html").read_text()
     assert "certify_l2" in page
+    # A closer attack later on: the proof stays, the comparison is made again.
+    launch("attack", *again, "--attack=ddn:num_steps=60", "--certify", "--certify_method=crown-ibp")
+    records = runs.read_results(tmp_path)
+    assert [record["measure"] for record in records] == ["attack"] * 2 + ["certify"] * 2 + ["attack"] + ["certify"] * (
+        len(records) - 5
+    )
+    newest = [record for record in records if record["measure"] == "certify" and record["norm"] == "l2"][-1]
+    assert newest["mean_proved"] == l2["mean_proved"]
+    assert newest["mean_attacked"] <= l2["mean_attacked"]
     columns = next(csv.reader((tmp_path / "table.csv").open()))
     assert "best_l2" in columns
     assert not any(column.startswith("seconds") for column in columns)

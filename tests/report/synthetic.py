@@ -17,6 +17,9 @@ def save_run(path, launcher, records, **resolved):
     }
     path.mkdir(exist_ok=True)
     (path / "config.json").write_text(json.dumps(config))
+    for place, record in enumerate(records):
+        if record["measure"] == "attack":
+            record.setdefault("file", f"images/{place}_{record['attack'].partition(':')[0]}.npz")
     (path / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
