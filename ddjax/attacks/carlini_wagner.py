@@ -79,7 +79,7 @@ def _select(condition: Bool[Array, " B"], new: Any, old: Any) -> Any:
     return jax.tree.map(where, new, old)
 
 
-def _step(adam: _Adam, gradient: Array, learning_rate: Scalar) -> _Adam:
+def _step(adam: _Adam, gradient: Array, learning_rate: Scalar | Float[Array, "B 1 1 1"]) -> _Adam:
     """One step of Adam, the variable kept where its images are in the box."""
     count = adam.count + 1
     mean = _BETA1 * adam.mean + (1 - _BETA1) * gradient
@@ -105,14 +105,14 @@ def _no_progress(like: Array, count: Array) -> _Progress:
 
 def _advance(
     progress: _Progress, loss: Array, num_steps: int, abort_early: bool
-) -> tuple[_Progress, Bool[Array, " B"]]:
-    """Counts a step; whether the constant has had all its steps, or brings nothing any more."""
+) -> tuple[_Progress, Bool[Array, " B"], Bool[Array, " B"]]:
+    """Counts a step; whether the constant is done with, and whether it brings nothing any more."""
     lowest = jnp.minimum(progress.lowest, loss)
     is_check = progress.count % max(num_steps // _CHECKS, 1) == 0
     stalled = is_check & (lowest > _PROGRESS * progress.previous)
     count = progress.count + 1
     previous = jnp.where(is_check, lowest, progress.previous)
-    return _Progress(count, lowest, previous), (count >= num_steps) | (stalled & abort_early)
+    return _Progress(count, lowest, previous), (count >= num_steps) | (stalled & abort_early), stalled
 
 
 def _check(
@@ -252,7 +252,7 @@ def carlini_wagner_l2(
         gradient = 2 * change + constant[:, None, None, None] * found.gradient
         stepped = _step(adam, gradient * _slope_of(adam.variable, low, high), learning_rate)
 
-        progress, ends = _advance(state.progress, loss, num_steps, abort_early)
+        progress, ends, _ = _advance(state.progress, loss, num_steps, abort_early)
         upper = jnp.where(ends & succeeded, jnp.minimum(state.upper, constant), state.upper)
         lower = jnp.where(ends & ~succeeded, jnp.maximum(state.lower, constant), state.lower)
         next_constant = jnp.where(jnp.isfinite(upper), (lower + upper) / 2, 10 * constant)
@@ -385,7 +385,7 @@ def carlini_wagner_l0(
         gradient = 2 * change + constant[:, None, None, None] * found.gradient
         slope = jnp.where(state.free, _slope_of(adam.variable, low, high), 0.0)
         stepped = _step(adam, gradient * slope, learning_rate)
-        progress, exhausted = _advance(state.progress, found.hinge, num_steps, abort_early)
+        progress, exhausted, _ = _advance(state.progress, found.hinge, num_steps, abort_early)
         grown = constant * jnp.where(exhausted, jnp.asarray(const_factor, constant.dtype), 1.0)
         failed = grown > largest_const
 
@@ -459,6 +459,7 @@ class _LinfState(NamedTuple):
     adam: _Adam
     progress: _Progress
     tau: Float[Array, " B"]
+    rate: Float[Array, " B"]
     unit: Float[Array, " B"]
     constant: Float[Array, " B"]
     best: Float[Array, " B"]
@@ -521,7 +522,8 @@ def carlini_wagner_linf(
     Departures from the authors' code:
       The loss is divided by c, which changes nothing but keeps it away from Adam's epsilon. The constant has a unit, so
       that the attack does not depend on the scale of the logits, and starts at 0.1 of it instead of 1e-5: with less,
-      the penalty of a pixel that once passed tau stays in Adam's second moment and stops that pixel for good.
+      the penalty of a pixel that once passed tau stays in Adam's second moment and stops that pixel for good. Where
+      the margin is stuck before anything was found, the attack starts again at half the learning rate.
     """
     del key
     positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
@@ -552,9 +554,13 @@ def carlini_wagner_linf(
 
         # Not solved: one step, and perhaps a larger constant.
         gradient = found.gradient + jnp.where(excess > 0, jnp.sign(change), 0.0) * penalty[:, None, None, None]
-        stepped = _step(adam, gradient * _slope_of(adam.variable, low, high), learning_rate)
-        progress, exhausted = _advance(state.progress, loss, num_steps, abort_early)
+        stepped = _step(adam, gradient * _slope_of(adam.variable, low, high), state.rate[:, None, None, None])
+        progress, exhausted, stalled = _advance(state.progress, loss, num_steps, abort_early)
         grown = constant * jnp.where(exhausted, jnp.asarray(const_factor, constant.dtype), 1.0)
+        # As long as nothing was found there is no penalty, and where the margin is stuck a constant changes nothing: a
+        # new start with smaller steps does.
+        anew = exhausted & stalled & jnp.isinf(best)
+        stepped = _select(anew, _start(_tanh_variable(problem.clean, low, high), adam.count), stepped)
 
         # Solved: a smaller tau, and a new problem that starts from here.
         tau = jnp.where(solved, jnp.minimum(state.tau, best) * decrease_factor, state.tau)
@@ -563,6 +569,7 @@ def carlini_wagner_linf(
             adam=_select(solved, _start(adam.variable, adam.count), stepped),
             progress=_select(solved | exhausted, _no_progress(loss, adam.count), progress),
             tau=tau,
+            rate=jnp.where(anew, state.rate / 2, state.rate),
             unit=unit,
             constant=jnp.where(solved, constant, grown),
             best=best,
@@ -579,6 +586,7 @@ def carlini_wagner_linf(
         adam=_start(_tanh_variable(images, low, high), zeros),
         progress=_no_progress(blank, zeros),
         tau=blank + width,
+        rate=blank + jnp.asarray(learning_rate, images.dtype),
         unit=blank,
         constant=blank + jnp.asarray(initial_const, images.dtype),
         best=blank + jnp.inf,
