@@ -14,7 +14,7 @@ from ddjax.attacks import (
     pgd,
     smallest_epsilon,
 )
-from ddjax.classifier import at_temperature, bind, normalized
+from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized
 from ddjax.jacobian import amplitude
 from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
 
@@ -32,6 +32,7 @@ __all__ = [
     "distill",
     "fgsm",
     "fit",
+    "in_bfloat16",
     "jsma",
     "mim",
     "normalized",

@@ -73,6 +73,32 @@ def at_temperature(logits_fn: LogitsFn, temperature: float | Float[Array, ""]) -
     return jax.tree_util.Partial(_divide_by_temperature, logits_fn, temperature)
 
 
+def _in_bfloat16(logits_fn: LogitsFn, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+    low = lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf
+    return jax.tree.map(low, logits_fn)(low(images)).astype(images.dtype)
+
+
+def in_bfloat16(logits_fn: LogitsFn) -> LogitsFn:
+    """The classifier whose forward and backward passes run in bfloat16; images, logits and gradients stay float32.
+
+    An attack on it keeps its own state in float32. What it finds must be judged by `logits_fn` itself: bfloat16 has
+    eight bits, and a margin that it sees may not be there.
+
+    Args:
+      logits_fn: a classifier whose parameters are leaves, as `bind` makes it.
+
+    Returns:
+      A classifier; a pytree like `bind`'s.
+
+    Raises:
+      ValueError: for a function without parameters among its leaves; what it has closed over stays in float32.
+    """
+    leaves = jax.tree.leaves(logits_fn)
+    if not leaves or not all(hasattr(leaf, "astype") for leaf in leaves):
+        raise ValueError("bfloat16 needs a classifier whose parameters are leaves, as ddjax.bind makes it")
+    return jax.tree_util.Partial(_in_bfloat16, logits_fn)
+
+
 def _of_normalized(logits_fn: LogitsFn, mean: Array, deviation: Array, images: Array) -> Array:
     return logits_fn((images - mean) / deviation)
 

@@ -1,4 +1,8 @@
-"""A run's directory: `config.json`, `results.jsonl`, checkpoints. What is on disk is never lost and never repeated."""
+"""A run's directory: `config.json`, `results.jsonl`, checkpoints. What is on disk is never lost and never repeated.
+
+With several processes, all call the same functions and process 0 alone reads and writes: the others learn from it what
+is there, so that only process 0 must see the directory.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -12,10 +16,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddjax import models, recipes, training
+from ddjax import models, parallel, recipes, training
 
 PathLike = str | os.PathLike[str]
 
@@ -84,24 +89,32 @@ class Run:
             recipe; the message names what differs.
         """
         self.workdir = pathlib.Path(workdir)
+        self._records: list[dict[str, Any]] = parallel.on_primary(lambda: self._open(flags, resolved))
+
+    def _open(self, flags: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
         flags, resolved = (json.loads(json.dumps(part)) for part in (flags, resolved))
         config_path = self.workdir / "config.json"
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            check_workdir(self.workdir, flags, resolved)
+            _check_workdir(self.workdir, flags, resolved)
             if not config_path.exists():
                 config = {"flags": flags, "resolved": resolved, "environment": environment()}
                 write_atomically(config_path, (json.dumps(config, indent=2) + "\n").encode())
             self._drop_unfinished_line()
         except OSError as error:
             raise RunError(f"cannot write to {self.workdir}: {error.strerror or error}") from error
-        self._records = read_results(self.workdir)
+        return read_results(self.workdir)
 
     def _drop_unfinished_line(self) -> None:
         """Cuts off what a killed process left of a line, so that the next one starts clean."""
         with open(self.workdir / "results.jsonl", "a+b") as file:
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
+
+    @property
+    def records(self) -> tuple[dict[str, Any], ...]:
+        """All measurements so far, in order."""
+        return tuple(self._records)
 
     def find(self, **fields: Any) -> dict[str, Any] | None:
         """The first record with these fields, or None."""
@@ -120,20 +133,32 @@ class Run:
           ValueError: for a number that is not finite, which JSON cannot hold.
         """
         line = json.dumps(fields, allow_nan=False)
-        with open(self.workdir / "results.jsonl", "ab") as file:
-            file.write(line.encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if parallel.is_primary():
+            with open(self.workdir / "results.jsonl", "ab") as file:
+                file.write(line.encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        # Times differ between processes; nothing is decided by them.
         self._records.append(json.loads(line))
 
     def save_arrays(self, name: str, **arrays: np.ndarray | np.generic) -> pathlib.Path:
         """Writes `name`.npz in the directory, whole or not at all."""
         path = self.workdir / f"{name}.npz"
+        if not parallel.is_primary():
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
         write_atomically(path, buffer.getvalue())
         return path
+
+    def load_arrays(self, name: str) -> dict[str, np.ndarray]:
+        """Reads what `save_arrays` wrote."""
+        return parallel.on_primary(lambda: self._read_arrays(name))
+
+    def _read_arrays(self, name: str) -> dict[str, np.ndarray]:
+        with np.load(self.workdir / f"{name}.npz") as arrays:
+            return dict(arrays)
 
 
 def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
@@ -147,7 +172,10 @@ def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping
     Raises:
       RunError: as `Run` does.
     """
-    workdir = pathlib.Path(workdir)
+    parallel.on_primary(lambda: _check_workdir(pathlib.Path(workdir), flags, resolved))
+
+
+def _check_workdir(workdir: pathlib.Path, flags: Mapping[str, Any], resolved: Mapping[str, Any] | None) -> None:
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise RunError(f"cannot write to {workdir}: {existing} is not a directory that can be written to")
@@ -156,16 +184,19 @@ def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping
             raise RunError(f"{workdir} holds other files and no run; choose another --workdir")
         return
     config = read_config(workdir)
-    differing = _differing(config["flags"], json.loads(json.dumps(flags)), "--")
+    if config.get("merged"):
+        raise RunError(f"{workdir} holds the merged results of a job array; choose another --workdir")
+    differs = differing(config["flags"], json.loads(json.dumps(flags)), "--")
     if resolved is not None:
-        differing += _differing(config.get("resolved", {}), json.loads(json.dumps(resolved)), "")
-    if differing:
+        differs += differing(config.get("resolved", {}), json.loads(json.dumps(resolved)))
+    if differs:
         raise RunError(
-            f"{workdir} belongs to a run with other flags; choose another --workdir. Different: {'; '.join(differing)}"
+            f"{workdir} belongs to a run with other flags; choose another --workdir. Different: {'; '.join(differs)}"
         )
 
 
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+def differing(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Names each setting that differs, with both values."""
     return [
         f"{prefix}{name}: {before.get(name, 'nothing')} there, {now.get(name, 'nothing')} now"
         for name in sorted(before.keys() | now.keys())
@@ -265,18 +296,33 @@ class Checkpoints:
         """
         self._directory = pathlib.Path(directory).absolute()
         self._spec = spec
+        self._manager: Any = None
+        parallel.on_primary(lambda: self._open(read_only))
+
+    def _open(self, read_only: bool) -> None:
         if self._directory.exists() and _steps(self._directory):
-            stored = read_spec(self._directory)
-            if stored != spec:
-                raise CheckpointError(f"{self._directory} holds another network: {_differences(stored, spec)}")
+            stored = _read_spec(self._directory)
+            if stored != self._spec:
+                raise CheckpointError(f"{self._directory} holds another network: {_differences(stored, self._spec)}")
+        # Only this process takes part; orbax would else wait for the others.
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=jax.process_index(),
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix="ddjax",
+        )
         if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True)
+            options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
         else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=1, cleanup_tmp_directories=True)
+            self._directory.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=1, cleanup_tmp_directories=True, create=False, multiprocessing_options=alone
+            )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, epoch: int, state: training.TrainState) -> None:
         """Stores the state after an epoch, whole or not at all."""
+        if not parallel.is_primary():
+            return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_to_plain(state)),  # pyright: ignore[reportCallIssue]
             spec=ocp.args.JsonSave(dataclasses.asdict(self._spec)),  # pyright: ignore[reportCallIssue]
@@ -290,47 +336,57 @@ class Checkpoints:
         Raises:
           CheckpointError: when the newest is damaged.
         """
+        leaves, epoch = parallel.on_primary(lambda: self._restore(like))
+        if leaves is None:
+            return like, 0
+        plain = jax.tree.unflatten(jax.tree.structure(_to_plain(like)), map(jnp.asarray, leaves))
+        return like.replace(
+            params=plain["params"],
+            opt_state=plain["opt_state"],
+            step=plain["step"],
+            key=jax.random.wrap_key_data(plain["key"]),
+        ), epoch
+
+    def _restore(self, like: training.TrainState) -> tuple[list[np.ndarray] | None, int]:
         epoch = self._manager.latest_step()
         if epoch is None:
-            return like, 0
-        return _restore(self._manager, epoch, like, self._directory), epoch
+            return None, 0
+        return _restore_leaves(self._manager, epoch, like, self._directory), epoch
 
     def close(self) -> None:
         """Frees what orbax holds."""
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.close()
 
 
 def _to_plain(state: training.TrainState) -> dict[str, Any]:
-    """The arrays of a state; typed keys as the integers they are."""
-    return {
+    """The arrays of a state, on the host; typed keys as the integers they are."""
+    plain = {
         "params": state.params,
         "opt_state": state.opt_state,
-        "step": jax.numpy.asarray(state.step),
+        "step": state.step,
         "key": jax.random.key_data(state.key),
     }
+    return jax.tree.map(np.asarray, plain)
 
 
-def _restore(
+def _restore_leaves(
     manager: ocp.CheckpointManager, epoch: int, like: training.TrainState, directory: pathlib.Path
-) -> training.TrainState:
-    wanted = jax.eval_shape(_to_plain, like)
+) -> list[np.ndarray]:
+    wanted = _to_plain(like)
     try:
         plain = manager.restore(
             epoch,
             args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted)),  # pyright: ignore[reportCallIssue]
         )["state"]
-        shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(plain)]
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(plain)]
+        shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
         if shapes != [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(wanted)]:
             raise ValueError("its arrays have other shapes")
     except Exception as error:  # orbax raises whatever its storage layers do
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"the checkpoint {directory} is damaged or of another network: {reason}") from error
-    return like.replace(
-        params=plain["params"],
-        opt_state=plain["opt_state"],
-        step=plain["step"],
-        key=jax.random.wrap_key_data(plain["key"]),
-    )
+    return leaves
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -343,7 +399,10 @@ def read_spec(directory: PathLike) -> NetworkSpec:
     Raises:
       CheckpointError: when the directory is missing, holds no checkpoint, or a damaged one.
     """
-    directory = pathlib.Path(directory)
+    return parallel.on_primary(lambda: _read_spec(pathlib.Path(directory)))
+
+
+def _read_spec(directory: pathlib.Path) -> NetworkSpec:
     if not directory.is_dir():
         raise CheckpointError(f"there is no checkpoint directory {directory}")
     steps = _steps(directory)

@@ -5,8 +5,9 @@ teachers on one-hot labels and students on soft ones. Nothing here calls `jit`; 
 `train_epoch`.
 """
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -112,6 +113,41 @@ def train_epoch(
     return state, jnp.mean(step_losses)
 
 
+class Member(NamedTuple):
+    """One network of a stack that is trained as one program.
+
+    Attributes:
+      state: at the start of an epoch.
+      targets: a distribution over the classes for each training image, `[N, K]`.
+      temperature: T > 0.
+      live: whether this epoch is the network's; else its state stays.
+    """
+
+    state: TrainState
+    targets: Any
+    temperature: Any
+    live: Any
+
+
+def train_member(
+    images: Num[Array, "N H W C"], member: Member, *, batch_size: int
+) -> tuple[TrainState, Float[Array, ""]]:
+    """`train_epoch` of one network of a stack, for `parallel.over_members`.
+
+    Args:
+      images: the training set, which the members share.
+      member: the network; not trained where it is not live.
+      batch_size: the examples of a step, at most N.
+
+    Returns:
+      The state after the epoch and its mean loss; NaN where it is not live.
+    """
+    state, targets, temperature, live = member
+    train = lambda state: train_epoch(state, images, targets, temperature, batch_size=batch_size)
+    keep = lambda state: (state, jnp.float32(jnp.nan))
+    return lax.cond(live, train, keep, state)
+
+
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
     """The number of whole batches in the data.
 
@@ -164,11 +200,16 @@ def fit(
     for epoch in range(first_epoch, num_epochs):
         state, loss = epoch_fn(state, images, targets, temperature)
         loss = float(loss)
-        if not jnp.isfinite(loss):
-            raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}: lower the learning rate")
+        check_loss(loss, f"epoch {epoch + 1}")
         if after_epoch is not None:
             after_epoch(state, epoch + 1, loss)
     return state
+
+
+def check_loss(loss: float, where: str) -> None:
+    """Raises FloatingPointError for a loss that is not finite: the training has diverged."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"the loss became {loss} in {where}: lower the learning rate")
 
 
 def logits_fn(state: TrainState) -> jax.tree_util.Partial:

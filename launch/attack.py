@@ -1,9 +1,10 @@
 """Attacks a trained network: `python -m launch.attack --checkpoint=DIR --attack=pgd:epsilon=0.3 --attack=ddn`.
 
 An attack is its name, alone or with settings as `name:key=value,key=value`; `temperature=T` sends any of them through
-softmax(Z / T). Each writes one line to `results.jsonl` and its images to `images/`. `--num_examples` correctly and
-wrongly classified test images are attacked, 100 by default, spread evenly over the classes; the misclassified leave the
-count of successes.
+softmax(Z / T), and with `forward=bfloat16` it sees the classifier in that precision, while success is judged in
+float32. Each writes one line to `results.jsonl` and its images to `images/`. `--num_examples` correctly and wrongly
+classified test images are attacked, 100 by default, spread evenly over the classes; the misclassified leave the count
+of successes.
 
 `--targets` says which classes are aimed at: `auto` leaves an attack untargeted where it can be and else aims at all
 other classes; `all`; `random`, one other class for each image; `next`, the class after the label; `least_likely`, the
@@ -14,6 +15,7 @@ truth between that and the closest adversarial image that any of the attacks has
 """
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -22,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, certify, data, metrics, parallel, report, runs, training
+from ddjax import attacks, certify, data, metrics, parallel, runs, training
 from launch import attacking, common
 
 FLAGS = flags.FLAGS
@@ -83,13 +85,12 @@ def main() -> None:
         # Once there is a proof, every attack is compared with it.
         if _CERTIFY.value or _last(run, norm) is not None:
             _certify(run, norm, logits_fn, test, clean)
-    records = runs.read_results(run.workdir)
-    for record in records:
+    for record in run.records:
         if record["measure"] == "attack" or record == _last(run, record["norm"]):
             print(_in_words(record))
     if _CERTIFY.value:
         _print_brackets(run)
-    print(f"report: {report.write(run.workdir)}")
+    common.write_report(run, table=False)
 
 
 def _in_words(record: dict[str, Any]) -> str:
@@ -102,10 +103,13 @@ def _in_words(record: dict[str, Any]) -> str:
     norms = ", ".join(
         f"{norm} {record[f'{norm}_mean']:.4g}" for norm in ("l0_pixels", "l2", "linf") if record[f"{norm}_mean"]
     )
+    low = ""
+    if record.get("forward", "float32") != "float32":
+        low = f"; in {record['forward']} it believed {record['claimed']:.4f}"
     return (
         f"{record['attack']}: success {record['success']:.4f} [{record['success_low']:.4f}, "
         f"{record['success_high']:.4f}] of {record['n']}, after 8-bit rounding {record['success_8_bits']:.4f}"
-        f"{'; mean ' + norms if norms else ''}"
+        f"{'; mean ' + norms if norms else ''}{low}"
     )
 
 
@@ -132,7 +136,7 @@ def _measure(
             summary[f"{norm}_{statistic}"] = float(function(of_successes)) if len(of_successes) else None
     if how == "all":
         summary |= _cases(outcome, tried)
-    number = len(runs.read_results(run.workdir))
+    number = len(run.records)
     file = attacking.save_outcome(run, f"{number}_{attack.name}", tried, outcome)
     run.append(
         measure="attack",
@@ -143,6 +147,8 @@ def _measure(
         success=rate.value,
         success_low=low,
         success_high=high,
+        forward=attack.forward,
+        claimed=metrics.success_rate(outcome.claimed, correct).value,
         misclassified=int((~correct).sum()),
         successes_8_bits=rounded.successes,
         success_8_bits=rounded.value,
@@ -176,8 +182,7 @@ def _certify(run: runs.Run, norm: str, logits_fn: Any, test: data.Dataset, clean
         proved, seconds = _prove(norm, logits_fn, test)
     else:
         # Only what the attacks added since have found is new.
-        with np.load(run.workdir / f"{name}.npz") as arrays:
-            proved, seconds = arrays["proved"], before["seconds_per_example"]
+        proved, seconds = run.load_arrays(name)["proved"], before["seconds_per_example"]
     attacked = _closest(run, norm, test)
     correct = metrics.correct(clean, test.labels)
     # A misclassified image is decided otherwise itself.
@@ -204,20 +209,19 @@ def _certify(run: runs.Run, norm: str, logits_fn: Any, test: data.Dataset, clean
 
 def _last(run: runs.Run, norm: str) -> dict[str, Any] | None:
     """The newest record of a proof; None where there is none, or its file is gone."""
-    found = [r for r in runs.read_results(run.workdir) if r["measure"] == "certify" and r["norm"] == norm]
-    return found[-1] if found and (run.workdir / found[-1]["file"]).exists() else None
+    found = [r for r in run.records if r["measure"] == "certify" and r["norm"] == norm]
+    is_there = parallel.on_primary(lambda: bool(found) and (run.workdir / found[-1]["file"]).exists())
+    return found[-1] if is_there else None
 
 
 def _prove(norm: str, logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, float]:
     """The radii, and the seconds for an image."""
-    prove = jax.jit(
-        lambda f, images, labels: certify.largest_radius(f, images, labels, norm=norm, method=_CERTIFY_METHOD.value)
-    )
+    prove = functools.partial(certify.largest_radius, norm=norm, method=_CERTIFY_METHOD.value)
     started = time.monotonic()
     with common.progress(len(test), f"certify {norm}", "image") as bar:
-        call = lambda images, labels: prove(logits_fn, images, labels)
         # One image already keeps the processor busy, and so the bar moves.
-        proved = parallel.map_batches(call, data.to_float(test.images), test.labels, batch_size=1, progress=bar.update)
+        columns = (data.to_float(test.images), test.labels)
+        proved = common.evaluate(prove, logits_fn, *columns, batch_size=1, progress=bar.update)
     return proved, (time.monotonic() - started) / len(test)
 
 
@@ -225,11 +229,11 @@ def _closest(run: runs.Run, norm: str, test: data.Dataset) -> np.ndarray:
     """The distance of the closest adversarial image of each test image that any attack of the run found."""
     closest = np.full(len(test), np.inf)
     clean = data.to_float(test.images)
-    for record in runs.read_results(run.workdir):
+    for record in run.records:
         if record["measure"] != "attack":
             continue
-        with np.load(run.workdir / record["file"]) as arrays:
-            rows, success, images = arrays["rows"], arrays["success"], arrays["images"]
+        arrays = run.load_arrays(record["file"].removesuffix(".npz"))
+        rows, success, images = arrays["rows"], arrays["success"], arrays["images"]
         moved = getattr(metrics.distances(jax.numpy.asarray(clean[rows]), jax.numpy.asarray(images)), norm)
         np.minimum.at(closest, rows[success], np.asarray(moved)[success])
     return closest
@@ -238,10 +242,10 @@ def _closest(run: runs.Run, norm: str, test: data.Dataset) -> np.ndarray:
 def _print_brackets(run: runs.Run) -> None:
     """Prints for each image what was proved and what was found."""
     for norm in _CERTIFIED_NORMS:
-        with np.load(run.workdir / f"images/certify_{norm}.npz") as arrays:
-            pairs = zip(arrays["labels"], arrays["proved"], arrays["attacked"], strict=True)
-            for row, (label, proved, attacked) in enumerate(pairs):
-                print(f"{norm} image {row} of class {label}: [{proved:.4f}, {attacked:.4f}]")
+        arrays = run.load_arrays(f"images/certify_{norm}")
+        pairs = zip(arrays["labels"], arrays["proved"], arrays["attacked"], strict=True)
+        for row, (label, proved, attacked) in enumerate(pairs):
+            print(f"{norm} image {row} of class {label}: [{proved:.4f}, {attacked:.4f}]")
 
 
 if __name__ == "__main__":

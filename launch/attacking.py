@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, metrics, parallel, runs
+from ddjax import attacks, classifier, data, metrics, runs
 from launch import common
 
 FLAGS = flags.FLAGS
@@ -20,6 +20,7 @@ FLAGS = flags.FLAGS
 TARGETS = ("auto", "all", "random", "next", "least_likely")
 _NEEDS_TARGETS = ("jsma",)
 _TAKES_NO_TARGETS = ("deepfool",)
+FORWARDS = ("float32", "bfloat16")
 # Settled by the launchers, not by a user's settings.
 _RESERVED = ("targets", "bounds")
 
@@ -35,6 +36,7 @@ class Attack(NamedTuple):
       numbers: real-valued settings: arguments of the compiled program.
       words: all others: part of it.
       temperature: what the logits are divided by; None leaves the classifier as it is.
+      forward: the precision in which the attack sees the classifier, one of `FORWARDS`.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Attack(NamedTuple):
     numbers: dict[str, float]
     words: dict[str, Any]
     temperature: float | None = None
+    forward: str = "float32"
 
 
 class Attempts(NamedTuple):
@@ -69,7 +72,8 @@ class Outcome(NamedTuple):
       images: as returned.
       predictions: the decisions of the classifier that was attacked.
       success: whether these are what was wanted.
-      success_8_bits: the same after rounding the images to what a file holds.
+      claimed: what the attack says of its success, by the classifier as it saw it.
+      success_8_bits: the same as `success` after rounding the images to what a file holds.
       distances: from the clean images.
       steps: as returned.
       gradients: as returned.
@@ -79,6 +83,7 @@ class Outcome(NamedTuple):
     images: np.ndarray
     predictions: np.ndarray
     success: np.ndarray
+    claimed: np.ndarray
     success_8_bits: np.ndarray
     distances: metrics.Distances
     steps: np.ndarray
@@ -102,16 +107,20 @@ def parse_attack(text: str) -> Attack:
         for parameter in inspect.signature(function).parameters.values()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and parameter.name not in _RESERVED
     }
-    # Any attack runs through softmax(Z / T); jsma has a score space for it.
-    known = [*defaults, *(() if "temperature" in defaults else ("temperature",))]
-    numbers, words, temperature = {}, {}, None
+    # Any attack runs through softmax(Z / T), for which jsma has a score space, and in either precision.
+    known = [*defaults, *(() if "temperature" in defaults else ("temperature",)), "forward"]
+    numbers, words, temperature, forward = {}, {}, None, "float32"
     for part in rest.split(",") if rest else []:
         key, equals, value = part.partition("=")
         if key not in known:
             raise ValueError(f"attack {name} has no setting {key!r}; known: {', '.join(known)}")
         if not equals or not value:
             raise ValueError(f"--attack={text}: {key!r} needs a value, as in {key}=VALUE")
-        if key not in defaults:
+        if key == "forward":
+            if value not in FORWARDS:
+                raise ValueError(f"--attack={text}: unknown forward {value!r}; known: {', '.join(FORWARDS)}")
+            forward = value
+        elif key not in defaults:
             temperature = _read_number(text, key, value)
             classifier.check_temperature(temperature)
         elif isinstance(defaults[key], bool):
@@ -127,7 +136,7 @@ def parse_attack(text: str) -> Attack:
             words[key] = int(number)
         else:
             words[key] = value
-    return Attack(name, function, numbers, words, temperature)
+    return Attack(name, function, numbers, words, temperature, forward)
 
 
 def _read_number(text: str, key: str, value: str) -> float:
@@ -219,8 +228,23 @@ def wanted(predictions: np.ndarray, tried: Attempts) -> np.ndarray:
 
 
 @functools.cache
-def _compiled(function: AttackFn, words: tuple[tuple[str, Any], ...]) -> Any:
-    return common.jit(functools.partial(function, **dict(words)))
+def _program(function: AttackFn, words: tuple[tuple[str, Any], ...], targeted: bool, names: tuple[str, ...]) -> Any:
+    """The attack as a function of what all examples share and of a batch; one object for each program.
+
+    Args:
+      function: the attack.
+      words: its settings that are part of the program.
+      targeted: whether the batch has targets.
+      names: of the settings that differ from example to example.
+    """
+
+    def attack(shared: Any, images: jax.Array, labels: jax.Array, key_data: jax.Array, *rest: jax.Array) -> Any:
+        logits_fn, numbers = shared
+        targets = rest[0] if targeted else None
+        settings = numbers | dict(words) | dict(zip(names, rest[int(targeted) :], strict=True))
+        return function(logits_fn, images, labels, jax.random.wrap_key_data(key_data), targets=targets, **settings)
+
+    return attack
 
 
 def run_attack(
@@ -238,31 +262,21 @@ def run_attack(
     Returns:
       The outcome.
     """
-    jitted = _compiled(attack.function, tuple(sorted(attack.words.items())))
-    numbers = {name: jnp.float32(value) for name, value in attack.numbers.items()}
-    seen = logits_fn if attack.temperature is None else classifier.at_temperature(logits_fn, attack.temperature)
-    names = list(per_example or {})
+    names = tuple(per_example or ())
+    program = _program(attack.function, tuple(sorted(attack.words.items())), tried.targets is not None, names)
+    numbers = {name: np.float32(value) for name, value in attack.numbers.items()}
+    seen = classifier.in_bfloat16(logits_fn) if attack.forward == "bfloat16" else logits_fn
+    if attack.temperature is not None:
+        seen = classifier.at_temperature(seen, attack.temperature)
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(FLAGS.seed)))(tried.indices)
     columns = [tried.images, tried.labels, np.asarray(jax.random.key_data(keys))]
     columns += [] if tried.targets is None else [tried.targets]
     columns += [(per_example or {})[name].astype(np.float32) for name in names]
-    program: Any = None
-    seconds = 0.0
-
-    def call(images: jax.Array, labels: jax.Array, key_data: jax.Array, *rest: jax.Array) -> attacks.AttackResult:
-        nonlocal program, seconds
-        targets = None if tried.targets is None else rest[0]
-        settings = numbers | dict(zip(names, rest[len(rest) - len(names) :], strict=True))
-        arguments = (seen, images, labels, jax.random.wrap_key_data(key_data))
-        if program is None:
-            program = jitted.lower(*arguments, targets=targets, **settings).compile()
-        started = time.monotonic()
-        result = jax.block_until_ready(program(*arguments, targets=targets, **settings))
-        seconds += time.monotonic() - started
-        return result
-
+    evaluate = common.compiled_batched(program, (seen, numbers), *columns)
     with common.progress(len(tried.rows), description, "attempt") as bar:
-        result = parallel.map_batches(call, *columns, batch_size=FLAGS.batch_size, progress=bar.update)
+        started = time.monotonic()
+        result = evaluate(bar.update)
+        seconds = time.monotonic() - started
     predictions = decide(logits_fn, result.images)
     rounded = decide(logits_fn, np.asarray(metrics.round_to_8_bits(jnp.asarray(result.images))))
     measured = metrics.distances(jnp.asarray(tried.images), jnp.asarray(result.images))
@@ -270,6 +284,7 @@ def run_attack(
         images=result.images,
         predictions=predictions,
         success=wanted(predictions, tried),
+        claimed=result.success,
         success_8_bits=wanted(rounded, tried),
         distances=metrics.Distances(*(np.asarray(values) for values in measured)),  # pyright: ignore[reportArgumentType]
         steps=result.steps,

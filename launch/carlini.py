@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, metrics, report, runs, training
+from ddjax import attacks, classifier, data, metrics, runs, training
 from launch import attacking, common
 
 FLAGS = flags.FLAGS
@@ -102,8 +102,7 @@ def main() -> None:
             if run.find(measure="carlini", **where) is None:
                 _measure(run, where, attack, norm, training.logits_fn(state), attacked)
     _save_clean(run, attacked, training.logits_fn(baseline))
-    page = report.write(run.workdir)
-    print(f"{report.readme_table(run.workdir)}\nreport: {page}")
+    common.write_report(run)
 
 
 def _save_clean(run: runs.Run, attacked: data.Dataset, logits_fn: Any) -> None:

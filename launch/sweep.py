@@ -5,10 +5,14 @@ adversarial gradients; attacks each network with FGSM and with JSMA, the latter 
 and on those at the training temperature; writes `table.csv`, `figures/` and `report.html` beside `results.jsonl`. A
 sweep that was stopped goes on where it was when it is started again with the same flags.
 
+All networks are trained first, as one program: the undistilled ones and the teachers, then the students.
+`--shard=i/n` trains and measures every n-th of them alone, for job arrays; `launch.report` with the same `--workdir`
+puts the pieces together.
+
 `--num_examples` is the number of test images that JSMA attacks, spread evenly over the classes; by default ten a class.
 """
 
-import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,18 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, jacobian, metrics, parallel, recipes, report, runs, training
+from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
 from launch import common
 
 FLAGS = flags.FLAGS
 _TEMPERATURES = flags.DEFINE_list("temperatures", "1,2,5,10,20,30,40,50,100", "The temperatures to distill at.")
 _SEEDS = flags.DEFINE_list("seeds", None, "The seeds to train with; default: the one of --seed.")
+_SHARD = flags.DEFINE_string("shard", None, "Which piece of the sweep this is, i/n with i from 0 to n - 1.")
 _IMAGES_PER_CLASS = 10
 
-_amplitude = jax.jit(jacobian.amplitude)
-# One program for both score spaces: the tempered one at temperature 1 is that of the probabilities.
-_jsma = jax.jit(functools.partial(attacks.jsma, score_space="tempered"))
-_fgsm = jax.jit(attacks.fgsm)
+
+def _jsma(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> attacks.AttackResult:
+    """One program for both score spaces: the tempered one at temperature 1 is that of the probabilities."""
+    logits_fn, gamma, temperature = shared
+    return attacks.jsma(
+        logits_fn, images, labels, targets=targets, gamma=gamma, score_space="tempered", temperature=temperature
+    )
+
+
+def _fgsm(shared: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    logits_fn, epsilon = shared
+    return attacks.fgsm(logits_fn, images, labels, epsilon=epsilon).images
 
 
 def main() -> None:
@@ -39,9 +52,16 @@ def main() -> None:
         raise ValueError(f"--temperatures must differ in their first six digits, got {_TEMPERATURES.value}")
     seeds = _numbers("seeds", _SEEDS.value, int) if _SEEDS.value else [FLAGS.seed]
     recipe = common.recipe_from_flags()
-    workdir = common.workdir("sweep")
+    shard = shards.parse(_SHARD.value) if _SHARD.value else None
+    workdir = common.workdir("sweep") / (shard.directory if shard else "")
     flags_of_run = common.flags_of_training("num_examples", "batch_size")
     flags_of_run |= {"temperatures": temperatures, "seeds": seeds}
+    rows = [(seed, temperature) for seed in seeds for temperature in (None, *temperatures)]
+    if shard is not None:
+        rows = shard.take(rows)
+        if not rows:
+            raise ValueError(f"--shard={_SHARD.value}: there are only {len(seeds) * (1 + len(temperatures))} networks")
+        flags_of_run |= {"shard": _SHARD.value}
     runs.check_workdir(workdir, flags_of_run)
     train, test = common.load_data(recipe)
     common.check_network(recipe, train)
@@ -53,15 +73,15 @@ def main() -> None:
         )
     run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
     sweep = _Sweep(run, recipe, train, test, per_class)
-    rows = len(seeds) * (1 + len(temperatures))
-    with common.progress(rows, "sweep", "network") as bar:
-        for seed in seeds:
-            for temperature in (None, *temperatures):
-                sweep.row(seed, temperature)
-                bar.update()
-    page = report.write(run.workdir)
-    rows = report.summarize(runs.read_results(run.workdir), runs.read_config(run.workdir))
-    print(f"{report.markdown_table(rows)}\nreport: {page}")
+    sweep.train(rows)
+    with common.progress(len(rows), "attacks", "network") as bar:
+        for seed, temperature in rows:
+            sweep.row(seed, temperature)
+            bar.update()
+    if shard is None:
+        common.write_report(run)
+    else:
+        print(f"{run.workdir}: done; python -m launch.report --workdir={common.workdir('sweep')} merges the pieces")
 
 
 def _numbers(name: str, texts: list[str], kind: type) -> list[Any]:
@@ -86,6 +106,11 @@ def _images_per_class(num_classes: int) -> int:
     return FLAGS.num_examples // num_classes
 
 
+def _where(seed: int, temperature: float | None) -> dict[str, Any]:
+    """The fields that name a row's network in the results."""
+    return {"seed": seed, "temperature": temperature, "network": "baseline" if temperature is None else "student"}
+
+
 class _Sweep:
     """The measurements of one run; each is skipped when it is on disk."""
 
@@ -97,28 +122,32 @@ class _Sweep:
         self._images, self._labels = data.to_float(test.images), test.labels
         self._num_classes = test.num_classes
         self._baselines: dict[int, training.TrainState] = {}
+        self._distilled: dict[tuple[int, float], tuple[training.TrainState, training.TrainState]] = {}
 
-    def _baseline(self, seed: int) -> training.TrainState:
-        if seed not in self._baselines:
-            self._baselines[seed] = self._trainer.plain(seed)
-        return self._baselines[seed]
+    def train(self, rows: Sequence[tuple[int, float | None]]) -> None:
+        """Trains or restores what the rows that are not finished need: their own networks and the undistilled ones."""
+        left = [row for row in rows if self._run.find(measure="finished", **_where(*row)) is None]
+        seeds = sorted({seed for seed, _ in left})
+        pairs = [(seed, temperature) for seed, temperature in left if temperature is not None]
+        baselines, distilled = self._trainer.sweep(seeds, pairs)
+        self._baselines = dict(zip(seeds, baselines, strict=True))
+        self._distilled = dict(zip(pairs, distilled, strict=True))
 
     def row(self, seed: int, temperature: float | None) -> None:
-        """Trains and measures the networks of one temperature."""
-        role = "baseline" if temperature is None else "student"
-        where = {"seed": seed, "temperature": temperature, "network": role}
+        """Measures the networks of one temperature."""
+        where = _where(seed, temperature)
         if self._run.find(measure="finished", **where) is not None:
             return
         if temperature is None:
-            state = self._baseline(seed)
+            state = self._baselines[seed]
         else:
-            teacher, state = self._trainer.distilled(seed, temperature)
+            teacher, state = self._distilled[seed, temperature]
             common.record_accuracy(self._run, where | {"network": "teacher"}, teacher, self._images, self._labels)
         common.record_accuracy(self._run, where, state, self._images, self._labels)
         logits_fn = training.logits_fn(state)
         correct = self._gradients(where, logits_fn)
         fgsm_images = self._fgsm(where, "fgsm", logits_fn, logits_fn, correct)
-        baseline_fn = training.logits_fn(self._baseline(seed))
+        baseline_fn = training.logits_fn(self._baselines[seed])
         baseline_images = fgsm_images
         if temperature is not None:
             baseline_images = self._fgsm(where, "fgsm_transfer", baseline_fn, logits_fn, correct)
@@ -127,9 +156,8 @@ class _Sweep:
 
     def _gradients(self, where: dict[str, Any], logits_fn: Any) -> np.ndarray:
         """Measures logits and adversarial gradients on the test set; tells which images are classified correctly."""
-        amplitude = parallel.map_batches(
-            functools.partial(_amplitude, logits_fn), self._images, batch_size=min(FLAGS.batch_size, 128)
-        )
+        batch_size = min(FLAGS.batch_size, 128 * common.mesh("data").size)
+        amplitude = common.evaluate(jacobian.amplitude, logits_fn, self._images, batch_size=batch_size)
         count = len(amplitude.logits)
         if self._run.find(measure="logits", **where) is None:
             mean, deviation = metrics.mean_absolute_logit(amplitude.logits)
@@ -157,8 +185,7 @@ class _Sweep:
     ) -> np.ndarray:
         """Attacks the test set on one network and measures the success on another, perhaps the same."""
         epsilon = self._recipe.fgsm_epsilon
-        attack = lambda images, labels: _fgsm(source_fn, images, labels, epsilon=epsilon).images
-        images = parallel.map_batches(attack, self._images, self._labels, batch_size=FLAGS.batch_size)
+        images = common.evaluate(_fgsm, (source_fn, np.float32(epsilon)), self._images, self._labels)
         if self._run.find(measure=measure, **where) is None:
             fooled = common.classify(logits_fn, images).argmax(1) != self._labels
             rate = metrics.success_rate(fooled, correct)
@@ -183,11 +210,9 @@ class _Sweep:
         for space, temperature in (("probs", 1.0), ("tempered", where["temperature"] or 1.0)):
             if self._run.find(measure="jsma", space=space, **where) is not None:
                 continue
-            attack = lambda images, labels, targets, temperature=temperature: _jsma(
-                logits_fn, images, labels, targets=targets, gamma=gamma, temperature=jnp.float32(temperature)
-            )
             if result is None or temperature != 1.0:
-                result = parallel.map_batches(attack, images, labels, targets, batch_size=FLAGS.batch_size)
+                shared = (logits_fn, np.float32(gamma), np.float32(temperature))
+                result = common.evaluate(_jsma, shared, images, labels, targets)
             # What the attack says of itself is not taken for it.
             success = common.classify(logits_fn, result.images).argmax(1) == targets
             changed = np.asarray(metrics.distances(jnp.asarray(images), jnp.asarray(result.images)).l0_values)

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, metrics, report, runs, training
+from ddjax import attacks, classifier, data, metrics, runs, training
 from launch import attacking, common
 
 FLAGS = flags.FLAGS
@@ -71,8 +71,7 @@ def main() -> None:
     shown = {"plain": training.logits_fn(plain), "distilled": training.logits_fn(student)}
     for targeted in (False, True):
         _measure(run, attack, kappas, targeted, training.logits_fn(source), shown, attacked)
-    page = report.write(run.workdir)
-    print(f"{report.readme_table(run.workdir)}\nreport: {page}")
+    common.write_report(run)
 
 
 def _read_kappas(texts: list[str]) -> list[float]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddjax.attacks import fgsm, pgd
-from ddjax.classifier import at_temperature, bind, normalized
+from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized
 from ddjax.models import ConvNet
 
 
@@ -86,3 +86,17 @@ def test_normalizations_that_are_none(mean, deviation):
     # The wrong rank is refused by the type hints here, and by the function itself without them.
     with pytest.raises((ValueError, TypeError)):
         normalized(lambda x: x, mean, deviation)
+
+
+def test_bfloat16_is_the_same_classifier_in_eight_bits_of_precision():
+    network = make()
+    low = in_bfloat16(network)
+    logits, expected = low(IMAGES), network(IMAGES)
+    assert logits.dtype == jnp.float32
+    assert 0 < jnp.max(jnp.abs(logits - expected)) < 0.03 * jnp.max(jnp.abs(expected))
+    gradient = jax.grad(lambda x: low(x)[:, 0].sum())(IMAGES)
+    assert gradient.dtype == jnp.float32
+    program = str(jax.make_jaxpr(lambda x: low(x))(IMAGES))
+    assert "bf16" in program
+    with pytest.raises(ValueError, match="parameters are leaves"):
+        in_bfloat16(lambda x: x)

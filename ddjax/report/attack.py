@@ -123,7 +123,7 @@ def conclude(records: Sequence[Record]) -> str:
         said.append("No attack has been measured on a correctly classified image yet.")
     for targets in dict.fromkeys(record["targets"] for record in attacks):
         said += _say_strongest([record for record in attacks if record["targets"] == targets])
-    said += _say_rounding(attacks) + _say_failures(attacks)
+    said += _say_rounding(attacks) + _say_precision(attacks) + _say_failures(attacks)
     for record in _of(records, "certify"):
         said.append(_say_proof(record))
     return " ".join(said)
@@ -172,6 +172,24 @@ def _say_rounding(attacks: Sequence[Record]) -> list[str]:
     if not lost:
         return []
     return [f"Rounded to 8 bits, as a file stores them, the images of some attacks lose their effect: {listed(lost)}."]
+
+
+def _say_precision(attacks: Sequence[Record]) -> list[str]:
+    """What attacks that saw the classifier in a lower precision achieve against it in float32."""
+    said = []
+    for record in attacks:
+        if record.get("forward", "float32") == "float32":
+            continue
+        believed = f"{record['attack']} believes in {percent(record['claimed'])} of its examples"
+        text = f"{believed}; in float32 {percent(record['success'])} hold"
+        setting = f"forward={record['forward']}"
+        plain = [part for part in record["attack"].partition(":")[2].split(",") if part != setting]
+        name = ":".join(filter(None, [record["attack"].partition(":")[0], ",".join(plain)]))
+        twins = [other for other in attacks if (other["attack"], other["targets"]) == (name, record["targets"])]
+        if twins:
+            text += f", against {percent(twins[0]['success'])} when it sees the classifier in float32"
+        said.append(f"{text}.")
+    return said
 
 
 def _say_failures(attacks: Sequence[Record]) -> list[str]:

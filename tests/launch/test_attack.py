@@ -29,10 +29,12 @@ def test_attacks_a_checkpoint_and_repeats_nothing(launch, distilled, tmp_path):
     assert saved["images"].shape == (180, 8, 8, 1)
     assert (tmp_path / "report.html").exists()
     before = (tmp_path / "results.jsonl").read_bytes()
-    launch("attack", *arguments, *attacks, "--attack=fgsm:epsilon=0.1")
+    low = launch("attack", *arguments, *attacks, "--attack=fgsm:epsilon=0.3,forward=bfloat16")
+    assert "in bfloat16 it believed" in low.stdout
     after = (tmp_path / "results.jsonl").read_bytes()
     assert after.startswith(before)
     assert len(after.splitlines()) == 3
+    assert "when it sees the classifier in float32" in (tmp_path / "report.html").read_text()
     assert (
         "--targets: auto there, next now" in launch("attack", *arguments, *attacks, "--targets=next", ok=False).stderr
     )

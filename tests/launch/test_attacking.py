@@ -34,6 +34,8 @@ def test_settings_are_read_by_the_type_of_their_default():
     assert parsed.words == {"num_steps": 7, "random_start": False, "norm": "l2"}
     assert parsed.temperature == 100
     assert attacking.parse_attack("fgsm").temperature is None
+    assert attacking.parse_attack("fgsm").forward == "float32"
+    assert attacking.parse_attack("ddn:forward=bfloat16").forward == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_settings_are_read_by_the_type_of_their_default():
         ("pgd:epsilon=nan", "epsilon must be finite"),
         ("pgd:epsilon=big", "epsilon must be a number"),
         ("pgd:temperature=0", "a temperature must be positive"),
+        ("pgd:forward=int8", "unknown forward 'int8'; known: float32, bfloat16"),
         ("pgd:targets=3", "has no setting 'targets'; known: epsilon"),
     ],
 )

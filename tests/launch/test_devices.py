@@ -1,0 +1,104 @@
+"""The same sweep on one device, on eight, in two processes, in pieces; killed and started again."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from .conftest import ROOT, SMALL
+
+ARGUMENTS = [*SMALL, "--temperatures=1,20", "--checkpoint_seconds=0"]
+
+
+def records(workdir):
+    """The measurements, by what they measure."""
+    lines = (workdir / "results.jsonl").read_text().splitlines()
+    read = [json.loads(line) for line in lines]
+    return {(r["measure"], r.get("space"), r["network"], r["temperature"]): r for r in read}
+
+
+def assert_same(workdir, other):
+    """Counts and rates within half a percent, all other numbers within one."""
+    found, expected = records(workdir), records(other)
+    assert found.keys() == expected.keys()
+    for key, record in expected.items():
+        for name, value in record.items():
+            if isinstance(value, float):
+                rate = "success" in name or "share" in name or name == "accuracy"
+                tolerance = {"abs": 0.005} if rate else {"rel": 0.01}
+                assert found[key][name] == pytest.approx(value, **tolerance), (key, name)
+
+
+@pytest.fixture(scope="module")
+def alone(launch, tmp_path_factory):
+    """A sweep on one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    launch("sweep", *ARGUMENTS, f"--workdir={workdir}")
+    return workdir
+
+
+def test_eight_devices(launch, alone, tmp_path):
+    launch("sweep", *ARGUMENTS, f"--workdir={tmp_path}", "--devices=8")
+    assert_same(tmp_path, alone)
+
+
+def test_pieces_are_merged(launch, alone, tmp_path):
+    for index in range(2):
+        launch("sweep", *ARGUMENTS, f"--workdir={tmp_path}", f"--shard={index}/2")
+        done = launch("report", f"--workdir={tmp_path}")
+        assert ("--shard=1/2 has not begun" in done.stdout) == (index == 0)
+    assert_same(tmp_path, alone)
+    assert (tmp_path / "table.csv").read_text() == (alone / "table.csv").read_text()
+
+
+def start(environment, workdir, process_id, port):
+    """One of two processes."""
+    command = [sys.executable, "-m", "launch.sweep", *ARGUMENTS, f"--workdir={workdir}", "--distributed"]
+    command += [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process_id}"]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_one_killed_and_both_started_again(environment, alone, tmp_path):
+    port = free_port()
+    processes = [start(environment, tmp_path, number, port) for number in (0, 1)]
+    try:
+        # Once something of the training is on disk.
+        deadline = time.monotonic() + 240
+        while not list(tmp_path.glob("checkpoints/*/teacher/*/state")):
+            assert time.monotonic() < deadline
+            assert processes[0].poll() is None
+            time.sleep(0.02)
+        processes[1].send_signal(signal.SIGKILL)
+        # The other notices, sooner or later; a scheduler would end it.
+        time.sleep(1)
+        assert not (tmp_path / "report.html").exists()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    port = free_port()
+    processes = [start(environment, tmp_path, number, port) for number in (0, 1)]
+    for process in processes:
+        output, _ = process.communicate(timeout=280)
+        assert process.returncode == 0, output
+        assert ("report:" in output) == (process is processes[0])
+    assert_same(tmp_path, alone)
+
+
+def test_flags_that_do_not_go_together(launch):
+    assert "need --distributed" in launch("sweep", "--process_id=1", ok=False).stderr
+    done = launch("sweep", "--distributed", "--coordinator=localhost:1", ok=False)
+    assert "go together" in done.stderr
+    assert "from 0 to n - 1" in launch("sweep", "--shard=3/3", ok=False).stderr
