@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -30,9 +31,14 @@ _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # With this few inputs to each output, a convolution is memory-bound and an explicit patch matrix beats the convolution
 # kernel.
 _FEW_INPUTS = 16
+# Where Winograd's algorithm multiplies polynomials. Points near 1 keep rounding errors small: Barabasz et al., Error
+# Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks, 2020 (arXiv 1803.10986).
+_POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
 # Kernel gradients are summed over parts of the batch: of this many images, and not more parts than that.
 _CACHED_IMAGES = 16
 _MAX_PARTS = 8
+# Of so many pixels, the activations of these networks stay in the cache.
+_CACHED_PIXELS = 32 * 1024
 
 # Keeps convolutions away from the single-threaded kernel when given to `jax.jit`; see `unpadded`.
 COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
@@ -56,6 +62,26 @@ def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
         (top, bottom), (left, right) = (((size - 1) // 2, size // 2) for size in kernel_size)
         return ((top, bottom), (left, right))
     raise ValueError(f"unknown padding {padding!r}; known: VALID, SAME")
+
+
+def images_at_once(count: int, image_shape: Sequence[int]) -> int:
+    """How many images of a batch should go through a network together.
+
+    On CPU, a batch in parts whose activations stay in the cache takes a tenth to a third less time. Elsewhere, and for
+    a batch that has no equal parts of a useful size, it is the whole batch.
+
+    Args:
+      count: the images of the batch.
+      image_shape: (H, W, C).
+
+    Returns:
+      The size of a part, which divides `count`.
+    """
+    if jax.default_backend() != "cpu":
+        return count
+    most = max(8, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
+    size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
+    return size if size >= most // 4 else count
 
 
 @contextlib.contextmanager
@@ -149,6 +175,62 @@ def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
 _canonical_conv.defvjp(_canonical_conv_fwd, _canonical_conv_bwd)
 
 
+def _toom_cook() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices of `y = A ((G g) * (B d))`, four outputs of a filter with three taps from six inputs.
+
+    The filter and the outputs are polynomials, which are multiplied by their values at six points; the last is
+    infinity.
+    """
+    points = np.array(_POINTS)
+    others = [np.delete(points, i) for i in range(5)]
+    powers = points[:, None] ** np.arange(4)
+    scales = np.array([np.prod(point - rest) for point, rest in zip(points, others, strict=True)])
+    outputs = np.vstack([powers, [0, 0, 0, 1]]).T
+    filters = np.vstack([powers[:, :3] / scales[:, None], [0, 0, 1]])
+    inputs = np.vstack([*(np.append(np.poly(rest)[::-1], 0) for rest in others), np.poly(points)[::-1]])
+    return outputs, filters, inputs
+
+
+_OUTPUTS, _FILTERS, _INPUTS = _toom_cook()
+
+
+def _winograd_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+    """A convolution by 3 x 3 filters as six by 1 x 3 filters, of rows that are mixed before and after.
+
+    Half the multiplications; see `_is_worth_mixing`. Derivatives are those of its parts, and save as much.
+
+    Reference:
+      Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016 (arXiv 1509.09308): F(4, 3), rows only.
+    """
+    (top, bottom), across = padding
+    batch, height, width, channels = inputs.shape
+    out_height = height + top + bottom - 2
+    tiles = -(-out_height // 4)
+    # Tiles of four rows; each needs two rows of the next one as well.
+    padded = jnp.pad(inputs, ((0, 0), (top, 4 * (tiles + 1) - height - top), (0, 0), (0, 0)))
+    blocks = padded.reshape(batch, tiles + 1, 4, width, channels)
+    rows = [blocks[:, j // 4 : tiles + j // 4, j % 4] for j in range(6)]
+    products = []
+    for of_filter, of_inputs in zip(_FILTERS, _INPUTS, strict=True):
+        mixed = lax.optimization_barrier(_combine(of_inputs, rows))
+        one_row = _combine(of_filter, list(kernel))[None]
+        products.append(_canonical_conv(mixed, one_row, ((0, 0), across)))
+    outputs = jnp.stack([_combine(weights, products) for weights in _OUTPUTS], 2)
+    return outputs.reshape(batch, 4 * tiles, *outputs.shape[3:])[:, :out_height]
+
+
+def _is_worth_mixing(inputs: Array, kernel: Array) -> bool:
+    """Whether `_winograd_conv` takes less time: measured, with many channels and maps that the cache holds."""
+    height, width = inputs.shape[1:3]
+    of_this_form = kernel.shape[:2] == (3, 3) and inputs.dtype == jnp.float32
+    return of_this_form and min(kernel.shape[2:]) >= height + width
+
+
+def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
+    terms = [float(weight) * array for weight, array in zip(weights, arrays, strict=True) if weight]
+    return functools.reduce(jnp.add, terms)
+
+
 def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     """A convolution as a patch matrix times the kernel matrix; its derivatives are ordinary and fast."""
     kernel_height, kernel_width, channels, features = kernel.shape
@@ -194,6 +276,8 @@ def conv(
         return lax.conv_general_dilated(inputs, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
     if kernel.shape[0] * kernel.shape[1] * kernel.shape[2] <= _FEW_INPUTS:
         return _patch_conv(inputs, kernel, pads)
+    if _is_worth_mixing(inputs, kernel):
+        return _winograd_conv(inputs, kernel, pads)
     return _canonical_conv(inputs, kernel, pads)
 
 

@@ -24,13 +24,21 @@ from jax import lax
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ddjax import layers
+
 T = TypeVar("T")
 STACKINGS = ("auto", "map", "unroll", "vmap")
 
 
-def make_mesh(axis: str) -> Mesh:
-    """All devices of all processes along one axis, `"data"` or `"sweep"`."""
-    return jax.make_mesh((jax.device_count(),), (axis,), axis_types=(AxisType.Auto,))
+def make_mesh(axis: str, most: int | None = None) -> Mesh:
+    """All devices of all processes along one axis, `"data"` or `"sweep"`.
+
+    Args:
+      axis: its name.
+      most: how many devices have work; a single process takes no more than that.
+    """
+    devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:most]
+    return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def is_primary() -> bool:
@@ -70,16 +78,27 @@ def over_examples(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
       mesh: with one axis, whose size divides that of the batch.
 
     Returns:
-      The same function; on a single device, `fn` itself.
+      The same function. A device goes through its share in parts, where `layers.images_at_once` says so of the first
+      array of the batch.
     """
+
+    def share(shared: Any, *batch: Any) -> Any:
+        count, *shape = batch[0].shape
+        size = layers.images_at_once(count, shape) if len(shape) == 3 else count
+        if size == count:
+            return fn(shared, *batch)
+        parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
+        results = lax.map(lambda part: fn(shared, *part), parts)
+        return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), results)
+
     if mesh.size == 1:
-        return fn
+        return share
     spec = PartitionSpec(mesh.axis_names)
 
     def spread(shared: Any, *batch: Any) -> Any:
         specs = (PartitionSpec(), *(spec for _ in batch))
         # Custom derivatives have no rule for the type that `check_vma` checks.
-        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(shared, *batch)
+        return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(shared, *batch)
 
     return spread
 

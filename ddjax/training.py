@@ -1,10 +1,10 @@
 """Training at a temperature, and defensive distillation.
 
 Temperature is an argument of every function here, so that one compiled program trains every network of a sweep:
-teachers on one-hot labels and students on soft ones. Nothing here calls `jit`; a caller compiles `train_step` or
-`train_epoch`.
+teachers on one-hot labels and students on soft ones. A caller compiles `train_step` or `train_epoch`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from flax.training import train_state
 from jax import lax
 from jaxtyping import Array, Float, Key, Num
 
-from ddjax import losses
+from ddjax import layers, losses
 from ddjax.classifier import LogitsFn, bind, check_temperature
 from ddjax.data import to_float
 
@@ -54,10 +54,16 @@ def create_state(
       The state before the first step.
     """
     init_key, train_key = jax.random.split(key)
-    variables = module.init(init_key, jnp.zeros((1, *image_shape)))
+    variables = _compiled_init(module)(init_key, jnp.zeros((1, *image_shape)))
     state = TrainState.create(apply_fn=module.apply, params=variables["params"], tx=optimizer, key=train_key)
     # As it comes back from a step and from a checkpoint; a Python integer would be a program of its own.
     return state.replace(step=jnp.zeros((), jnp.int32))
+
+
+@functools.cache
+def _compiled_init(module: nn.Module) -> Callable[..., Any]:
+    """Of a network's parameters; compiled, the forward pass that tells their shapes is not run."""
+    return jax.jit(module.init)
 
 
 def train_step(state: TrainState, batch: Batch, temperature: Scalar) -> tuple[TrainState, Float[Array, ""]]:
@@ -72,13 +78,26 @@ def train_step(state: TrainState, batch: Batch, temperature: Scalar) -> tuple[Tr
       The state after the step, and the loss before it.
     """
     images, targets = batch
-    dropout_key = jax.random.fold_in(state.key, state.step)
+    count = images.shape[0]
+    size = layers.images_at_once(count, images.shape[1:])
+    step_key = jax.random.fold_in(state.key, state.step)
 
-    def loss_fn(params: Any) -> Array:
-        logits = state.apply_fn({"params": params}, to_float(images), train=True, rngs={"dropout": dropout_key})
-        return jnp.mean(losses.cross_entropy_at_temperature(logits, targets, temperature))
+    def loss_fn(params: Any, images: Array, targets: Array, key: Array) -> Array:
+        """The share of the mean that a part of the batch has."""
+        logits = state.apply_fn({"params": params}, to_float(images), train=True, rngs={"dropout": key})
+        return jnp.sum(losses.cross_entropy_at_temperature(logits, targets, temperature)) / count
 
-    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    loss_and_gradients = jax.value_and_grad(loss_fn)
+    if size == count:
+        loss, gradients = loss_and_gradients(state.params, images, targets, step_key)
+    else:
+
+        def add(total: Any, part: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, loss_and_gradients(state.params, *part)), None
+
+        parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
+        nothing = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params))
+        (loss, gradients), _ = lax.scan(add, nothing, (*parts, jax.random.split(step_key, count // size)))
     return state.apply_gradients(grads=gradients), loss
 
 

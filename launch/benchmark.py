@@ -1,207 +1,178 @@
-"""Measures speed: `python -m launch.benchmark`. All timing of the project lives here.
+"""Measures speed beside other libraries: `python -m launch.benchmark --recipe=mnist_quick`.
 
-`--work` chooses what (repeats; default all):
+Trains a network, or takes `--checkpoint`, converts it to PyTorch, and lets each work be done by ddjax and by what users
+would otherwise use: PyTorch itself, foolbox, torchattacks, adversarial-library and the Adversarial Robustness Toolbox.
+All sides have the same weights, images, settings and cores, and take turns in one process; the first call, which may
+compile, is told apart. Success and mean distance stand beside every time, so that nobody wins by doing less. What is
+not installed, or breaks, is named; what is missing comes with
 
-* `layers`: a training step inside a scan and an input gradient inside a loop, each lowering of `ddjax.layers`;
-* `train_step`: a training step inside a scan, against the same step of the same network in PyTorch, in both memory
-  formats, where it is installed (`pip install -e '.[peers]'`);
-* `jsma`: an iteration of JSMA in each score space, against two input-gradient evaluations of the same batch.
+    pip install -e '.[peers]'
+    pip install --no-deps foolbox==3.3.4 torchattacks==3.5.1 adv-lib==0.2.8 adversarial-robustness-toolbox==1.20.1
 
-The sides of a comparison take turns in one process. A line gives the median time of each side, and the median and
-range of the ratios turn by turn; only ratios mean anything on a shared machine. Compilation is not counted.
+`--work` chooses what is measured (repeats; default all), `--batches` how many examples at once; among them, `largest`
+is the largest power of two that fits, for the attacks that are used so. `--cores=N` holds the process to N cores.
+`--quick` does less of everything and ends within minutes. A run that was stopped goes on when it is started again, and
+one with other `--work` or `--batches` adds to it. Only the ratios mean anything on a machine that others use, too.
 """
 
+import dataclasses
 import os
-import time
-from collections.abc import Callable
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from jax import lax
+from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import attacks, losses, models, recipes, runs, training
-from ddjax.classifier import bind
+from ddjax import data, losses, recipes, runs, training
 from launch import common
+from launch.benchmarks import attacks, growth, measure, peers
+from launch.benchmarks import training as training_works
 
 FLAGS = flags.FLAGS
-_REPETITIONS = flags.DEFINE_integer("repetitions", 9, "Turns of each side.", lower_bound=1)
-_NETWORK = flags.DEFINE_enum("network", "papernot_mnist", models.NETWORKS, "The network.")
-_TRAIN_BATCH = flags.DEFINE_integer("train_batch", 128, "Examples of a training step.", lower_bound=1)
-# Steps inside one timed call, so that what surrounds the loop does not count.
-_STEPS = 5
-_SHAPES = {"papernot_cifar10": (32, 32, 3), "digits": (8, 8, 1)}
+_WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK}
+# Left out by --quick: they take longest.
+_SLOW = ("carlini_wagner_linf",)
+_WORKS = flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")
+_BATCHES = flags.DEFINE_list("batches", ["1", "128"], "Examples at once; a number each, or `largest`.")
+_LARGEST = flags.DEFINE_integer("largest_batch", 4096, "`largest` is not larger.", lower_bound=1)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Turns of each side.", lower_bound=1)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A network's checkpoints, of the recipe; default: one is trained."
+)
+_CORES = flags.DEFINE_integer("cores", None, "Processor cores to use, of those there are.", lower_bound=1)
+_QUICK = flags.DEFINE_bool("quick", False, "Batches of 1 and 16, three turns, fewer steps.")
+# The share of the free memory that the largest batch may take.
+_SHARE = 0.8
 
 
 def main() -> None:
-    """Runs the chosen work."""
-    flags_of_run = {
-        name: FLAGS[name].value for name in ("work", "network", "train_batch", "batch_size", "repetitions", "seed")
-    }
-    run = runs.Run(FLAGS.workdir or "runs/benchmark", flags_of_run, {"cores": len(os.sched_getaffinity(0))})
-    for name in FLAGS.work or _WORK:
-        _WORK[name](run)
+    """Measures."""
+    # PyTorch needs memory on the same device.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _pin(_CORES.value)
+    recipe = common.recipe_from_flags()
+    batches = _batches()
+    repetitions = 3 if _QUICK.value and not FLAGS["repetitions"].present else _REPETITIONS.value
+    flags_of_run = {"launcher": "benchmark", "quick": _QUICK.value, "repetitions": repetitions}
+    flags_of_run |= common.flags_of_training() | {"checkpoint": None, "largest_batch": _LARGEST.value}
+    if _CHECKPOINT.value is not None:
+        flags_of_run["checkpoint"] = str(pathlib.Path(_CHECKPOINT.value).resolve())
+    workdir = common.workdir("benchmark")
+    runs.check_workdir(workdir, flags_of_run)
+    train, test = common.load_data(recipe)
+    common.check_network(recipe, train)
+    if max((batch for batch in batches if batch), default=0) > len(test):
+        raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
+    state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
+    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"cores": measure.cores()})
+    if state is None:
+        state = common.Trainer(run, recipe, train).plain(FLAGS.seed)
+    # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    there = peers.load(measure.cores())
+    there.announce(run)
+    measure.machine_rate(run, there.torch)
+    context = _context(run, recipe, state, train, test, there, repetitions)
+    if None in batches:
+        largest = _largest_batch(context.logits_fn, context.images)
+        print(f"largest batch: {largest}", flush=True)
+        context = dataclasses.replace(context, largest=largest)
+    if max(context.batches, default=0) > len(context.images):
+        raise ValueError(f"--batches: the network classifies only {len(context.images)} test images correctly")
+    for name in _WORKS.value or [name for name in _WORK if not (_QUICK.value and name in _SLOW)]:
+        _WORK[name](context)
+    common.write_report(run)
 
 
-def _compare(run: runs.Run, name: str, unit: str, sides: dict[str, Callable[[], Any]], base: str) -> None:
-    """Lets the sides take turns and records each one's times and its ratios to the base."""
-    for side in sides.values():
-        side()
-    times = {side: [] for side in sides}
-    for _ in range(_REPETITIONS.value):
-        for side, function in sides.items():
-            start = time.perf_counter()
-            function()
-            times[side].append(time.perf_counter() - start)
-    for side, seconds in times.items():
-        ratios = np.array(seconds) / np.array(times[base])
-        record = {
-            "measure": "benchmark",
-            "work": name,
-            "side": side,
-            "unit": unit,
-            "base": base,
-            "median_ms": 1e3 * float(np.median(seconds)),
-            "ratio": float(np.median(ratios)),
-            "ratio_low": float(ratios.min()),
-            "ratio_high": float(ratios.max()),
-        }
-        run.append(**record)
-        print(
-            f"{name}: {side}: {record['median_ms']:.1f} ms per {unit}, {record['ratio']:.2f} times {base}"
-            f" [{record['ratio_low']:.2f}, {record['ratio_high']:.2f}]",
-            flush=True,
-        )
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Callable[[], Any]:
-    """The call, waiting for its result."""
-    return lambda: jax.block_until_ready(function(*arguments))
-
-
-def _example(batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images like digits on a flat background, where pooling has ties; and labels."""
-    rng = np.random.default_rng(FLAGS.seed)
-    shape = _SHAPES.get(_NETWORK.value, (28, 28, 1))
-    images = rng.random((batch, *shape), np.float32)
-    return np.where(images < 0.7, 0, images).astype(np.float32), rng.integers(0, 10, batch).astype(np.int32)
-
-
-def _train_side(lowering: str) -> Callable[[], Any]:
-    """Steps of SGD with momentum in a scan; without dropout, which PyTorch would draw differently."""
-    images, labels = _example(_TRAIN_BATCH.value)
-    module = models.build(_NETWORK.value, 10, lowering=lowering)
-    module = module.clone(dropout=tuple(0.0 for _ in module.dropout))
-    optimizer = recipes.make_optimizer(recipes.get("papernot_mnist"), 1)
-    state = training.create_state(module, optimizer, images.shape[1:], jax.random.key(0))
-    batch = (jnp.asarray(images), jax.nn.one_hot(labels, 10))
-
-    def steps(state: training.TrainState, temperature: jax.Array) -> training.TrainState:
-        one = lambda state, _: (training.train_step(state, batch, temperature)[0], None)
-        return lax.scan(one, state, length=_STEPS)[0]
-
-    return _call(common.jit(steps), state, jnp.float32(1))
-
-
-def _gradient_side(logits_fn: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
-    """Input gradients in a loop, each at a point that depends on the last."""
-
-    @jax.jit
-    def steps(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        gradient = jax.grad(lambda x: losses.cross_entropy(logits_fn(x), labels).sum())
-        return lax.fori_loop(0, _STEPS, lambda _, x: x + 1e-3 * gradient(x), images)
-
-    return _call(steps, logits_fn, jnp.asarray(images), jnp.asarray(labels))
-
-
-def _network(lowering: str, images: np.ndarray) -> Any:
-    module = models.build(_NETWORK.value, 10, lowering=lowering)
-    return bind(module, module.init(jax.random.key(0), jnp.asarray(images[:1])))
-
-
-def _layers(run: runs.Run) -> None:
-    unit = f"{_STEPS} steps of {_TRAIN_BATCH.value}"
-    sides = {lowering: _train_side(lowering) for lowering in ("canonical", "plain")}
-    _compare(run, "training in a scan", unit, sides, "canonical")
-    images, labels = _example(_TRAIN_BATCH.value)
-    sides = {name: _gradient_side(_network(name, images), images, labels) for name in ("canonical", "plain")}
-    _compare(run, "input gradient in a loop", unit, sides, "canonical")
-
-
-def _train_step(run: runs.Run) -> None:
-    sides = {"ddjax": _train_side("auto")}
-    try:
-        sides |= _torch_sides()
-    except ImportError as error:
-        print(f"train_step: no PyTorch to compare with: {error}; pip install -e '.[peers]'")
+def _pin(cores: int | None) -> None:
+    """Holds all threads there are, and will be, to the first cores of those the process may use."""
+    if cores is None:
         return
-    _compare(run, "training step", f"{_STEPS} steps of {_TRAIN_BATCH.value}", sides, "pytorch")
+    if not hasattr(os, "sched_setaffinity"):
+        raise ValueError("--cores needs a system that can pin processes, such as Linux")
+    allowed = sorted(os.sched_getaffinity(0))
+    if cores > len(allowed):
+        raise ValueError(f"--cores={cores}: this process may use {len(allowed)}")
+    for thread in pathlib.Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(thread.name), allowed[:cores])
 
 
-def _torch_sides() -> dict[str, Callable[[], Any]]:
-    """The same network and step in PyTorch, plain and with channels last."""
-    import torch  # pyright: ignore[reportMissingImports]
-    from torch import nn  # pyright: ignore[reportMissingImports]
+def _batches() -> list[int | None]:
+    """The sizes, None for the largest that fits.
 
-    images, labels = _example(_TRAIN_BATCH.value)
-    network = models.build(_NETWORK.value, 10)
-
-    def side(memory_format: torch.memory_format) -> Callable[[], Any]:
-        parts: list[nn.Module] = []
-        channels, size = images.shape[3], images.shape[1]
-        for widths in network.stages:
-            for width in widths:
-                parts += [nn.Conv2d(channels, width, 3, padding=0 if network.padding == "VALID" else 1), nn.ReLU()]
-                channels, size = width, size - (2 if network.padding == "VALID" else 0)
-            parts, size = [*parts, nn.MaxPool2d(2)], size // 2
-        parts, features = [*parts, nn.Flatten()], channels * size * size
-        for width in network.dense:
-            parts, features = [*parts, nn.Linear(features, width), nn.ReLU()], width
-        model = nn.Sequential(*parts, nn.Linear(features, 10))
-        model.to(memory_format=memory_format)  # pyright: ignore[reportCallIssue]
-        inputs = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(memory_format=memory_format)
-        targets = torch.from_numpy(labels.astype(np.int64))
-        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.5)
-
-        def steps() -> None:
-            for _ in range(_STEPS):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(model(inputs - 0.5), targets).backward()
-                optimizer.step()
-
-        return steps
-
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return {"pytorch": side(torch.contiguous_format), "pytorch, channels last": side(torch.channels_last)}
+    Raises:
+      ValueError: for anything else.
+    """
+    texts = ["1", "16"] if _QUICK.value and not FLAGS["batches"].present else _BATCHES.value
+    for text in texts:
+        if text != "largest" and not (text.isdecimal() and int(text) >= 1):
+            raise ValueError(f"--batches must be whole numbers from 1, or the word largest, got {text!r}")
+    return [None if text == "largest" else int(text) for text in dict.fromkeys(texts)]
 
 
-def _jsma(run: runs.Run) -> None:
-    images, labels = _example(FLAGS.batch_size)
-    network = _network("auto", images)
-    # The target is out of reach, so that every example spends the whole budget.
-    bias = 50.0 * jax.nn.one_hot(jnp.array([0]), 10)
-    targets = jnp.zeros(len(images), jnp.int32)
-    gradient = _gradient_side(network, images, labels)
-    sides = {"two input gradients": lambda: (gradient(), gradient())}
-    gamma = 2 * (_STEPS - 1) / images[0].size
-    for space in ("probs", "logits"):
-
-        @jax.jit
-        def steps(network: Any, images: jax.Array, space: str = space) -> attacks.AttackResult:
-            hopeless = lambda x: network(x) - bias
-            return attacks.jsma(hopeless, images, targets + 1, targets=targets, gamma=gamma, score_space=space)
-
-        spent = float(steps(network, images).steps.mean()) / (_STEPS - 1)
-        if spent < 0.99:
-            raise RuntimeError(f"only {spent:.2f} of the iterations were needed: the comparison would flatter JSMA")
-        sides[f"jsma, {space}"] = _call(steps, network, jnp.asarray(images))
-    _compare(run, "jsma", f"{_STEPS} iterations of {FLAGS.batch_size}", sides, "two input gradients")
+def _load(checkpoint: str, recipe: recipes.Recipe, test: data.Dataset) -> training.TrainState:
+    spec = runs.read_spec(checkpoint)
+    if (spec.network, spec.image_shape, spec.num_classes) != (recipe.network, test.image_shape, test.num_classes):
+        raise ValueError(
+            f"{checkpoint} holds a {spec.network} for {spec.dataset}, and --recipe={recipe.name} asks for a "
+            f"{recipe.network} for {recipe.dataset}"
+        )
+    return runs.load_network(checkpoint)[0]
 
 
-_WORK = {"layers": _layers, "train_step": _train_step, "jsma": _jsma}
-flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")
+def _context(
+    run: runs.Run,
+    recipe: recipes.Recipe,
+    state: training.TrainState,
+    train: data.Dataset,
+    test: data.Dataset,
+    there: peers.Peers,
+    repetitions: int,
+) -> measure.Context:
+    images = data.to_float(test.images)
+    decisions = attacks.decide(training.logits_fn(state), images)
+    rows = np.flatnonzero(decisions == test.labels)
+    labels = test.labels[rows].astype(np.int32)
+    others = 1 + np.arange(len(rows)) % (test.num_classes - 1)
+    return measure.Context(
+        run=run,
+        recipe=recipe,
+        state=state,
+        train=train,
+        test=test,
+        images=images[rows],
+        labels=labels,
+        targets=((labels + others) % test.num_classes).astype(np.int32),
+        batches=[batch for batch in _batches() if batch is not None],
+        largest=None,
+        repetitions=repetitions,
+        quick=_QUICK.value,
+        seed=FLAGS.seed,
+        peers=there,
+    )
+
+
+def _largest_batch(logits_fn: Any, images: np.ndarray) -> int:
+    """The largest power of two whose input gradient takes no more than a share of the free memory."""
+    free = measure.free_bytes()
+
+    def gradient(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+        return jax.grad(lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), labels)))(images)
+
+    batch = 2 ** int(np.log2(min(len(images), _LARGEST.value)))
+    while batch > 1:
+        shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
+        labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
+        needed = measure.bytes_of(common.jit(gradient).lower(logits_fn, shape, labels).compile())
+        if needed is None or free is None or needed <= _SHARE * free:
+            break
+        batch //= 2
+    return batch
+
 
 if __name__ == "__main__":
     common.run(main)

@@ -44,7 +44,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("matmul_precision", "highest", ["default", "high", "highest"], "Of float32 products on accelerators.")
 flags.DEFINE_float("checkpoint_seconds", 30.0, "The least time between two checkpoints of one training.")
 flags.DEFINE_integer(
-    "devices", None, "Runs on so many CPU devices, for trying out; default: what is there.", lower_bound=1
+    "devices", None, "Runs on so many CPU devices; default: accelerators, or else one for each core.", lower_bound=1
 )
 flags.DEFINE_bool(
     "distributed", False, "One of several processes; finds the others under Slurm, Open MPI, GKE and on Cloud TPU."
@@ -55,6 +55,7 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this
 flags.DEFINE_enum("stacking", "auto", parallel.STACKINGS, "How a device trains its share of a sweep's networks.")
 flags.DEFINE_bool("traceback", False, "Shows where in the code an error was raised.")
 
+_MOST_CPU_DEVICES = 8
 _USER_ERRORS = (
     ValueError,
     OSError,
@@ -94,12 +95,21 @@ def set_up_jax() -> None:
     if FLAGS.devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", FLAGS.devices)
+    elif not FLAGS.distributed and not _cpu_devices_are_set():
+        # Without an accelerator, networks of a sweep and examples of a batch side by side keep cores busier than one
+        # program does: by a third on two cores. More than a few have not been measured.
+        jax.config.update("jax_num_cpu_devices", min(len(os.sched_getaffinity(0)), _MOST_CPU_DEVICES))
     _join_processes()
     jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "ddjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _cpu_devices_are_set() -> bool:
+    """Whether the environment says how many CPU devices there are."""
+    return "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
 
 
 def _join_processes() -> None:
@@ -124,9 +134,9 @@ def _join_processes() -> None:
 
 
 @functools.cache
-def mesh(axis: str) -> jax.sharding.Mesh:
-    """All devices, along `"data"` for examples or `"sweep"` for networks."""
-    return parallel.make_mesh(axis)
+def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
+    """The devices, along `"data"` for examples or `"sweep"` for networks; see `parallel.make_mesh`."""
+    return parallel.make_mesh(axis, most)
 
 
 def recipe_from_flags() -> recipes.Recipe:
@@ -322,22 +332,22 @@ _programs: dict[Any, Any] = {}
 
 
 @functools.cache
-def _compiled_epoch(batch_size: int, stacking: str) -> Any:
+def _compiled_epoch(batch_size: int, stacking: str, over: jax.sharding.Mesh) -> Any:
     train = functools.partial(training.train_member, batch_size=batch_size)
-    over = parallel.over_members(train, mesh("sweep"), stacking)
+    train_all = parallel.over_members(train, over, stacking)
 
     def epoch(
         images: jax.Array, state: training.TrainState, targets: jax.Array, temperature: jax.Array, live: jax.Array
     ) -> Any:
-        return over(images, training.Member(state, targets, temperature, live))
+        return train_all(images, training.Member(state, targets, temperature, live))
 
     return jit(epoch, donate_argnums=1)
 
 
 @functools.cache
-def _compiled_soft_labels(stacking: str) -> Any:
+def _compiled_soft_labels(stacking: str, over: jax.sharding.Mesh) -> Any:
     label = lambda images, teacher: training.soft_labels(teacher[0], images, teacher[1])
-    return jit(parallel.over_members(label, mesh("sweep"), stacking))
+    return jit(parallel.over_members(label, over, stacking))
 
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
@@ -372,9 +382,9 @@ class Trainer:
     """
 
     def __init__(self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset) -> None:
-        """Puts the data on the devices."""
+        """Takes the data; it goes to the devices when they train."""
         self._run, self._recipe, self._train = run, recipe, train
-        self._images = parallel.replicate(train.images, mesh("sweep"))
+        self._images = functools.cache(functools.partial(parallel.replicate, train.images))
         self._one_hot = np.eye(train.num_classes, dtype=np.float32)[train.labels]
         self._batch_size = min(recipe.batch_size, len(train))
 
@@ -420,7 +430,8 @@ class Trainer:
             (training.logits_fn(teacher), np.float32(temperature))
             for teacher, temperature in zip(teachers, temperatures, strict=True)
         ]
-        labels = _compiled_soft_labels(FLAGS.stacking)(self._images, parallel.stack(members, mesh("sweep")))
+        over = mesh("sweep", len(members))
+        labels = _compiled_soft_labels(FLAGS.stacking, over)(self._images(over), parallel.stack(members, over))
         return parallel.fetch(labels)[: len(teachers)]
 
     def _train_all(
@@ -451,8 +462,9 @@ class Trainer:
                 for network, state, labels in zip(networks, states, (targets or one_hot)(), strict=True)
             ]
             members += [members[-1]] * (size - len(members))
-            stacked, labels, temperatures = parallel.stack(members, mesh("sweep"))
-            epoch_fn = _compiled_epoch(self._batch_size, FLAGS.stacking)
+            over = mesh("sweep", len(members))
+            stacked, labels, temperatures = parallel.stack(members, over)
+            epoch_fn = _compiled_epoch(self._batch_size, FLAGS.stacking, over)
             names = [f"{network.folder} {network.role}" for network in networks]
             description = names[0] if len(names) == 1 else f"{len(names)} networks"
             saved = time.monotonic()
@@ -462,7 +474,7 @@ class Trainer:
                     # A process may have been killed between the checkpoints of two networks.
                     live = [before < epoch for before in done] + [False] * (len(temperatures) - len(done))
                     stacked, losses = epoch_fn(
-                        self._images, stacked, labels, temperatures, parallel.split(np.array(live), mesh("sweep"))
+                        self._images(over), stacked, labels, temperatures, parallel.split(np.array(live), over)
                     )
                     known = parallel.fetch(losses)
                     # `zip` drops those that only fill the stack up.

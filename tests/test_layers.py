@@ -17,6 +17,11 @@ SHAPES = [
     (8, 8, 1, 6, "VALID"),
     (8, 8, 1, 6, "SAME"),
     (3, 3, 4, 2, "VALID"),
+    # Many channels: Winograd's form, with whole tiles of four rows and without.
+    (6, 5, 64, 64, "VALID"),
+    (7, 5, 65, 64, "VALID"),
+    (5, 4, 64, 64, "SAME"),
+    (3, 3, 64, 64, "VALID"),
 ]
 
 
@@ -67,7 +72,20 @@ def test_conv_and_both_gradients_match_float64(shape, lowering):
         np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_winograd_is_as_precise_as_the_plain_form():
+    rng = np.random.default_rng(3)
+    images, kernel = rng.normal(size=(2, 14, 12, 64)), rng.normal(size=(3, 3, 64, 64))
+    cotangent = rng.normal(size=(2, 12, 10, 64))
+    exact = reference(images, kernel, cotangent, "VALID")
+    error = {}
+    for lowering in ("plain", "canonical"):
+        got = values_and_gradients(*single((images, kernel, cotangent)), "VALID", lowering)
+        error[lowering] = [np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in zip(got, exact, strict=True)]
+    assert max(error["canonical"]) < 3e-6
+    assert max(error["plain"]) < 3e-6
+
+
+@pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[7]])
 def test_canonical_conv_is_the_same_inside_a_scan_and_over_a_stack_of_models(shape):
     images, kernel, cotangent = single(example(*shape))
     alone = values_and_gradients(images, kernel, cotangent, shape[4], "canonical")
@@ -157,3 +175,24 @@ def test_convolutions_without_rows_of_zeros_are_the_same():
     pairs = zip(exact(images, kernel, cotangent), padded(images, kernel, cotangent, "VALID", "canonical"), strict=True)
     for got, wanted in pairs:
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "size"),
+    [
+        (128, (28, 28, 1), 32),
+        (100, (32, 32, 3), 25),
+        (128, (8, 8, 1), 128),
+        (1, (28, 28, 1), 1),
+        # No equal parts of a useful size.
+        (127, (28, 28, 1), 127),
+        (16, (224, 224, 3), 8),
+    ],
+)
+def test_parts_that_stay_in_the_cache(count, shape, size):
+    assert layers.images_at_once(count, shape) == size
+
+
+def test_other_backends_take_whole_batches(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert layers.images_at_once(128, (28, 28, 1)) == 128

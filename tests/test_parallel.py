@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import ddjax
-from ddjax import attacks, parallel, training
+from ddjax import attacks, layers, parallel, training
 from ddjax.models import ConvNet
 
 MODULE = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.5,))
@@ -70,6 +70,23 @@ def test_an_attack_on_two_devices_is_the_attack_on_one(name):
     # Halves of a batch round differently, and steps that follow signs amplify it; draws and decisions are the same.
     np.testing.assert_array_equal(one.success, two.success)
     np.testing.assert_allclose(one.images, two.images, atol=2e-3)
+
+
+def test_a_device_goes_through_its_share_in_parts(monkeypatch):
+    sizes = []
+
+    def first_pixel(factor, images, labels):
+        sizes.append(len(images))
+        return factor * images[:, 0, 0, 0], labels
+
+    images = np.arange(24 * 64, dtype=np.float32).reshape(24, 8, 8, 1)
+    # Eight images, which is the least, to a part.
+    monkeypatch.setattr(layers, "_CACHED_PIXELS", 64)
+    mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
+    pixels, labels = jax.jit(parallel.over_examples(first_pixel, mesh))(np.float32(2), images, np.arange(24))
+    assert sizes == [8]
+    np.testing.assert_array_equal(pixels, 128 * np.arange(24))
+    np.testing.assert_array_equal(labels, np.arange(24))
 
 
 @pytest.mark.usefixtures("optax_promotion")

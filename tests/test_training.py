@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from ddjax import data, training
+from ddjax import data, layers, training
 from ddjax.models import ConvNet
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -27,7 +27,10 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a, b)
 
 
-def test_step_is_the_gradient_of_the_tempered_cross_entropy():
+# In one piece, and in two parts, as a CPU does with larger images.
+@pytest.mark.parametrize("pixels", [2**15, 25 * 36])
+def test_step_is_the_gradient_of_the_tempered_cross_entropy(monkeypatch, pixels):
+    monkeypatch.setattr(layers, "_CACHED_PIXELS", pixels)
     module = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.0,))
     state = training.create_state(module, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
     soft = jax.nn.softmax(jax.random.normal(jax.random.key(1), (50, 3)))

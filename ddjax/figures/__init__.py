@@ -5,6 +5,7 @@ that draws its own plots is left alone. A function returns None where its data h
 """
 
 from ddjax.figures.attack import brackets, strip
+from ddjax.figures.benchmark import growth, speedups
 from ddjax.figures.carlini import comparison
 from ddjax.figures.pictures import class_grid
 from ddjax.figures.style import BLUE, GRAY, GREEN, PURPLE, RED, temperature_name, to_png
@@ -13,5 +14,6 @@ from ddjax.figures.transfer import transfer_curves
 
 __all__ = [
     "BLUE", "CAPTIONS", "GRAY", "GREEN", "PURPLE", "RED", "accuracy_variation", "brackets", "class_grid", "comparison",
-    "fgsm", "gradients", "jsma_grid", "robustness", "strip", "success", "temperature_name", "to_png", "transfer_curves",
+    "fgsm", "gradients", "growth", "jsma_grid", "robustness", "speedups", "strip", "success", "temperature_name",
+    "to_png", "transfer_curves",
 ]  # fmt: skip
