@@ -30,6 +30,7 @@ from ddjax import data, losses, recipes, runs, training
 from launch import common
 from launch.benchmarks import attacks, growth, measure, peers
 from launch.benchmarks import training as training_works
+from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK}
@@ -69,7 +70,7 @@ def main() -> None:
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
     run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"cores": measure.cores()})
     if state is None:
-        state = common.Trainer(run, recipe, train).plain(FLAGS.seed)
+        state = Trainer(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()

@@ -17,6 +17,7 @@ from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, runs, training
 from launch import attacking, common
+from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -86,7 +87,7 @@ def main() -> None:
         for name, (attack, _) in _attacks(_QUICK.value).items()
     }
     run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"attacks": settings})
-    trainer = common.Trainer(run, recipe, train)
+    trainer = Trainer(run, recipe, train)
     baseline = trainer.plain(FLAGS.seed)
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
     images = data.to_float(test.images)

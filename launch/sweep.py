@@ -22,6 +22,7 @@ from absl import flags
 
 from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
 from launch import common
+from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
 _TEMPERATURES = flags.DEFINE_list("temperatures", "1,2,5,10,20,30,40,50,100", "The temperatures to distill at.")
@@ -118,7 +119,7 @@ class _Sweep:
         self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset, per_class: int
     ) -> None:
         self._run, self._recipe, self._per_class = run, recipe, per_class
-        self._trainer = common.Trainer(run, recipe, train)
+        self._trainer = Trainer(run, recipe, train)
         self._images, self._labels = data.to_float(test.images), test.labels
         self._num_classes = test.num_classes
         self._baselines: dict[int, training.TrainState] = {}

@@ -8,6 +8,7 @@ from absl import flags
 
 from ddjax import classifier, data
 from launch import common
+from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature in training.")
@@ -17,7 +18,7 @@ def main() -> None:
     """Trains one network and measures its accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
     run, recipe, train, test = common.open_training_run("train", "temperature")
-    trainer = common.Trainer(run, recipe, train)
+    trainer = Trainer(run, recipe, train)
     teacher = _TEMPERATURE.value != 1.0
     state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, "teacher" if teacher else "baseline")
     temperature = _TEMPERATURE.value if teacher else None

@@ -21,6 +21,7 @@ from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, runs, training
 from launch import attacking, common
+from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -59,8 +60,8 @@ def main() -> None:
     common.check_network(recipe, halves[0])
     attacked = common.first(test, num_examples)
     run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"num_train": half})
-    source = common.Trainer(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
-    trainer = common.Trainer(run, recipe, halves[1])
+    source = Trainer(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
+    trainer = Trainer(run, recipe, halves[1])
     plain = trainer.plain(FLAGS.seed, role="plain")
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
     named = {"source": (source, None), "plain": (plain, None)}

@@ -37,7 +37,7 @@ def assert_same(workdir, other):
 def alone(launch, tmp_path_factory):
     """A sweep on one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    launch("sweep", *ARGUMENTS, f"--workdir={workdir}")
+    launch("sweep", *ARGUMENTS, "--devices=1", f"--workdir={workdir}")
     return workdir
 
 
@@ -48,7 +48,7 @@ def test_eight_devices(launch, alone, tmp_path):
 
 def test_pieces_are_merged(launch, alone, tmp_path):
     for index in range(2):
-        launch("sweep", *ARGUMENTS, f"--workdir={tmp_path}", f"--shard={index}/2")
+        launch("sweep", *ARGUMENTS, f"--workdir={tmp_path}", "--devices=1", f"--shard={index}/2")
         done = launch("report", f"--workdir={tmp_path}")
         assert ("--shard=1/2 has not begun" in done.stdout) == (index == 0)
     assert_same(tmp_path, alone)
