@@ -146,7 +146,8 @@ _SAME_STEPS = {
                 abort_early=s["abort_early"],
             ),
             targeted=True,
-        )
+        ),
+        most=32,
     ),
     "adv_lib": Adapter(
         _adv_lib(
@@ -238,7 +239,7 @@ ADAPTERS: dict[str, dict[str, Adapter]] = {
                 targeted=True,
             ),
             note="a line search in the place of Adam",
-            most=8,
+            most=2,
         ),
     },
     "carlini_wagner_linf": {
