@@ -397,7 +397,8 @@ def machine_rate(run: runs.Run, torch: Any = None) -> float:
 
 def _best_rate(call: Callable[[], Any], size: int) -> float:
     seconds = []
-    for _ in range(8):
+    # For seconds, so that what else has just begun or ended does not count.
+    for _ in range(32):
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)

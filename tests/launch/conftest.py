@@ -16,7 +16,13 @@ SMALL = ["--num_train=200", "--num_test=100", "--epochs=3", "--num_examples=10"]
 def environment(tmp_path_factory):
     """One compilation cache for all launcher tests, so that each program is compiled once."""
     cache = tmp_path_factory.mktemp("cache")
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    # One device: on small runs, more of them cost more than they save.
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_NUM_CPU_DEVICES": "1",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONUNBUFFERED": "1",
+    }
 
 
 @pytest.fixture(scope="session")

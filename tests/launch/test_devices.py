@@ -1,6 +1,7 @@
 """The same sweep on one device, on eight, in two processes, in pieces; killed and started again."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -37,8 +38,25 @@ def assert_same(workdir, other):
 def alone(launch, tmp_path_factory):
     """A sweep on one device."""
     workdir = tmp_path_factory.mktemp("alone")
-    launch("sweep", *ARGUMENTS, "--devices=1", f"--workdir={workdir}")
+    launch("sweep", *ARGUMENTS, f"--workdir={workdir}")
     return workdir
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "count"),
+    [
+        ({}, [], min(len(os.sched_getaffinity(0)), 8)),
+        ({}, ["--devices=3"], 3),
+        ({"JAX_NUM_CPU_DEVICES": "5"}, [], 5),
+        ({"JAX_NUM_CPU_DEVICES": "5"}, ["--devices=3"], 3),
+    ],
+)
+def test_number_of_devices(environment, variables, arguments, count):
+    program = "import jax; from launch import common; common.run(lambda: print('devices', jax.device_count()))"
+    others = {name: value for name, value in environment.items() if name != "JAX_NUM_CPU_DEVICES"}
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=others | variables, capture_output=True, text=True, check=True)
+    assert f"devices {count}\n" in done.stdout
 
 
 def test_eight_devices(launch, alone, tmp_path):
@@ -48,7 +66,7 @@ def test_eight_devices(launch, alone, tmp_path):
 
 def test_pieces_are_merged(launch, alone, tmp_path):
     for index in range(2):
-        launch("sweep", *ARGUMENTS, f"--workdir={tmp_path}", "--devices=1", f"--shard={index}/2")
+        launch("sweep", *ARGUMENTS, f"--workdir={tmp_path}", f"--shard={index}/2")
         done = launch("report", f"--workdir={tmp_path}")
         assert ("--shard=1/2 has not begun" in done.stdout) == (index == 0)
     assert_same(tmp_path, alone)
