@@ -8,7 +8,8 @@ parameters and, to rounding, the same values are therefore kept:
 * `"plain"`: `lax.conv_general_dilated` and `lax.reduce_window`. The right one on GPU and TPU, and the only one with
   forward-mode derivatives.
 * `"canonical"`: on CPU. The forward pass and both gradients are emitted as forward convolutions in the layout that
-  XLA:CPU hands to its fast multi-threaded kernel; pooling is a reshape and a maximum.
+  XLA:CPU hands to its fast multi-threaded kernel, with half the multiplications where Winograd's algorithm pays;
+  pooling is a reshape and a maximum.
 
 `"auto"` chooses by `jax.default_backend()` at trace time. Nothing outside this file knows about any of it;
 `python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib.

@@ -72,8 +72,14 @@ def _training_side(context: Context, lowering: str, steps: int) -> Side:
 
     arguments = (state, images, targets, jnp.float32(_TEMPERATURE))
     compiled = common.jit(train).lower(*arguments).compile()
-    step = common.jit(training.train_step).lower(state, (images, targets), arguments[3]).compile()
-    fields = {"flops": measure.flops_of(step), "program_bytes": measure.bytes_of(compiled)}
+    # The operations of a part of the batch, since those of a loop over the parts count once.
+    size = layers.images_at_once(len(images), images.shape[1:])
+    part = common.jit(training.train_step).lower(state, (images[:size], targets[:size]), arguments[3]).compile()
+    flops = measure.flops_of(part)
+    fields = {
+        "flops": None if flops is None else flops * len(images) / size,
+        "program_bytes": measure.bytes_of(compiled),
+    }
     return Side(_call(compiled, *arguments), steps, fields)
 
 
