@@ -224,12 +224,11 @@ def _seconds(point: Record, end: str = "") -> float:
 
 def _panels(comparisons: Mapping[speed.Comparison, Mapping[str, Record]]) -> dict[str, list[Row]]:
     """What `figures.growth` draws."""
-    several = len({speed.field(key, "network") for key in comparisons}) > 1
+    grown = {key: sides for key, sides in comparisons.items() if speed.field(key, "work") in speed.AXES}
+    several = len({speed.field(key, "network") for key in grown}) > 1
     panels: dict[str, list[Row]] = {}
-    for key, sides in comparisons.items():
-        axis = speed.AXES.get(speed.field(key, "work"))
-        if axis is None:
-            continue
+    for key, sides in grown.items():
+        axis = speed.AXES[speed.field(key, "work")]
         for name, points in _curves(sides).items():
             titles = [speed.field(key, "space"), speed.WORKS.get(name, name)]
             titles += [speed.field(key, "network")] if several else []
