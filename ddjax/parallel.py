@@ -61,7 +61,7 @@ def on_primary(function: Callable[[], T]) -> T:
         except Exception as error:  # every process must learn of it, or the others wait for ever
             outcome = (False, error)
     content = np.frombuffer(pickle.dumps(outcome), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(content.size).astype(np.int32)))
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
     padded = content if is_primary() else np.zeros(size, np.uint8)
     good, value = pickle.loads(np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes())
     if not good:

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import dataclasses
 import gc
-import os
 import pathlib
 import sys
 import time
@@ -17,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddjax import data, recipes, runs, training
+from ddjax.report import speed
+from launch import common
 
 # A turn repeats a call until this much time has gone by, so that the clock and the scheduler do not count.
 _LEAST_SECONDS = 0.05
@@ -223,7 +224,7 @@ def _title(where: Mapping[str, Any]) -> str:
 
 def in_words(record: Mapping[str, Any]) -> str:
     """A line for people."""
-    line = f"{_title(record)}: {record['side']}: {duration(record['seconds'])} per {record['unit']}"
+    line = f"{_title(record)}: {record['side']}: {speed.duration(record['seconds'])} per {record['unit']}"
     if record["side"] != record["base"]:
         line += (
             f", {record['speedup']:.2f} [{record['speedup_low']:.2f}, {record['speedup_high']:.2f}] times as long as "
@@ -239,14 +240,6 @@ def in_words(record: Mapping[str, Any]) -> str:
     if record.get("note"):
         line += f" ({record['note']})"
     return line
-
-
-def duration(seconds: float) -> str:
-    """A time with a unit that suits it."""
-    for size, unit in ((1.0, "s"), (1e-3, "ms")):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} us"
 
 
 class _Peak:
@@ -315,11 +308,6 @@ def _status(name: str) -> int | None:
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
 
 
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def flops_of(compiled: Any) -> float | None:
     """The floating-point operations of a compiled program, as the compiler counts them; None where it does not.
 
@@ -383,7 +371,7 @@ def machine_rate(run: runs.Run, torch: Any = None) -> float:
             torch_rate = _best_rate(by_torch, size) / 1e9
         record = {
             "measure": "machine",
-            "cores": cores(),
+            "cores": common.cores(),
             "device": jax.devices()[0].device_kind,
             "matmul_size": size,
             "jax_gflops": rate / 1e9,

@@ -160,20 +160,16 @@ class Network(NamedTuple):
         """Images `[B, H, W, C]` as a tensor on the device."""
         import torch  # pyright: ignore[reportMissingImports]
 
+        from launch.benchmarks import torch_training
+
         tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        return tensor.contiguous(memory_format=_memory_format(self.memory_format))
+        return tensor.contiguous(memory_format=torch_training.memory_format(self.memory_format))
 
     def classes(self, classes: np.ndarray) -> Any:
         """Labels or targets as a tensor on the device."""
         import torch  # pyright: ignore[reportMissingImports]
 
         return torch.from_numpy(classes.astype(np.int64)).to(self.device)
-
-
-def _memory_format(name: str) -> Any:
-    import torch  # pyright: ignore[reportMissingImports]
-
-    return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
 def synchronize() -> None:
@@ -205,6 +201,8 @@ def convert(
     """
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
+
+    from launch.benchmarks import torch_training
 
     class Center(nn.Module):
         def __init__(self, center: float) -> None:
@@ -241,7 +239,7 @@ def convert(
         inputs = features
     device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
     module = nn.Sequential(*parts[:-1]).eval().to(device)
-    module = module.to(memory_format=_memory_format(memory_format))  # pyright: ignore[reportCallIssue]
+    module = module.to(memory_format=torch_training.memory_format(memory_format))  # pyright: ignore[reportCallIssue]
     shape = (image_shape[2], image_shape[0], image_shape[1])
     return Network(module, device, memory_format, network.num_classes, shape)
 

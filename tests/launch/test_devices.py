@@ -1,7 +1,6 @@
 """The same sweep on one device, on eight, in two processes, in pieces; killed and started again."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -9,6 +8,8 @@ import sys
 import time
 
 import pytest
+
+from launch import common
 
 from .conftest import ROOT, SMALL
 
@@ -45,7 +46,7 @@ def alone(launch, tmp_path_factory):
 @pytest.mark.parametrize(
     ("variables", "arguments", "count"),
     [
-        ({}, [], min(len(os.sched_getaffinity(0)), 8)),
+        ({}, [], min(common.cores(), 8)),
         ({}, ["--devices=3"], 3),
         ({"JAX_NUM_CPU_DEVICES": "5"}, [], 5),
         ({"JAX_NUM_CPU_DEVICES": "5"}, ["--devices=3"], 3),
