@@ -1,5 +1,6 @@
-"""Launchers run as their users run them: as processes."""
+"""Launchers run as their users run them: as processes of their own."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -13,9 +14,11 @@ SMALL = ["--num_train=200", "--num_test=100", "--epochs=3", "--num_examples=10"]
 
 
 @pytest.fixture(scope="session")
-def environment(tmp_path_factory):
+def environment(tmp_path_factory, request):
     """One compilation cache for all launcher tests, so that each program is compiled once."""
-    cache = tmp_path_factory.mktemp("cache")
+    base = tmp_path_factory.getbasetemp()
+    # The workers of pytest-xdist have theirs side by side in one directory.
+    cache = (base.parent if hasattr(request.config, "workerinput") else base) / "compilation_cache"
     # One device: on small runs, more of them cost more than they save.
     return os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -26,15 +29,30 @@ def environment(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def launch(environment):
-    """Runs `python -m launch.NAME` and returns what it did; fails the test unless it ended as expected."""
+def fork_server(environment):
+    """The process that launchers are forked from."""
+    command = [sys.executable, "-m", "tests.launch.fork_server"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        yield server
+        server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def launch(fork_server, tmp_path_factory):
+    """Runs a launcher as `python -m launch.NAME` would and returns what it did; fails unless it ended as expected."""
+    directory = tmp_path_factory.mktemp("output")
 
     def run(name, *arguments, ok=True):
-        command = [sys.executable, "-m", f"launch.{name}", *arguments]
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert (done.returncode == 0) == ok, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        outputs = directory / "stdout", directory / "stderr"
+        for path in outputs:
+            path.write_text("")
+        order = {"name": name, "arguments": arguments, "stdout": str(outputs[0]), "stderr": str(outputs[1])}
+        print(json.dumps(order), file=fork_server.stdin, flush=True)
+        status = int(fork_server.stdout.readline())
+        done = subprocess.CompletedProcess(arguments, status, *(path.read_text() for path in outputs))
+        assert (status == 0) == ok, f"{name} {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done
 
     return run

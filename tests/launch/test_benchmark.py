@@ -156,11 +156,11 @@ def test_pinned_versions_are_those_of_the_extra():
 
 
 def test_launcher_measures_and_names_what_is_missing(launch, tmp_path):
-    arguments = [*SMALL[:3], f"--workdir={tmp_path / 'run'}", "--batches=1,4", "--repetitions=2", "--quick"]
+    arguments = [*SMALL[:3], f"--workdir={tmp_path / 'run'}", "--batches=4", "--repetitions=2", "--quick"]
     done = launch("benchmark", "--work=fgsm", "--work=jsma_step", *arguments)
     records = runs.read_results(tmp_path / "run")
     ours = [record for record in records if record["measure"] == "benchmark" and record["side"] == "ddjax"]
-    assert {(record["work"], record["batch"]) for record in ours} == {("fgsm", 1), ("fgsm", 4)}
+    assert {(record["work"], record["batch"]) for record in ours} == {("fgsm", 4)}
     for record in ours:
         assert record["seconds"] > 0
         assert 0 <= record["success"] <= 1

@@ -75,19 +75,24 @@ def test_killed_again_and_again_it_ends_with_the_same_table(finished, launch, en
     assert (tmp_path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
 
 
-def test_a_truncated_entry_of_the_compilation_cache_is_tolerated(finished, environment, launch, tmp_path):
-    entries = [path for path in runs.pathlib.Path(environment["JAX_COMPILATION_CACHE_DIR"]).iterdir() if path.is_file()]
-    assert entries
-    for path in entries:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
-    launch("sweep", f"--workdir={tmp_path}", *SWEEP)
-    assert (tmp_path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
+def test_truncated_entries_of_the_compilation_cache_are_tolerated(environment, tmp_path):
+    environment = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    results = []
+    for workdir in (tmp_path / "run", tmp_path / "again"):
+        command = [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *SMALL[:3]]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        results.append(runs.read_results(workdir))
+        entries = [path for path in (tmp_path / "cache").iterdir() if path.is_file()]
+        assert entries
+        for path in entries:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert results[0] == results[1]
 
 
 def test_real_mnist(launch, tmp_path, tfds_data_dir):
     arguments = ["--recipe=mnist_quick", "--temperatures=30"]
-    sizes = ["--num_train=1000", "--num_test=100", "--epochs=2", "--num_examples=10"]
+    sizes = ["--num_train=600", "--num_test=50", "--epochs=2", "--num_examples=10"]
     launch("sweep", *arguments, f"--data_dir={tfds_data_dir}", f"--workdir={tmp_path}", *sizes)
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    assert float(rows[0]["accuracy"]) > 0.4
+    assert float(rows[0]["accuracy"]) > 0.2
     assert float(rows[0]["published_jsma_success"]) == pytest.approx(0.9589)
