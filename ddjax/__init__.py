@@ -3,18 +3,20 @@
 from ddjax.attacks import (
     AttackResult,
     bim,
+    bpda,
     carlini_wagner_l0,
     carlini_wagner_l2,
     carlini_wagner_linf,
     ddn,
     deepfool,
+    expectation,
     fgsm,
     jsma,
     mim,
     pgd,
     smallest_epsilon,
 )
-from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized
+from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized, randomized, transformed
 from ddjax.jacobian import amplitude
 from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
 
@@ -24,12 +26,14 @@ __all__ = [
     "at_temperature",
     "bim",
     "bind",
+    "bpda",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
     "ddn",
     "deepfool",
     "distill",
+    "expectation",
     "fgsm",
     "fit",
     "in_bfloat16",
@@ -37,8 +41,10 @@ __all__ = [
     "mim",
     "normalized",
     "pgd",
+    "randomized",
     "smallest_epsilon",
     "soft_labels",
     "train_epoch",
     "train_step",
+    "transformed",
 ]

@@ -1,4 +1,8 @@
-"""What an attack sees: a function from images `[B, H, W, C]` in `[0, 1]` to logits `[B, K]`."""
+"""What an attack sees: a function from images `[B, H, W, C]` in `[0, 1]` to logits `[B, K]`.
+
+A classifier that is random is another thing, a `Randomized`: it takes a key for each image, too. Attacks do not take
+it; `ddjax.attacks.expectation` makes of it what they take.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 LogitsFn = Callable[[Array], Array]
 
@@ -130,6 +134,76 @@ def normalized(
         logits_fn = jax.tree_util.Partial(logits_fn)
     by_channel = lambda values: jnp.reshape(jnp.asarray(values, jnp.float32), (1, 1, 1, -1))
     return jax.tree_util.Partial(_of_normalized, logits_fn, by_channel(mean), by_channel(deviation))
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """A function of images with its settings; compared by value, so that equal ones share one compiled program.
+
+    Attributes:
+      function: takes images `[B, H, W, C]`, where it is random also a key for each, and the settings as keywords.
+      settings: names and hashable values, sorted.
+    """
+
+    function: Callable[..., Array]
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __call__(self, images: Float[Array, "B H W C"], *keys: Key[Array, " B"]) -> Array:
+        """Transforms a batch."""
+        return self.function(images, *keys, **dict(self.settings))
+
+
+def transform(function: Callable[..., Array], **settings: Any) -> Transform:
+    """Makes a `Transform`; the settings must be hashable, a table therefore a tuple of tuples."""
+    return Transform(function, tuple(sorted(settings.items())))
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfTransformed:
+    transform: Transform
+
+    def __call__(self, logits_fn: LogitsFn, images: Array) -> Array:
+        return logits_fn(self.transform(images))
+
+
+def transformed(logits_fn: LogitsFn, transform: Transform) -> LogitsFn:
+    """The classifier that transforms its images before it looks at them.
+
+    Args:
+      logits_fn: a classifier.
+      transform: from images to images, the same each time.
+
+    Returns:
+      A classifier; a pytree like `bind`'s where `logits_fn` is one.
+    """
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+        logits_fn = jax.tree_util.Partial(logits_fn)
+    return jax.tree_util.Partial(_OfTransformed(transform), logits_fn)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Randomized:
+    """The classifier that transforms its images at random before it looks at them.
+
+    Attributes:
+      logits_fn: a classifier; its parameters are the leaves.
+      transform: takes images and a key for each.
+    """
+
+    logits_fn: Any
+    transform: Transform = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B K"]:
+        """The logits for one draw of each image."""
+        return self.logits_fn(self.transform(images, keys))
+
+
+def randomized(logits_fn: LogitsFn, transform: Transform) -> Randomized:
+    """Makes the `Randomized` of a classifier and a random transform."""
+    if not isinstance(logits_fn, jax.tree_util.Partial):
+        logits_fn = jax.tree_util.Partial(logits_fn)
+    return Randomized(logits_fn, transform)
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:

@@ -252,7 +252,7 @@ class NetworkSpec:
       dataset: a name for `ddjax.data.load`.
       num_classes: K.
       image_shape: (H, W, C).
-      role: `"baseline"`, `"start"`, `"teacher"` or `"student"`.
+      role: what the network is in its run, such as `"baseline"`, `"teacher"` or `"student"`.
       temperature: the T it was trained at.
       seed: of its training.
       epochs: of its whole training.

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax.training import train_state
 from jax import lax
@@ -293,3 +294,24 @@ def distill(
     teacher = fit_fn("teacher", images, targets)
     labels = soft_labels_fn(logits_fn(teacher), images, jnp.float32(temperature))
     return teacher, fit_fn("student", images, labels)
+
+
+def with_noise(images: Num[np.ndarray, "N H W C"], deviation: float, key: Key[Array, ""]) -> Num[np.ndarray, "N H W C"]:
+    """Images with small random noise, for soft labels that say something about their surroundings.
+
+    Args:
+      images: uint8 or floats in [0, 1].
+      deviation: the standard deviation of the normal noise on images in [0, 1], at least 0.
+      key: of the noise.
+
+    Returns:
+      Images of the same dtype in the same range, on the host; uint8 ones rounded.
+
+    Raises:
+      ValueError: when the deviation is negative or not finite.
+    """
+    if not 0 <= deviation < float("inf"):
+        raise ValueError(f"the deviation of noise must be at least 0 and finite, got {deviation}")
+    noise = np.asarray(jax.random.normal(key, images.shape, jnp.float32))
+    noisy = np.clip(np.asarray(to_float(images)) + np.float32(deviation) * noise, 0, 1)
+    return np.rint(255 * noisy).astype(np.uint8) if images.dtype == np.uint8 else noisy.astype(images.dtype)

@@ -22,7 +22,7 @@ _NEEDS_TARGETS = ("jsma",)
 _TAKES_NO_TARGETS = ("deepfool",)
 FORWARDS = ("float32", "bfloat16")
 # Settled by the launchers, not by a user's settings.
-_RESERVED = ("targets", "bounds")
+_RESERVED = ("targets", "bounds", "constraint")
 
 AttackFn = Callable[..., attacks.AttackResult]
 
@@ -121,32 +121,44 @@ def parse_attack(text: str) -> Attack:
                 raise ValueError(f"--attack={text}: unknown forward {value!r}; known: {', '.join(FORWARDS)}")
             forward = value
         elif key not in defaults:
-            temperature = _read_number(text, key, value)
+            temperature = float(read_setting(f"--attack={text}", key, value, 1.0))
             classifier.check_temperature(temperature)
-        elif isinstance(defaults[key], bool):
-            if value.lower() not in ("true", "false"):
-                raise ValueError(f"--attack={text}: {key} must be true or false, got {value!r}")
-            words[key] = value.lower() == "true"
         elif isinstance(defaults[key], float):
-            numbers[key] = _read_number(text, key, value)
-        elif isinstance(defaults[key], int):
-            number = _read_number(text, key, value)
-            if number != int(number):
-                raise ValueError(f"--attack={text}: {key} must be a whole number, got {value}")
-            words[key] = int(number)
+            numbers[key] = read_setting(f"--attack={text}", key, value, defaults[key])
         else:
-            words[key] = value
+            words[key] = read_setting(f"--attack={text}", key, value, defaults[key])
     return Attack(name, function, numbers, words, temperature, forward)
 
 
-def _read_number(text: str, key: str, value: str) -> float:
+def read_setting(where: str, key: str, value: str, default: Any) -> Any:
+    """Reads a setting by the type of its default.
+
+    Args:
+      where: the flag, for errors.
+      key: the name of the setting.
+      value: what was given.
+      default: a bool, an int or a float; what has another type stays a word.
+
+    Raises:
+      ValueError: when it is of another kind.
+    """
+    if isinstance(default, bool):
+        if value.lower() not in ("true", "false"):
+            raise ValueError(f"{where}: {key} must be true or false, got {value!r}")
+        return value.lower() == "true"
+    if not isinstance(default, int | float):
+        return value
     try:
         number = float(value)
     except ValueError:
-        raise ValueError(f"--attack={text}: {key} must be a number, got {value!r}") from None
+        raise ValueError(f"{where}: {key} must be a number, got {value!r}") from None
     if not math.isfinite(number):
-        raise ValueError(f"--attack={text}: {key} must be finite, got {value}")
-    return number
+        raise ValueError(f"{where}: {key} must be finite, got {value}")
+    if isinstance(default, float):
+        return number
+    if number != int(number):
+        raise ValueError(f"{where}: {key} must be a whole number, got {value}")
+    return int(number)
 
 
 def resolve_targets(how: str, name: str) -> str:

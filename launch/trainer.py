@@ -36,7 +36,7 @@ def _compiled_soft_labels(stacking: str, over: jax.sharding.Mesh) -> Any:
 
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
-_ROLES = ("baseline", "start", "teacher", "student", "source", "plain")
+_ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned")
 # Those that are trained on the true labels at temperature 1.
 _UNDISTILLED = ("baseline", "start", "source", "plain")
 
@@ -83,6 +83,30 @@ class Trainer:
         _, (pair,) = self.sweep([], [(seed, temperature)])
         return pair
 
+    def distilled_with_noise(
+        self, seed: int, temperature: float, noise: float, finetune_epochs: int
+    ) -> tuple[training.TrainState, training.TrainState]:
+        """A teacher, and a student of its soft labels on noisy images, at the end on the true ones as they are.
+
+        Args:
+          seed: of the networks and of the noise.
+          temperature: of both trainings, and of the last epochs.
+          noise: the standard deviation of the normal noise on images in [0, 1], drawn once.
+          finetune_epochs: how many epochs the student then learns the true labels of the images without noise.
+
+        Returns:
+          Teacher and student.
+        """
+        (teacher,) = self._train_all([Network("teacher", seed, temperature)])
+        noisy = training.with_noise(self._train.images, noise, jax.random.fold_in(jax.random.key(seed), 0x0153))
+        images = functools.cache(functools.partial(parallel.replicate, noisy))
+        labels = lambda: self._soft_labels([teacher], [temperature], images)
+        (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, images=images)
+        if finetune_epochs:
+            network = Network("finetuned", seed, temperature)
+            (student,) = self._train_all([network], start=student, epochs=finetune_epochs)
+        return teacher, student
+
     def sweep(
         self, baselines: Sequence[int], distilled: Sequence[tuple[int, float]]
     ) -> tuple[list[training.TrainState], list[tuple[training.TrainState, training.TrainState]]]:
@@ -110,17 +134,30 @@ class Trainer:
             zip(teachers, self._train_all(students, soft_labels, size=len(first)), strict=True)
         )
 
-    def _soft_labels(self, teachers: list[training.TrainState], temperatures: list[float]) -> np.ndarray:
+    def _soft_labels(
+        self,
+        teachers: list[training.TrainState],
+        temperatures: list[float],
+        images: Callable[[jax.sharding.Mesh], jax.Array] | None = None,
+    ) -> np.ndarray:
         members = [
             (training.logits_fn(teacher), np.float32(temperature))
             for teacher, temperature in zip(teachers, temperatures, strict=True)
         ]
         over = common.mesh("sweep", len(members))
-        labels = _compiled_soft_labels(FLAGS.stacking, over)(self._images(over), parallel.stack(members, over))
+        labels = _compiled_soft_labels(FLAGS.stacking, over)(
+            (images or self._images)(over), parallel.stack(members, over)
+        )
         return parallel.fetch(labels)[: len(teachers)]
 
     def _train_all(
-        self, networks: list[Network], targets: Callable[[], np.ndarray] | None = None, size: int = 0
+        self,
+        networks: list[Network],
+        targets: Callable[[], np.ndarray] | None = None,
+        size: int = 0,
+        images: Callable[[jax.sharding.Mesh], jax.Array] | None = None,
+        start: training.TrainState | None = None,
+        epochs: int | None = None,
     ) -> list[training.TrainState]:
         """Trains networks of equal structure to their last epoch.
 
@@ -128,19 +165,25 @@ class Trainer:
           networks: that do not depend on each other.
           targets: makes a distribution over the classes for each network and image, `[S, N, K]`; default: the labels.
           size: the least size of the stack.
+          images: places the training images on devices; default: those of the data set.
+          start: whose parameters networks that have not begun get; default: as they are initialized.
+          epochs: how many in all; default: the recipe's.
         """
         if not networks:
             return []
         with contextlib.ExitStack() as stack:
-            checkpoints = [self._checkpoints(network) for network in networks]
+            epochs = self._epochs(networks[0]) if epochs is None else epochs
+            checkpoints = [self._checkpoints(network, epochs) for network in networks]
             for each, _ in checkpoints:
                 stack.callback(each.close)
             restored = [each.restore(fresh) for each, fresh in checkpoints]
             states, done = [state for state, _ in restored], [epoch for _, epoch in restored]
-            epochs = self._epochs(networks[0])
             if min(done) >= epochs:
                 return states
             states = self._warm_started(networks, states, done)
+            if start is not None:
+                pairs = zip(states, done, strict=True)
+                states = [state if epoch else state.replace(params=start.params) for state, epoch in pairs]
             one_hot = lambda: np.broadcast_to(self._one_hot, (len(networks), *self._one_hot.shape))
             members = [
                 (state, labels, np.float32(network.temperature))
@@ -159,7 +202,11 @@ class Trainer:
                     # A process may have been killed between the checkpoints of two networks.
                     live = [before < epoch for before in done] + [False] * (len(temperatures) - len(done))
                     stacked, losses = epoch_fn(
-                        self._images(over), stacked, labels, temperatures, parallel.split(np.array(live), over)
+                        (images or self._images)(over),
+                        stacked,
+                        labels,
+                        temperatures,
+                        parallel.split(np.array(live), over),
                     )
                     known = parallel.fetch(losses)
                     # `zip` drops those that only fill the stack up.
@@ -181,7 +228,7 @@ class Trainer:
     def _epochs(self, network: Network) -> int:
         return self._recipe.warm_start_epochs if network.role == "start" else self._recipe.epochs
 
-    def _checkpoints(self, network: Network) -> tuple[runs.Checkpoints, training.TrainState]:
+    def _checkpoints(self, network: Network, epochs: int) -> tuple[runs.Checkpoints, training.TrainState]:
         """Where a network is kept, and the network before training."""
         spec = runs.NetworkSpec(
             recipe=self._recipe.name,
@@ -192,7 +239,7 @@ class Trainer:
             role=network.role,
             temperature=float(network.temperature),
             seed=network.seed,
-            epochs=self._epochs(network),
+            epochs=epochs,
             num_train=len(self._train),
             batch_size=self._batch_size,
         )
@@ -205,7 +252,7 @@ class Trainer:
     ) -> list[training.TrainState]:
         """Gives teachers and students that have not begun the parameters of their common start, where there is one."""
         begun = [
-            bool(epoch) or network.role not in ("teacher", "student")
+            bool(epoch) or network.role not in ("teacher", "student", "noisy_student")
             for network, epoch in zip(networks, done, strict=True)
         ]
         if self._recipe.warm_start_epochs == 0 or all(begun):

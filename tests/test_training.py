@@ -155,3 +155,19 @@ def test_bad_arguments():
         training.train_epoch(fresh(), IMAGES, TARGETS, 1.0, batch_size=51)
     with pytest.raises(FloatingPointError, match="the loss became nan in epoch 1"):
         training.fit(EPOCH, fresh(), IMAGES, TARGETS * jnp.nan, 1.0, num_epochs=1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_noise_keeps_dtype_and_range_and_has_its_deviation(dtype):
+    images = np.full((4, 32, 32, 1), 128, np.uint8) if dtype == np.uint8 else np.full((4, 32, 32, 1), 0.5, np.float32)
+    noisy = training.with_noise(images, 0.05, jax.random.key(0))
+    assert noisy.dtype == dtype
+    change = (noisy.astype(np.float64) - images) / (255 if dtype == np.uint8 else 1)
+    assert change.std() == pytest.approx(0.05, rel=0.1)
+    np.testing.assert_array_equal(noisy, training.with_noise(images, 0.05, jax.random.key(0)))
+    far = training.with_noise(images, 10.0, jax.random.key(0))
+    assert far.min() >= 0
+    assert far.max() <= (255 if dtype == np.uint8 else 1)
+    np.testing.assert_array_equal(training.with_noise(images, 0.0, jax.random.key(0)), images)
+    with pytest.raises(ValueError, match="at least 0 and finite, got -1"):
+        training.with_noise(images, -1.0, jax.random.key(0))

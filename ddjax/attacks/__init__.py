@@ -6,6 +6,7 @@ from ddjax.attacks.ddn import ddn
 from ddjax.attacks.deepfool import deepfool
 from ddjax.attacks.gradient_sign import fgsm
 from ddjax.attacks.jsma import jsma
+from ddjax.attacks.obfuscated_gradients import bpda, expectation
 from ddjax.attacks.pgd import bim, mim, pgd
 from ddjax.attacks.smallest_epsilon import smallest_epsilon
 
@@ -27,11 +28,13 @@ __all__ = [
     "ATTACKS",
     "AttackResult",
     "bim",
+    "bpda",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
     "ddn",
     "deepfool",
+    "expectation",
     "fgsm",
     "jsma",
     "mim",

@@ -16,6 +16,8 @@ Departures from the paper and its authors' code, for all three:
   What counts as reached must be so by more than rounding (`base.reached`).
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -168,6 +170,23 @@ def _evaluate(logits_fn: LogitsFn, images: Array, problem: _Problem) -> _Evaluat
     )
 
 
+def _constrained(found: _Evaluation, constraint: Callable[[Array], Array], images: Array) -> _Evaluation:
+    """What is missed of both, the margin and the constraint."""
+
+    def total(inputs: Array) -> tuple[Array, Array]:
+        violation = constraint(inputs)
+        return jnp.sum(violation), violation
+
+    gradient, violation = jax.grad(total, has_aux=True)(images)
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+    return found._replace(
+        hinge=found.hinge + violation,
+        gradient=found.gradient + gradient,
+        # Not where it is NaN either.
+        reached=found.reached & (violation <= 0),
+    )
+
+
 class _L2State(NamedTuple):
     """One entry for each example. `progress` and `succeeded` are of the search under way."""
 
@@ -197,6 +216,7 @@ def carlini_wagner_l2(
     search_steps: int = 9,
     num_steps: int = 1000,
     abort_early: bool = True,
+    constraint: Callable[[Float[Array, "N H W C"]], Float[Array, " N"]] | None = None,
     bounds: base.Bounds = (0.0, 1.0),
 ) -> base.AttackResult:
     """Finds the closest adversarial image in L2 that is decided by a margin of at least `confidence`.
@@ -216,6 +236,9 @@ def carlini_wagner_l2(
       search_steps: how many constants are tried.
       num_steps: the steps for each; the authors' code takes up to 10,000.
       abort_early: whether the search for one constant ends when a tenth of its steps brought less than 0.01 percent.
+      constraint: by how much images, of a batch of any size, violate something else that must hold, such as that a
+        detector stays silent; zero where it does. It is added to what is missed of the margin, and only images where it
+        is zero count. Default: none.
       bounds: the least and the greatest value of a pixel, or of each channel.
 
     Returns:
@@ -244,6 +267,8 @@ def carlini_wagner_l2(
         is_first = (state.steps == 0)[:, None, None, None]
         moved = jnp.where(is_first, problem.clean, _images_of(adam.variable, low, high))
         found = _evaluate(logits_fn, moved, problem)
+        if constraint is not None:
+            found = _constrained(found, constraint, moved)
         change = moved - problem.clean
         squared = jnp.sum(change**2, axis=(1, 2, 3))
         closer = is_live & found.reached & (squared < state.best)
@@ -292,7 +317,11 @@ def carlini_wagner_l2(
         steps=zeros,
     )
     end = base.while_live(step, live, state)
-    return base.finish(logits_fn, images, end.best_images, labels, targets, steps=end.steps, gradients=end.steps)
+    result = base.finish(logits_fn, images, end.best_images, labels, targets, steps=end.steps, gradients=end.steps)
+    if constraint is None:
+        return result
+    # An image that is misclassified as it is need not satisfy the constraint.
+    return dataclasses.replace(result, success=result.success & jnp.isfinite(end.best))
 
 
 class _L0State(NamedTuple):

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
@@ -77,7 +76,6 @@ def ddn(
         raise ValueError(f"levels must be at least 2, or 0 for none, got {levels}")
     low, high = base.box(bounds, images)
     keys = None if key is None else base.example_keys("ddn", key, images.shape[0])
-    shares = jnp.asarray(np.arange(levels) / max(levels - 1, 1), images.dtype)
     farthest = base.norm(jnp.maximum(images - low, high - images))
 
     def total_loss(inputs: Array) -> tuple[Array, Array]:
@@ -118,10 +116,7 @@ def ddn(
         change = change * (radius / jnp.where(length > 0, length, 1.0))[:, None, None, None]
         moved = images + change
         if levels:
-            # From a table: XLA divides by a constant by multiplying with its inverse, which may be off in the last bit,
-            # and a pixel that has not moved must be equal to the bit.
-            level = jnp.clip(jnp.round((moved - low) / (high - low) * (levels - 1)), 0, levels - 1)
-            moved = low + shares[level.astype(jnp.int32)] * (high - low)
+            moved = low + base.round_to_levels((moved - low) / (high - low), levels) * (high - low)
         return state._replace(images=jnp.clip(moved, low, high), radius=radius)
 
     blank = jnp.zeros_like(images[:, 0, 0, 0])

@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from ddjax import runs
@@ -35,6 +36,8 @@ def test_distill_trains_teacher_and_student(distilled):
         ("train", ["somewhere"], "no positional arguments are taken, got somewhere"),
         ("train", ["--workdir=/proc/nothing"], "cannot write to /proc/nothing"),
         ("distill", ["--temperature=-1"], "a temperature must be positive and finite, got -1.0"),
+        ("distill", ["--label_noise=-1"], "--label_noise must be at least 0 and finite, got -1.0"),
+        ("distill", ["--finetune_epochs=2"], "goes with --label_noise"),
         ("sweep", ["--temperatures=1,hot"], "--temperatures must be numbers separated by commas, got 1,hot"),
         ("sweep", ["--temperatures=5,5"], "one or more different numbers"),
         ("sweep", ["--temperatures=0,5"], "a temperature must be positive and finite, got 0.0"),
@@ -50,3 +53,21 @@ def test_bad_use_ends_in_one_line(launch, tmp_path, launcher, arguments, message
     assert message in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "results.jsonl").exists() or not (tmp_path / "run" / "results.jsonl").read_bytes()
+
+
+def test_a_student_of_noisy_images_and_its_last_epochs_on_the_true_labels(launch, tmp_path):
+    arguments = ["--temperature=20", "--label_noise=0.1", "--finetune_epochs=2", *SMALL[:3], f"--workdir={tmp_path}"]
+    done = launch("distill", *arguments)
+    records = runs.read_results(tmp_path)
+    assert [record["network"] for record in records] == ["teacher", "student"]
+    folder = tmp_path / "checkpoints" / "seed0_T20"
+    assert {path.name for path in folder.iterdir()} == {"teacher", "noisy_student", "finetuned"}
+    _, spec = runs.load_network(folder / "finetuned")
+    assert (spec.role, spec.epochs, spec.temperature) == ("finetuned", 2, 20.0)
+    # The last epochs go on from the noisy student.
+    before, after = (runs.load_network(folder / role)[0].params for role in ("noisy_student", "finetuned"))
+    norm = lambda tree: sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
+    assert 0 < norm(jax.tree.map(lambda a, b: a - b, before, after)) < norm(before)
+    assert launch("distill", *arguments).stdout == done.stdout
+    other = [argument.replace("label_noise=0.1", "label_noise=0.2") for argument in arguments]
+    assert "--label_noise: 0.1 there, 0.2 now" in launch("distill", *other, ok=False).stderr

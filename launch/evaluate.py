@@ -1,0 +1,308 @@
+"""Attacks against defenses: `python -m launch.evaluate --checkpoint=DIR --defense=squeezing --attack=ddn`.
+
+Puts every network of `--checkpoint`, behind every `--defense`, before every `--attack`, twice: as the attack that knows
+of no defense finds its images on the bare network, and as one that knows the defense finds them, through BPDA, an
+expectation over `--samples` draws, the detector's views together, or, with C&W L2, against network and detector at
+once. Against a network that was trained at a temperature, the attack that knows undoes it.
+
+What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
+there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,
+are broken from the start. Attacks that look for the least distance break an example only within `--budget_l2` or
+`--budget_linf`. The worst case of an example is over all attacks. Detectors are calibrated on `--num_calibration`
+training images and judged on test images.
+
+`--quick` takes 8 draws. Writes `results.jsonl`, `matrix.csv` and `report.html`. A run that was stopped goes on when it
+is started again.
+"""
+
+import dataclasses
+import pathlib
+import re
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from sklearn import metrics as sklearn_metrics
+
+from ddjax import attacks, data, metrics, runs, training
+from ddjax.attacks import base
+from launch import attacking, common, defending
+
+FLAGS = flags.FLAGS
+_CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
+_DEFENSES = flags.DEFINE_multi_string("defense", ["none"], "A defense, name or name:key=value,...; repeats.")
+_ATTACKS = flags.DEFINE_multi_string("attack", [], "An attack, name or name:key=value,...; repeats.")
+_BUDGET_L2 = flags.DEFINE_float("budget_l2", None, "In L2; default: 2 for gray images, 0.5 for photographs.")
+_BUDGET_LINF = flags.DEFINE_float("budget_linf", None, "In Linf; default: 0.3 for gray images, 8/255 for photographs.")
+_SAMPLES = flags.DEFINE_integer("samples", 30, "The draws of an expectation.")
+_CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training images for a detector's threshold.")
+_EIGHT_BITS = flags.DEFINE_bool("eight_bits", False, "Rounds adversarial images to 8 bits before they are judged.")
+_QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
+_QUICK_SAMPLES = 8
+# The norm in which an attack's distance must be within the budget; other attacks have a budget of their own.
+_MINIMIZES = {"deepfool": "l2", "ddn": "l2", "carlini_wagner_l2": "l2", "carlini_wagner_linf": "linf"}
+
+
+class _Network(NamedTuple):
+    """A network under attack.
+
+    Attributes:
+      name: in the results.
+      logits_fn: the classifier.
+      temperature: of its training.
+      logits: of the clean test images.
+    """
+
+    name: str
+    logits_fn: Any
+    temperature: float
+    logits: np.ndarray
+
+
+def main() -> None:
+    """Fills the matrix."""
+    if not _CHECKPOINTS.value:
+        raise ValueError("--checkpoint must name the directory of a network's checkpoints")
+    if not _ATTACKS.value:
+        raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
+    for name, values in (
+        ("checkpoint", _CHECKPOINTS.value),
+        ("defense", _DEFENSES.value),
+        ("attack", _ATTACKS.value),
+    ):
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} must be different ones, got {', '.join(values)}")
+    if _SAMPLES.value < 1 or _CALIBRATION.value < 1:
+        raise ValueError("--samples and --num_calibration must be at least 1")
+    parsed = {text: attacking.parse_attack(text) for text in _ATTACKS.value}
+    specs = [runs.read_spec(directory) for directory in _CHECKPOINTS.value]
+    first = specs[0]
+    dataset = FLAGS.dataset or first.dataset
+    known = {text: defending.parse_defense(text, dataset) for text in _DEFENSES.value}
+    photographs = first.image_shape[2] == 3
+    budgets = {
+        "l2": _BUDGET_L2.value if _BUDGET_L2.value is not None else 0.5 if photographs else 2.0,
+        "linf": _BUDGET_LINF.value if _BUDGET_LINF.value is not None else 8 / 255 if photographs else 0.3,
+    }
+    for norm, budget in budgets.items():
+        base.check_number(f"--budget_{norm}", budget, above=0.0)
+    samples = _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
+    num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
+    workdir = pathlib.Path(FLAGS.workdir or f"runs/evaluate_{first.recipe}")
+    # Attacks, defenses and networks may be added to a run.
+    flags_of_run = {
+        "launcher": "evaluate",
+        "recipe": first.recipe,
+        "dataset": dataset,
+        "num_examples": num_examples,
+        "num_calibration": _CALIBRATION.value,
+        "samples": samples,
+        "eight_bits": _EIGHT_BITS.value,
+        "seed": FLAGS.seed,
+        "batch_size": FLAGS.batch_size,
+        "matmul_precision": FLAGS.matmul_precision,
+    } | {f"budget_{norm}": budget for norm, budget in budgets.items()}
+    runs.check_workdir(workdir, flags_of_run)
+    load = lambda split, count: data.load(dataset, split, data_dir=FLAGS.data_dir, num_examples=count, seed=FLAGS.seed)
+    test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
+    for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
+        if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
+            raise ValueError(
+                f"the network of {directory} takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
+                f"{test.name} has {test.image_shape} in {test.num_classes}"
+            )
+    loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
+    for attack in parsed.values():
+        how = attacking.resolve_targets("auto", attack.name)
+        attacking.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
+    for defense in known.values():
+        image = jax.ShapeDtypeStruct((1, *first.image_shape), np.float32)
+        jax.eval_shape(defending.deployed(defense, training.logits_fn(loaded[0])), image)
+    resolved = {
+        "class_names": test.class_names,
+        "test_fingerprint": common.fingerprint(test.images, test.labels),
+        "calibration_fingerprint": common.fingerprint(calibration.images, calibration.labels),
+    }
+    run = runs.Run(workdir, flags_of_run, resolved)
+    run.save_arrays("images/clean", images=test.images, labels=test.labels)
+    for spec, state in zip(specs, loaded, strict=True):
+        logits_fn = training.logits_fn(state)
+        name = spec.role if spec.temperature == 1 else f"{spec.role} T={spec.temperature:g}"
+        fingerprint = common.fingerprint(*jax.tree.leaves(state.params))
+        network = _Network(
+            f"{name} {fingerprint[:6]}",
+            logits_fn,
+            spec.temperature,
+            common.classify(logits_fn, data.to_float(test.images)),
+        )
+        if run.find(measure="network", network=network.name) is None:
+            settings = dataclasses.asdict(spec) | {"network": network.name, "architecture": spec.network}
+            run.append(measure="network", title=name, **settings)
+        for defense in known.values():
+            _Row(run, network, defense, test, calibration, budgets, samples).fill(parsed)
+    common.write_report(run)
+
+
+class _Row:
+    """A network behind a defense, before all attacks."""
+
+    def __init__(
+        self,
+        run: runs.Run,
+        network: _Network,
+        defense: defending.Defense,
+        test: data.Dataset,
+        calibration: data.Dataset,
+        budgets: dict[str, float],
+        samples: int,
+    ) -> None:
+        self._run, self._network, self._defense, self._test = run, network, defense, test
+        self._calibration, self._budgets, self._samples = calibration, budgets, samples
+        self._classifier = defending.deployed(defense, network.logits_fn)
+        self._where = {"network": network.name, "defense": defense.text}
+        self._threshold = float("inf")
+        self._clean_scores = np.zeros(len(test))
+        self._clean_broken = np.zeros(len(test), bool)
+
+    def fill(self, parsed: dict[str, attacking.Attack]) -> None:
+        """Measures what has not been measured."""
+        cells = [(text, knows) for text in parsed for knows in (False, True)]
+        missing = [cell for cell in cells if self._find(*cell) is None]
+        if missing or self._run.find(measure="clean", **self._where) is None:
+            self._look_at_clean_images()
+            for text, knows in missing:
+                self._measure(text, parsed[text], knows)
+        for knows in (False, True):
+            # Who knows the defense can still attack as if it were not there.
+            self._worst([self._find(*cell) for cell in cells if cell[1] <= knows], knows)
+
+    def _find(self, text: str, knows: bool) -> dict[str, Any] | None:
+        return self._run.find(measure="evaluate", attack=text, aware=knows, **self._where)
+
+    def _look_at_clean_images(self) -> None:
+        images = data.to_float(self._test.images)
+        self._threshold = defending.threshold(
+            self._defense, self._network.logits_fn, data.to_float(self._calibration.images)
+        )
+        decisions, flagged = self._judge(images)
+        self._clean_broken = (decisions != self._test.labels) | flagged
+        record = self._where | _rate("accuracy", int((~self._clean_broken).sum()), len(images))
+        if self._defense.squeezers:
+            self._clean_scores = defending.scores(self._defense, self._network.logits_fn, images)
+            self._run.save_arrays(f"images/{self._file('clean')}", scores=self._clean_scores)
+            record |= _rate("false_positive", int(flagged.sum()), len(images))
+            record |= {"threshold": self._threshold, "scores": f"images/{self._file('clean')}.npz"}
+        if self._run.find(measure="clean", **self._where) is None:
+            self._run.append(measure="clean", **record)
+
+    def _judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The decisions of the defended network, and which images its detector takes for adversarial."""
+        decisions = attacking.decide(self._classifier, images)
+        if not self._defense.squeezers:
+            return decisions, np.zeros(len(images), bool)
+        scores = defending.scores(self._defense, self._network.logits_fn, images)
+        return decisions, scores > self._threshold
+
+    def _file(self, *words: str) -> str:
+        return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join([*self._where.values(), *words]))
+
+    def _attack(self, text: str, attack: attacking.Attack, knows: bool) -> tuple[str, dict[str, np.ndarray]]:
+        """The file and the arrays of an attack's images, made by it now or before."""
+        owner, seen = "bare", self._network.logits_fn
+        if knows:
+            known, seen = defending.aware(
+                attack,
+                self._defense,
+                self._network.logits_fn,
+                temperature=self._network.temperature,
+                threshold=self._threshold,
+                samples=self._samples,
+            )
+            # Where there is nothing to know, it is the attack that does not.
+            if known != attack or seen is not self._network.logits_fn:
+                attack, owner = known, self._defense.text
+        name = "images/" + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", f"{self._network.name}_{owner}_{text}")
+        # The same images of the bare network serve all its defenses.
+        if any(r["measure"] == "evaluate" and r["file"] == f"{name}.npz" for r in self._run.records):
+            return name, self._run.load_arrays(name)
+        tried = attacking.attempts(attacking.resolve_targets("auto", attack.name), self._test, self._network.logits)
+        description = f"{self._network.name}, {owner}: {text}"
+        outcome = attacking.run_attack(attack, seen, tried, description)
+        arrays = {"images": outcome.images, "rows": tried.rows}
+        self._run.save_arrays(name, **arrays)
+        return name, arrays
+
+    def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
+        name, arrays = self._attack(text, attack, knows)
+        rows, images = arrays["rows"], arrays["images"]
+        if _EIGHT_BITS.value:
+            images = np.asarray(metrics.round_to_8_bits(jax.numpy.asarray(images)))
+        clean = data.to_float(self._test.images)[rows]
+        moved = metrics.distances(jax.numpy.asarray(clean), jax.numpy.asarray(images))
+        norm = _MINIMIZES.get(attack.name)
+        # To rounding of the distance.
+        within = (
+            np.ones(len(rows), bool) if norm is None else np.asarray(getattr(moved, norm)) <= self._budgets[norm] + 1e-4
+        )
+        labels = self._test.labels[rows]
+        decisions, flagged = self._judge(images)
+        broke = (decisions != labels) & ~flagged & within
+        broken = self._clean_broken.copy()
+        np.logical_or.at(broken, rows, broke)
+        tried = ~self._clean_broken
+        record = self._where | {"attack": text, "aware": knows}
+        record |= _rate("accuracy", int((~broken).sum()), len(broken))
+        record["success"] = metrics.success_rate(broken, tried).value
+        record["mean_l2"] = float(np.asarray(moved.l2)[broke].mean()) if broke.any() else None
+        record["mean_linf"] = float(np.asarray(moved.linf)[broke].mean()) if broke.any() else None
+        extra = {}
+        file = f"images/{self._file(text, 'aware' if knows else 'unaware')}"
+        if broke.any():
+            record["views"] = self._save_view(f"{file}_view", int(np.argmax(broke)), rows, images)
+        if self._defense.squeezers:
+            fooled = (attacking.decide(self._network.logits_fn, images) != labels) & within
+            fooled &= metrics.correct(self._network.logits, self._test.labels)[rows]
+            scores = defending.scores(self._defense, self._network.logits_fn, images)
+            record |= _rate("detection", int((fooled & flagged).sum()), int(fooled.sum()))
+            record["auc"] = _auc(self._clean_scores, scores[fooled])
+            extra = {"scores": scores, "fooled": fooled}
+        self._run.save_arrays(f"{file}_judged", broken=broken, **extra)
+        self._run.append(measure="evaluate", **record, file=f"{name}.npz", judged=f"{file}_judged.npz")
+
+    def _save_view(self, name: str, place: int, rows: np.ndarray, images: np.ndarray) -> str | None:
+        """Keeps one image as the defended network sees it, for the report; None where it sees it as it is."""
+        seen = defending.view(self._defense, images[place : place + 1])
+        if seen is None:
+            return None
+        self._run.save_arrays(name, adversarial=images[place], defended=seen[0], row=rows[place])
+        return f"{name}.npz"
+
+    def _worst(self, found: list[dict[str, Any] | None], knows: bool) -> None:
+        """The worst case of each example over all attacks of this command."""
+        records = [record for record in found if record is not None]
+        broken = [self._run.load_arrays(record["judged"].removesuffix(".npz"))["broken"] for record in records]
+        rate = _rate("accuracy", int((~np.any(broken, axis=0)).sum()), len(self._test))
+        over = list(dict.fromkeys(record["attack"] for record in records))
+        record = self._where | {"aware": knows, "attacks": over} | rate
+        if self._run.find(measure="worst", **record) is None:
+            self._run.append(measure="worst", **record)
+
+
+def _rate(name: str, successes: int, n: int) -> dict[str, Any]:
+    """A share with its 95 percent interval, as fields of a record."""
+    low, high = metrics.wilson_interval(successes, n)
+    share = successes / n if n else None
+    return {name: share, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
+
+
+def _auc(clean: np.ndarray, adversarial: np.ndarray) -> float | None:
+    """The area under the ROC curve of a detector; None where there is nothing to detect."""
+    if not len(adversarial):
+        return None
+    truth = np.repeat([0, 1], [len(clean), len(adversarial)])
+    return float(sklearn_metrics.roc_auc_score(truth, np.concatenate([clean, adversarial])))
+
+
+if __name__ == "__main__":
+    common.run(main)

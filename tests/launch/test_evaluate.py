@@ -1,0 +1,129 @@
+import csv
+
+import numpy as np
+import pytest
+
+from ddjax import runs
+
+SIZES = ["--num_examples=20", "--num_calibration=100", "--quick"]
+ATTACKS = [
+    "--attack=pgd:epsilon=0.3,num_steps=10",
+    "--attack=carlini_wagner_l2:num_steps=40,search_steps=4,learning_rate=0.1,initial_const=0.1",
+]
+DEFENSES = ["none", "squeezing:squeezers=bit_depth_1+median_2_2", "feature_distillation_grid:limit=0.01"]
+
+
+@pytest.fixture(scope="module")
+def pair(launch, tmp_path_factory):
+    """Teacher and student, trained well enough that most images are classified correctly."""
+    workdir = tmp_path_factory.mktemp("pair")
+    launch("distill", "--temperature=20", "--num_train=600", "--num_test=100", "--epochs=8", f"--workdir={workdir}")
+    return [workdir / "checkpoints" / "seed0_T20" / role for role in ("teacher", "student")]
+
+
+@pytest.fixture(scope="module")
+def matrix(launch, pair, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluate") / "run"
+    networks = [f"--checkpoint={directory}" for directory in pair]
+    defenses = [f"--defense={defense}" for defense in DEFENSES]
+    arguments = [*networks, *defenses, *ATTACKS, *SIZES, "--budget_l2=1.5", f"--workdir={workdir}"]
+    return workdir, arguments, launch("evaluate", *arguments)
+
+
+def of(records, measure, **fields):
+    return [r for r in records if r["measure"] == measure and all(r[key] == value for key, value in fields.items())]
+
+
+def test_every_cell_is_there_and_the_worst_case_is_no_better_than_any(matrix):
+    workdir, _, done = matrix
+    records = runs.read_results(workdir)
+    cells = of(records, "evaluate")
+    keys = {(r["network"], r["defense"], r["attack"], r["aware"]) for r in cells}
+    assert len(keys) == len(cells) == 2 * len(DEFENSES) * 2 * 2
+    for record in of(records, "worst"):
+        same = {name: record[name] for name in ("network", "defense")}
+        (clean,) = of(records, "clean", **same)
+        below = [r["accuracy"] for r in of(records, "evaluate", **same) if r["aware"] <= record["aware"]]
+        assert record["accuracy"] <= min([clean["accuracy"], *below])
+    # What is made on the bare network is made once.
+    unaware = of(records, "evaluate", aware=False)
+    assert len({record["file"] for record in unaware}) == len(unaware) / len(DEFENSES)
+    assert f"| student T=20 | {DEFENSES[2]} |" in done.stdout
+
+
+def test_who_knows_the_defense_does_more(matrix):
+    records = runs.read_results(matrix[0])
+    worst = {(r["network"][:7], r["defense"], r["aware"]): r["accuracy"] for r in of(records, "worst")}
+    for defense in DEFENSES:
+        assert worst["teacher", defense, True] <= worst["teacher", defense, False]
+    assert worst["student", "none", True] <= worst["student", "none", False]
+    # On the bare network, and behind each transform as soon as it is known.
+    assert worst["teacher", "none", False] < 0.3
+    assert worst["teacher", DEFENSES[2], True] < 0.5
+
+
+def test_a_cell_is_what_its_files_say(matrix):
+    workdir = matrix[0]
+    records = runs.read_results(workdir)
+    clean = np.load(workdir / "images" / "clean.npz")
+    for record in of(records, "evaluate"):
+        judged = np.load(workdir / record["judged"])
+        assert record["accuracy"] == pytest.approx(1 - judged["broken"].mean())
+        images = np.load(workdir / record["file"])
+        if record["attack"].startswith("pgd"):
+            moved = np.abs(images["images"] - clean["images"][images["rows"]] / np.float32(255))
+            assert moved.max() <= 0.3 + 1e-5
+        elif record["mean_l2"] is not None:
+            assert record["mean_l2"] <= 1.5 + 1e-4
+    for record in of(records, "clean", defense=DEFENSES[1]):
+        scores = np.load(workdir / record["scores"])["scores"]
+        assert record["false_positive"] == pytest.approx(np.mean(scores > record["threshold"]))
+        assert record["false_positive_n"] == 20
+    for record in of(records, "evaluate", defense=DEFENSES[1]):
+        assert record["auc"] is None or 0 <= record["auc"] <= 1
+
+
+def test_report_and_a_second_run_that_adds_an_attack(launch, matrix):
+    workdir, arguments, _ = matrix
+    rows = list(csv.DictReader((workdir / "matrix.csv").open()))
+    assert [(row["network"], row["defense"]) for row in rows] == [
+        (network, defense) for network in ("teacher T=20", "student T=20") for defense in DEFENSES
+    ]
+    assert all(float(row["clean"]) >= float(row["worst aware"]) for row in rows)
+    page = (workdir / "report.html").read_text()
+    for part in ("under the worst that does", "matrix", "roc", "gallery", "AUC"):
+        assert part in page
+    before = (workdir / "results.jsonl").read_bytes()
+    launch("evaluate", *arguments)
+    assert (workdir / "results.jsonl").read_bytes() == before
+    launch("evaluate", *arguments, "--attack=fgsm:epsilon=0.1")
+    after = runs.read_results(workdir)
+    assert len(of(after, "evaluate")) == 2 * len(DEFENSES) * 2 * 3
+    assert (workdir / "results.jsonl").read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--checkpoint must name"),
+        (["--checkpoint=PAIR"], "--attack must name at least one attack; known: fgsm"),
+        (["--checkpoint=PAIR", "--checkpoint=PAIR", "--attack=ddn"], "--checkpoint must be different ones"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=prayer"], "unknown defense 'prayer'; known: none, squeezing"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=median:rows=2"], "no setting 'rows'; known: height, width"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=none:a=1"], "no setting 'a'; known: none"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=median:height=0"], "sides of at least 1, got 0 x 2"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:squeezers=blur"], "unknown squeezer 'blur'"),
+        (
+            ["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:false_positive_rate=1"],
+            "must be in [0, 1), got 1",
+        ),
+        (["--checkpoint=PAIR", "--attack=ddn", "--budget_l2=-1"], "--budget_l2 must be a finite number above 0"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--samples=0"], "must be at least 1"),
+    ],
+)
+def test_bad_use_ends_in_one_line(launch, pair, tmp_path, arguments, message):
+    arguments = [argument.replace("PAIR", str(pair[0])) for argument in arguments]
+    done = launch("evaluate", *arguments, f"--workdir={tmp_path / 'run'}", ok=False)
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "results.jsonl").exists()
