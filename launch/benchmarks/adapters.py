@@ -254,6 +254,7 @@ ADAPTERS: dict[str, dict[str, Adapter]] = {
                 targeted=True,
             ),
             note="its own first constant, in other units",
+            most=8,
         ),
         "art": Adapter(
             _art(
