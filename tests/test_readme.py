@@ -27,7 +27,15 @@ def test_the_examples_run_as_printed(capsys):
 
 @pytest.mark.parametrize(
     "block",
-    ["digits", "mnist_quick", "cifar10_quick", "carlini_mnist_quick", "transfer_mnist_quick", "benchmark_mnist"],
+    [
+        "digits",
+        "mnist_quick",
+        "cifar10_quick",
+        "carlini_mnist_quick",
+        "transfer_mnist_quick",
+        "evaluate_mnist_quick",
+        "benchmark_mnist",
+    ],
 )
 def test_tables_and_pictures_come_from_result_files(block):
     results = ROOT / "docs" / "results" / block

@@ -26,8 +26,10 @@ def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("network", "defense")))
     shares = np.array([[np.nan if row.get(name) is None else row[name] for name in names] for row in rows], float)
     labels = [f"{row['network']}, {row['defense']}" for row in rows]
+    short = _short(list(dict.fromkeys(name.rsplit(" ", 1)[0] for name in names)))
+    titles = [" ".join([short[name.rsplit(" ", 1)[0]], *name.rsplit(" ", 1)[1:]]) for name in names]
     drawn = {
-        "matrix": (figures.matrix(labels, names, shares.reshape(len(rows), len(names))), _CAPTION),
+        "matrix": (figures.matrix(labels, titles, shares.reshape(len(rows), len(names))), _CAPTION),
         "roc": (figures.roc_curves(_curves(records, workdir)), _ROC_CAPTION),
         "gallery": (_gallery(records, workdir), _GALLERY_CAPTION),
     }
@@ -70,6 +72,12 @@ def _titles(records: Sequence[Record]) -> dict[str, str]:
     return {n: title if list(titles.values()).count(title) == 1 else n for n, title in titles.items()}
 
 
+def _short(attacks: Sequence[str]) -> dict[str, str]:
+    """Attacks by their names; with their settings where two share a name."""
+    names = [attack.partition(":")[0] for attack in attacks]
+    return {attack: name if names.count(name) == 1 else attack for attack, name in zip(attacks, names, strict=True)}
+
+
 def _rows(records: Sequence[Record]) -> list[Row]:
     """The matrix, a row for each network and defense: accuracy on clean images, under attacks, in the worst case."""
     titles = _titles(records)
@@ -106,7 +114,7 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         both = (" / ".join(shown(row.get(f"{attack} {word}")) for word in _KNOWLEDGE.values()) for attack in attacks)
         cells.append([row["network"], row["defense"], shown(row.get("clean")), *both])
-    return ["network", "defense", "clean", *attacks], cells
+    return ["network", "defense", "clean", *_short(attacks).values()], cells
 
 
 def _detectors(records: Sequence[Record]) -> list[list[str]]:
@@ -137,6 +145,7 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
     """What `figures.roc_curves` draws."""
     titles = _titles(records)
     clean = {(r["network"], r["defense"]): r for r in records if r.get("measure") == "clean" and "scores" in r}
+    short = _short(list(dict.fromkeys(r["attack"] for r in records if r.get("measure") == "evaluate")))
     panels: dict[str, list[tuple[str, bool, np.ndarray, np.ndarray]]] = {}
     for record in records:
         key = (record.get("network"), record.get("defense"))
@@ -149,7 +158,7 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
         truth = np.arange(len(scores)) >= len(kept["scores"])
         false_positives, detected, _ = sklearn_metrics.roc_curve(truth, scores)
         name = f"{titles.get(record['network'], record['network'])}, {record['defense']}"
-        panels.setdefault(name, []).append((record["attack"], record["aware"], false_positives, detected))
+        panels.setdefault(name, []).append((short[record["attack"]], record["aware"], false_positives, detected))
     return panels
 
 
@@ -162,7 +171,7 @@ def _gallery(records: Sequence[Record], workdir: Path) -> Any:
             continue
         shown = page.load_arrays(workdir / record["views"])
         if clean and shown:
-            title = f"{record['attack']},\n{_KNOWLEDGE[record['aware']]}"
+            title = f"{record['attack'].partition(':')[0]},\n{_KNOWLEDGE[record['aware']]}, {record['defense']}"
             lines.append((title, [clean["images"][int(shown["row"])] / 255, shown["adversarial"], shown["defended"]]))
     return figures.squeezed_gallery(("clean", "adversarial", "as defended"), lines[:8])
 
