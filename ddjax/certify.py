@@ -140,6 +140,8 @@ def layers_of(logits_fn: LogitsFn | Network) -> Network:
     if dict(function.static).get("train", False):
         raise ValueError("certification is for a network with dropout off, but this one is bound with train=True")
     module, (variables,) = function.module, logits_fn.args
+    if module.batch_norm or module.scale != 1 or isinstance(module.center, tuple):
+        raise ValueError("certification knows no batch normalization, and no pixels scaled or centered by channel")
     parameters = variables["params"]
     chain: list[Layer] = [Shift(-module.center)] if module.center else []
     convolutions = 0

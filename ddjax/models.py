@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 from ddjax import layers
 
 _INIT = nn.initializers.glorot_uniform()
+# Of photographs in [0, 1], for each channel; what torchvision's networks expect.
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 
 
 class ConvNet(nn.Module):
@@ -22,7 +25,10 @@ class ConvNet(nn.Module):
       stages: for each stage, the widths of its 3 x 3 convolutions.
       dense: the widths of the hidden dense layers.
       dropout: the dropout rate after each of them.
-      center: subtracted from the pixels; 0.5 centers them as the papers do.
+      center: subtracted from the pixels, a number or one for each channel; 0.5 centers them as the papers do.
+      scale: what they are divided by then.
+      batch_norm: whether batches are normalized between each convolution and its ReLU. The running mean and variance
+        are the collection `batch_stats`, which a training step has to carry along.
       padding: of the convolutions, `"VALID"` or `"SAME"`.
       lowering: how convolution and pooling reach the backend; see `ddjax.layers`.
     """
@@ -31,17 +37,22 @@ class ConvNet(nn.Module):
     stages: tuple[tuple[int, ...], ...]
     dense: tuple[int, ...]
     dropout: tuple[float, ...]
-    center: float = 0.5
+    center: float | tuple[float, ...] = 0.5
+    scale: float | tuple[float, ...] = 1.0
+    batch_norm: bool = False
     padding: str = "VALID"
     lowering: str = "auto"
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B K"]:
-        """Computes the logits; `train` switches dropout on and then needs a `dropout` key."""
-        hidden = images - self.center
+        """Computes the logits; `train` takes the batch's statistics, and drops out, which needs a `dropout` key."""
+        hidden = (images - _for_each_channel(self.center, images)) / _for_each_channel(self.scale, images)
         for widths in self.stages:
             for width in widths:
                 hidden = layers.Conv(width, padding=self.padding, kernel_init=_INIT, lowering=self.lowering)(hidden)
+                if self.batch_norm:
+                    # Momentum and epsilon as in PyTorch.
+                    hidden = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(hidden)
                 hidden = nn.relu(hidden)
             hidden = layers.max_pool(hidden, lowering=self.lowering)
         hidden = hidden.reshape(hidden.shape[0], -1)
@@ -53,6 +64,10 @@ class ConvNet(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=_INIT)(hidden).astype(jnp.float32)
 
 
+def _for_each_channel(values: float | tuple[float, ...], images: Array) -> Array:
+    return jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
+
+
 _ARCHITECTURES = {
     # Papernot et al. 2016 (arXiv 1511.04508), Table I. Padding and pooling as in Carlini and Wagner's code, which says
     # what the table does not; dropout on both dense layers, as the text says.
@@ -62,6 +77,17 @@ _ARCHITECTURES = {
     "carlini_mnist": {"stages": ((32, 32), (64, 64)), "dense": (200, 200), "dropout": (0.5, 0.0)},
     # The small MNIST network of a public Keras re-implementation of defensive distillation; pixels stay in [0, 1].
     "small_mnist": {"stages": ((32,), (64,)), "dense": (128,), "dropout": (0.0,), "center": 0.0},
+    # For photographs, of a public project on the robustness of classifiers ("VGG10_lighter"): ten convolutions, each
+    # with batch normalization, and three dense layers.
+    "vgg10": {
+        "stages": ((32, 32), (64, 64), (128, 128), (128, 128), (128, 128)),
+        "dense": (4096, 4096),
+        "dropout": (0.5, 0.5),
+        "center": _IMAGENET_MEAN,
+        "scale": _IMAGENET_DEVIATION,
+        "batch_norm": True,
+        "padding": "SAME",
+    },
     # For 8 x 8 digits: one stage, so that some resolution is left to attack.
     "digits": {"stages": ((16, 32),), "dense": (64,), "dropout": (0.0,), "padding": "SAME"},
 }

@@ -340,12 +340,7 @@ class Checkpoints:
         if leaves is None:
             return like, 0
         plain = jax.tree.unflatten(jax.tree.structure(_to_plain(like)), map(jnp.asarray, leaves))
-        return like.replace(
-            params=plain["params"],
-            opt_state=plain["opt_state"],
-            step=plain["step"],
-            key=jax.random.wrap_key_data(plain["key"]),
-        ), epoch
+        return like.replace(**plain | {"key": jax.random.wrap_key_data(plain["key"])}), epoch
 
     def _restore(self, like: training.TrainState) -> tuple[list[np.ndarray] | None, int]:
         epoch = self._manager.latest_step()
@@ -362,7 +357,7 @@ class Checkpoints:
 def _to_plain(state: training.TrainState) -> dict[str, Any]:
     """The arrays of a state, on the host; typed keys as the integers they are."""
     plain = {
-        "params": state.params,
+        **state.variables,
         "opt_state": state.opt_state,
         "step": state.step,
         "key": jax.random.key_data(state.key),
@@ -449,6 +444,6 @@ def load_network(directory: PathLike) -> tuple[training.TrainState, NetworkSpec]
             f"the training of {directory} stopped after {epoch} of {spec.epochs} epochs; "
             "run its launcher again to finish it"
         )
-    if not all(math.isfinite(float(abs(leaf).sum())) for leaf in jax.tree.leaves(state.params)):
+    if not all(math.isfinite(float(abs(leaf).sum())) for leaf in jax.tree.leaves(state.variables)):
         raise CheckpointError(f"the checkpoint {directory} is damaged: it holds parameters that are not finite")
     return state, spec

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import struct
 from flax.training import train_state
 from jax import lax
-from jaxtyping import Array, Float, Key, Num
+from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import layers, losses
 from ddjax.classifier import LogitsFn, bind, check_temperature
@@ -27,15 +28,28 @@ class TrainState(train_state.TrainState):
     """Parameters, optimizer state and step count, with the key from which all randomness of training derives.
 
     Attributes:
+      batch_stats: the running statistics of batch normalization; empty where there is none.
       key: order of the examples and dropout of any step follow from it and the step's number, so that training resumed
         from a checkpoint repeats what would have been.
     """
 
     # flax annotates a FrozenDict, which its own `init` no longer returns.
     params: Any  # pyright: ignore[reportIncompatibleVariableOverride]
+    batch_stats: Any = struct.field(default_factory=dict)
     key: Any = None
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied to."""
+        return {"params": self.params} | self.statistics
 
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """The collections that a step changes without a gradient."""
+        return {"batch_stats": self.batch_stats} if self.batch_stats else {}
+
+
+Augmentation = Callable[[Float[Array, "B H W C"], Key[Array, " B"]], Float[Array, "B H W C"]]
 Batch = tuple[Num[Array, "B H W C"], Float[Array, "B K"]]
 Scalar = float | Float[Array, ""]
 
@@ -56,7 +70,13 @@ def create_state(
     """
     init_key, train_key = jax.random.split(key)
     variables = _compiled_init(module)(init_key, jnp.zeros((1, *image_shape)))
-    state = TrainState.create(apply_fn=module.apply, params=variables["params"], tx=optimizer, key=train_key)
+    state = TrainState.create(
+        apply_fn=module.apply,
+        params=variables["params"],
+        tx=optimizer,
+        batch_stats=variables.get("batch_stats", {}),
+        key=train_key,
+    )
     # As it comes back from a step and from a checkpoint; a Python integer would be a program of its own.
     return state.replace(step=jnp.zeros((), jnp.int32))
 
@@ -67,39 +87,53 @@ def _compiled_init(module: nn.Module) -> Callable[..., Any]:
     return jax.jit(module.init)
 
 
-def train_step(state: TrainState, batch: Batch, temperature: Scalar) -> tuple[TrainState, Float[Array, ""]]:
+def train_step(
+    state: TrainState, batch: Batch, temperature: Scalar, *, augment: Augmentation | None = None
+) -> tuple[TrainState, Float[Array, ""]]:
     """Takes one optimizer step on the mean cross-entropy of `softmax(logits / temperature)`.
 
     Args:
       state: parameters, optimizer state, key.
-      batch: images, uint8 or floats in [0, 1], and a distribution over the classes for each: one-hot or soft labels.
+      batch: images, uint8 or floats in [0, 1], and a distribution over the classes for each: one-hot or soft labels,
+        scaled by its weight where an example has one.
       temperature: T > 0; an argument, so that one compiled step serves every temperature.
+      augment: varies images at random, with a key for each.
 
     Returns:
       The state after the step, and the loss before it.
     """
     images, targets = batch
     count = images.shape[0]
-    size = layers.images_at_once(count, images.shape[1:])
+    # Batch normalization is of the whole batch.
+    size = count if state.statistics else layers.images_at_once(count, images.shape[1:])
     step_key = jax.random.fold_in(state.key, state.step)
+    if augment is not None:
+        images = augment(to_float(images), jax.random.split(jax.random.fold_in(step_key, 0xA06), count))
 
-    def loss_fn(params: Any, images: Array, targets: Array, key: Array) -> Array:
-        """The share of the mean that a part of the batch has."""
-        logits = state.apply_fn({"params": params}, to_float(images), train=True, rngs={"dropout": key})
-        return jnp.sum(losses.cross_entropy_at_temperature(logits, targets, temperature)) / count
+    def loss_fn(params: Any, images: Array, targets: Array, key: Array) -> tuple[Array, Any]:
+        """The share of the mean that a part of the batch has, and the statistics after it."""
+        apply = functools.partial(state.apply_fn, train=True, rngs={"dropout": key})
+        if state.statistics:
+            variables = {"params": params} | state.statistics
+            logits, changed = apply(variables, to_float(images), mutable=list(state.statistics))
+        else:
+            logits, changed = apply({"params": params}, to_float(images)), {}
+        return jnp.sum(losses.cross_entropy_at_temperature(logits, targets, temperature)) / count, changed
 
-    loss_and_gradients = jax.value_and_grad(loss_fn)
+    loss_and_gradients = jax.value_and_grad(loss_fn, has_aux=True)
+    changed = {}
     if size == count:
-        loss, gradients = loss_and_gradients(state.params, images, targets, step_key)
+        (loss, changed), gradients = loss_and_gradients(state.params, images, targets, step_key)
     else:
 
         def add(total: Any, part: Any) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, loss_and_gradients(state.params, *part)), None
+            (loss, _), gradients = loss_and_gradients(state.params, *part)
+            return jax.tree.map(jnp.add, total, (loss, gradients)), None
 
-        parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
+        parts = [array.reshape(count // size, size, *array.shape[1:]) for array in (images, targets)]
         nothing = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, state.params))
         (loss, gradients), _ = lax.scan(add, nothing, (*parts, jax.random.split(step_key, count // size)))
-    return state.apply_gradients(grads=gradients), loss
+    return state.apply_gradients(grads=gradients, **changed), loss
 
 
 def train_epoch(
@@ -109,6 +143,7 @@ def train_epoch(
     temperature: Scalar,
     *,
     batch_size: int,
+    augment: Augmentation | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Trains for one epoch: a scan over a random permutation of the data, which stays on the device.
 
@@ -118,19 +153,34 @@ def train_epoch(
       targets: a distribution over the classes for each image.
       temperature: T > 0.
       batch_size: the examples of a step, at most N; a rest smaller than that waits for another epoch's permutation.
+      augment: as for `train_step`.
 
     Returns:
       The state after the epoch and its mean loss.
     """
-    num_steps = steps_per_epoch(images.shape[0], batch_size)
-    order_key = jax.random.fold_in(jax.random.fold_in(state.key, 0x0DE2), state.step // num_steps)
-    order = jax.random.permutation(order_key, images.shape[0])[: num_steps * batch_size]
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
-        return train_step(state, (images[rows], targets[rows]), temperature)
+        return train_step(state, (images[rows], targets[rows]), temperature, augment=augment)
 
-    state, step_losses = lax.scan(step, state, order.reshape(num_steps, batch_size))
+    state, step_losses = lax.scan(step, state, epoch_rows(state, images.shape[0], batch_size))
     return state, jnp.mean(step_losses)
+
+
+def epoch_rows(state: TrainState, num_examples: int, batch_size: int) -> Int[Array, "steps batch"]:
+    """The examples of each step of the epoch that a state is in: batches of a random permutation.
+
+    Args:
+      state: at the start of an epoch.
+      num_examples: the size of the training set.
+      batch_size: the examples of a step.
+
+    Returns:
+      Positions in the training set.
+    """
+    num_steps = steps_per_epoch(num_examples, batch_size)
+    order_key = jax.random.fold_in(jax.random.fold_in(state.key, 0x0DE2), state.step // num_steps)
+    order = jax.random.permutation(order_key, num_examples)[: num_steps * batch_size]
+    return order.reshape(num_steps, batch_size)
 
 
 class Member(NamedTuple):
@@ -150,7 +200,7 @@ class Member(NamedTuple):
 
 
 def train_member(
-    images: Num[Array, "N H W C"], member: Member, *, batch_size: int
+    images: Num[Array, "N H W C"], member: Member, *, batch_size: int, augment: Augmentation | None = None
 ) -> tuple[TrainState, Float[Array, ""]]:
     """`train_epoch` of one network of a stack, for `parallel.over_members`.
 
@@ -158,14 +208,37 @@ def train_member(
       images: the training set, which the members share.
       member: the network; not trained where it is not live.
       batch_size: the examples of a step, at most N.
+      augment: as for `train_step`.
 
     Returns:
       The state after the epoch and its mean loss; NaN where it is not live.
     """
     state, targets, temperature, live = member
-    train = lambda state: train_epoch(state, images, targets, temperature, batch_size=batch_size)
-    keep = lambda state: (state, jnp.float32(jnp.nan))
-    return lax.cond(live, train, keep, state)
+    train = lambda state: train_epoch(state, images, targets, temperature, batch_size=batch_size, augment=augment)
+    return lax.cond(live, train, _keep, state)
+
+
+def step_member(
+    member: Member, images: Num[Array, "B H W C"], rows: Int[Array, " B"], *, augment: Augmentation | None = None
+) -> tuple[TrainState, Float[Array, ""]]:
+    """`train_step` of one network of a stack, on images that do not fit the device all at once.
+
+    Args:
+      member: the network; not trained where it is not live.
+      images: of this step.
+      rows: their positions in the training set, as `epoch_rows` gives them.
+      augment: as for `train_step`.
+
+    Returns:
+      The state after the step and the loss before it; NaN where it is not live.
+    """
+    state, targets, temperature, live = member
+    train = lambda state: train_step(state, (images, targets[rows]), temperature, augment=augment)
+    return lax.cond(live, train, _keep, state)
+
+
+def _keep(state: TrainState) -> tuple[TrainState, Array]:
+    return state, jnp.float32(jnp.nan)
 
 
 def steps_per_epoch(num_examples: int, batch_size: int) -> int:
@@ -234,7 +307,7 @@ def check_loss(loss: float, where: str) -> None:
 
 def logits_fn(state: TrainState) -> jax.tree_util.Partial:
     """The classifier of a training state, dropout off."""
-    return bind(state.apply_fn.__self__, {"params": state.params})
+    return bind(state.apply_fn.__self__, state.variables)
 
 
 def soft_labels(

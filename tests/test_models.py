@@ -13,6 +13,21 @@ PARAMETERS = {
     "papernot_cifar10": (32, 3, 1792 + 36928 + 73856 + 147584 + (3200 + 1) * 256 + 257 * 256 + 257 * 10),
     "carlini_mnist": (28, 1, 320 + 9248 + 18496 + 36928 + (1024 + 1) * 200 + 201 * 200 + 201 * 10),
     "small_mnist": (28, 1, 320 + 18496 + (1600 + 1) * 128 + 129 * 10),
+    # Each convolution has a scale and an offset by channel, and as many means and variances.
+    "vgg10": (
+        224,
+        3,
+        896
+        + 9248
+        + 18496
+        + 36928
+        + 73856
+        + 5 * 147584
+        + 4 * 2 * (32 + 64 + 3 * 128)
+        + (6272 + 1) * 4096
+        + 4097 * 4096
+        + 4097 * 10,
+    ),
     "digits": (8, 1, 160 + 4640 + (512 + 1) * 64 + 65 * 10),
 }
 
@@ -35,6 +50,46 @@ def test_output_is_logits_and_lowerings_agree():
     assert np.abs(np.sum(logits, axis=1) - 1).min() > 1e-3
     plain = models.build("small_mnist", 7, lowering="plain").apply(variables, images)
     np.testing.assert_allclose(plain, logits, atol=1e-5)
+
+
+def test_batch_normalization_takes_the_batch_in_training_and_running_statistics_else():
+    module = models.ConvNet(
+        num_classes=3,
+        stages=((4,),),
+        dense=(5,),
+        dropout=(0.0,),
+        center=(0.4, 0.5, 0.6),
+        scale=(0.2, 0.25, 0.5),
+        batch_norm=True,
+    )
+    images = jax.random.uniform(jax.random.key(0), (6, 8, 8, 3))
+    variables = module.init(jax.random.key(1), images)
+    params, stats = variables["params"], variables["batch_stats"]["BatchNorm_0"]
+    normalized = (np.asarray(images) - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.5]
+    maps = jax.lax.conv_general_dilated(
+        normalized.astype(np.float32),
+        params["Conv_0"]["kernel"],
+        (1, 1),
+        "VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    maps = np.asarray(maps)
+    mean, variance = np.mean(maps, (0, 1, 2)), np.var(maps, (0, 1, 2))
+
+    def logits(mean, variance):
+        hidden = np.maximum((maps - mean) / np.sqrt(variance + 1e-5), 0).reshape(6, 3, 2, 3, 2, 4).max((2, 4))
+        hidden = np.maximum(hidden.reshape(6, -1) @ params["Dense_0"]["kernel"], 0)
+        return hidden @ params["Dense_1"]["kernel"]
+
+    trained, changed = module.apply(
+        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)}
+    )
+    np.testing.assert_allclose(trained, logits(mean, variance), atol=1e-4)
+    np.testing.assert_allclose(changed["batch_stats"]["BatchNorm_0"]["mean"], 0.1 * mean, atol=1e-5)
+    np.testing.assert_allclose(changed["batch_stats"]["BatchNorm_0"]["var"], 0.9 + 0.1 * variance, atol=1e-5)
+    running = np.asarray(stats["mean"]), np.asarray(stats["var"])
+    # A new network's running mean is 0 and its variance 1.
+    np.testing.assert_allclose(module.apply(variables, images), logits(*running), atol=1e-4)
 
 
 def test_dropout_only_in_training_and_with_a_key():

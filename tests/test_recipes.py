@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import models, recipes
+from ddjax import augmentation, models, recipes
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -11,6 +11,7 @@ def test_recipes_are_whole(name):
     assert recipe.name == name
     assert f"--recipe={name}" in recipe.description or name == "digits"
     models.build(recipe.network, 10)
+    assert recipe.augmentation is None or recipe.augmentation in augmentation.AUGMENTATIONS
     recipes.make_optimizer(recipe, 100).init({"w": jnp.zeros(2)})
     assert not recipe.published_jsma_success or recipe.published_source
 
@@ -41,6 +42,13 @@ def test_carlini_mnist_is_nesterov_with_keras_decay():
         velocity = 0.9 * velocity + 1
         expected.append(0.01 / (1 + 1e-6 * step) * (0.9 * velocity + 1))
     np.testing.assert_allclose(updates_of_ones(recipes.get("carlini_mnist"), 100, 5), expected, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("optax_promotion")
+def test_animals10_is_adam_at_a_tenth_of_its_rate_from_the_tenth_epoch_on():
+    # Of a constant gradient, Adam's update is the rate.
+    updates = updates_of_ones(recipes.get("animals10"), 2, 30)
+    np.testing.assert_allclose(updates, [1e-4] * 20 + [1e-5] * 10, rtol=1e-4)
 
 
 def test_the_same_optimizer_object_for_the_same_recipe():

@@ -47,6 +47,66 @@ def test_step_is_the_gradient_of_the_tempered_cross_entropy(monkeypatch, pixels)
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+NORMALIZED = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.0,), batch_norm=True)
+
+
+def test_a_step_carries_the_statistics_of_the_whole_batch(monkeypatch):
+    # So small that a batch would go in parts.
+    monkeypatch.setattr(layers, "_CACHED_PIXELS", 8 * 36)
+    assert layers.images_at_once(48, (6, 6, 1)) == 8
+    state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
+    images = IMAGES[:48].astype(jnp.float32) / 255
+    stepped, loss = training.train_step(state, (IMAGES[:48], TARGETS[:48]), 5.0)
+    logits, changed = NORMALIZED.apply(
+        state.variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
+    )
+    expected = -jnp.mean(jnp.sum(TARGETS[:48] * jax.nn.log_softmax(logits / 5.0), axis=1))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(stepped.batch_stats), jax.tree.leaves(changed["batch_stats"]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    # The classifier of the state uses them.
+    np.testing.assert_array_equal(training.logits_fn(stepped)(images), NORMALIZED.apply(stepped.variables, images))
+    assert (
+        np.abs(
+            training.logits_fn(stepped)(images)
+            - training.logits_fn(stepped.replace(batch_stats=state.batch_stats))(images)
+        ).max()
+        > 0
+    )
+
+
+def test_images_are_varied_by_keys_of_their_own_that_change_with_the_step():
+    seen = []
+
+    def augment(images, keys):
+        seen.append(jax.random.key_data(keys))
+        return images * 0.5
+
+    state = fresh()
+    varied, loss = training.train_step(state, (IMAGES, TARGETS), 1.0, augment=augment)
+    halved, expected = training.train_step(state, (IMAGES.astype(jnp.float32) / 255 * 0.5, TARGETS), 1.0)
+    np.testing.assert_array_equal(loss, expected)
+    assert_equal(varied, halved)
+    training.train_step(varied, (IMAGES, TARGETS), 1.0, augment=augment)
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 100
+
+
+def test_steps_on_given_images_are_the_epoch():
+    state, temperature = fresh(), jnp.float32(5)
+    expected, loss = EPOCH(state, IMAGES, TARGETS, temperature)
+    step = jax.jit(training.step_member)
+    losses = []
+    for rows in training.epoch_rows(state, 50, 16):
+        state, one = step(training.Member(state, TARGETS, temperature, jnp.bool_(True)), IMAGES[rows], rows)
+        losses.append(one)
+    np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    resting, nothing = step(training.Member(state, TARGETS, temperature, jnp.bool_(False)), IMAGES[:16], jnp.arange(16))
+    assert_equal(resting, state)
+    assert np.isnan(nothing)
+
+
 def test_one_program_for_all_temperatures_and_both_kinds_of_labels():
     traces = []
 

@@ -213,6 +213,8 @@ def convert(
             return images - self.center
 
     network: models.ConvNet = state.apply_fn.__self__  # pyright: ignore[reportFunctionMemberAccess]
+    if network.batch_norm or network.scale != 1 or isinstance(network.center, tuple):
+        raise ValueError("the benchmark converts no batch normalization, and no pixels scaled or centered by channel")
     params = jax.tree.map(np.asarray, state.params)
     height, width, channels = image_shape
     parts: list[Any] = [Center(network.center)] if network.center else []

@@ -1,0 +1,89 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from ddjax import augmentation
+
+KEYS = jax.random.split(jax.random.key(0), 2000)
+SIZE = 21
+IMAGES = jax.random.uniform(jax.random.key(1), (4, SIZE, SIZE, 3))
+
+
+@pytest.fixture(scope="module")
+def sources():
+    """Where each place of the result comes from, for many draws: `[N, 2, H, W]`, from the center of the image."""
+    rows, columns = jax.jit(jax.vmap(lambda key: augmentation._sources(SIZE, SIZE, key)))(KEYS)
+    return np.stack([rows, columns], 1) - (SIZE - 1) / 2
+
+
+def test_geometry_is_a_flip_a_rotation_and_a_crop_in_their_ranges(sources):
+    # An affine map: read off its linear part.
+    down = sources[:, :, 1, 0] - sources[:, :, 0, 0]
+    right = sources[:, :, 0, 1] - sources[:, :, 0, 0]
+    np.testing.assert_allclose(
+        sources[:, :, -1, -1], sources[:, :, 0, 0] + (SIZE - 1) * (down + right), rtol=1e-4, atol=1e-4
+    )
+    flipped = np.linalg.det(np.stack([down, right], -1)) < 0
+    assert abs(flipped.mean() - 0.5) < 0.04
+    height, width = np.linalg.norm(down, axis=1), np.linalg.norm(right, axis=1)
+    np.testing.assert_allclose((down * right).sum(1), 0, atol=1e-5)
+    assert height.max() <= 1 + 1e-5
+    assert width.max() <= 1 + 1e-5
+    assert 0.7 * 0.75 <= (height * width).min() < 0.75
+    assert np.log(width / height).max() <= np.log(4 / 3) + 1e-5
+    assert np.log(width / height).min() >= -np.log(4 / 3) - 1e-5
+    angle = np.degrees(np.arctan2(np.where(flipped, -down[:, 1], down[:, 1]), down[:, 0]))
+    assert np.abs(angle).max() <= 45
+    assert np.percentile(np.abs(angle), 50) == pytest.approx(22.5, abs=2)
+    # The crop lies inside of the rotated image: turned back, its corners lie inside of the image.
+    mirrored = sources * np.where(flipped, -1, 1)[:, None, None, None] ** np.array([0, 1])[:, None, None]
+    turn = np.radians(-angle)
+    back = np.stack([np.stack([np.cos(turn), np.sin(turn)], -1), np.stack([-np.sin(turn), np.cos(turn)], -1)], -2)
+    corners = np.einsum("nij,njc->nic", np.swapaxes(back, 1, 2), mirrored[:, :, [0, 0, -1, -1], [0, -1, 0, -1]])
+    assert np.abs(corners).max() <= SIZE / 2
+    assert np.abs(corners).max() > SIZE / 2 - 1
+
+
+def test_resampling_is_scipys():
+    key = KEYS[3]
+    _, geometry = jax.random.split(key)
+    rows, columns = augmentation._sources(SIZE, SIZE, geometry)
+    got = augmentation.photographs(IMAGES[:1], key[None])[0]
+    jittered = augmentation._jitter(IMAGES[0], jax.random.uniform(jax.random.split(key)[0], (4,)))
+    for channel in range(3):
+        expected = ndimage.map_coordinates(jittered[..., channel], [rows, columns], order=1, mode="grid-constant")
+        inside = (rows >= 0) & (rows <= SIZE - 1) & (columns >= 0) & (columns <= SIZE - 1)
+        np.testing.assert_allclose(got[..., channel][inside], expected[inside], atol=1e-5)
+
+
+def test_colors_change_in_their_ranges_and_not_at_the_middle():
+    np.testing.assert_allclose(augmentation._jitter(IMAGES[0], jnp.full(4, 0.5)), IMAGES[0], atol=1e-5)
+    gray = jnp.full((4, 4, 3), 0.5)
+    # A flat gray image has brightness alone.
+    for draw, factor in ((0.0, 0.7), (1.0, 1.3)):
+        np.testing.assert_allclose(augmentation._jitter(gray, jnp.full(4, draw)), gray * factor, atol=1e-5)
+    for extreme in (jnp.zeros((3, 3, 3)), jnp.ones((3, 3, 3))):
+        assert np.isfinite(augmentation._jitter(extreme, jnp.ones(4))).all()
+    red = jnp.zeros((2, 2, 3)).at[..., 0].set(1.0)
+    turned = augmentation._jitter(red, jnp.array([0.5, 0.5, 0.5, 1.0]))
+    # 0.2 of the circle from red, 72 degrees: yellow and a fifth of the way on to green.
+    np.testing.assert_allclose(turned[0, 0], [0.8, 1.0, 0.0], atol=1e-5)
+
+
+def test_each_image_has_its_own_draw_and_an_equal_key_the_same():
+    vary = jax.jit(augmentation.photographs)
+    same = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)
+    varied = vary(same, KEYS[:4])
+    assert varied.shape == IMAGES.shape
+    assert float(varied.min()) >= 0
+    assert float(varied.max()) <= 1
+    for other in range(1, 4):
+        assert np.abs(varied[0] - varied[other]).max() > 0.1
+    np.testing.assert_array_equal(vary(same, KEYS[:4]), varied)
+
+
+def test_gray_images_are_refused():
+    with pytest.raises(ValueError, match="three channels, got 1"):
+        augmentation.photographs(IMAGES[..., :1], KEYS[:4])
