@@ -1,6 +1,7 @@
-"""Image-classification data as plain arrays: the embedded digits, and any set of tensorflow-datasets.
+"""Image-classification data as plain arrays: the embedded digits, any set of tensorflow-datasets, folders of images.
 
-A prepared set is read as a random-access source, which needs no TensorFlow; only preparing one does.
+A prepared set is read as a random-access source, which needs no TensorFlow; only preparing one does. Folders are
+`ddjax.folders`.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,15 +39,16 @@ class DatasetUnavailableError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels of one split, or of a subset of it, held in memory.
+    """Images and labels of one split, or of a subset of it.
 
     Attributes:
       name: The data set's name, as given to `load`.
       split: The split's name, such as "train" or "test".
-      images: The images, 0..255.
+      images: The images, 0..255; where they are on disk, a memory map.
       labels: Class numbers, 0..num_classes-1.
       indices: Each example's position in the full split, its identity: random keys are derived from it.
       class_names: The classes' names, in the order of their numbers.
+      decoded_per_second: How many images were decoded in a second when a folder was; None for other sets.
     """
 
     name: str
@@ -55,6 +57,12 @@ class Dataset:
     labels: Int32[np.ndarray, "N"]
     indices: Int32[np.ndarray, "N"]
     class_names: tuple[str, ...]
+    decoded_per_second: float | None = None
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the images are read when they are used."""
+        return isinstance(self.images, np.memmap)
 
     @property
     def num_classes(self) -> int:
@@ -79,26 +87,31 @@ def load(
     num_examples: int | None = None,
     seed: int = 0,
     skip: int = 0,
+    folder: Mapping[str, Any] | None = None,
 ) -> Dataset:
-    """Loads a split, or a stratified subset of it, into memory.
+    """Loads a split, or a stratified subset of it.
 
     Args:
-      name: "digits" (embedded in scikit-learn, 8x8 gray, 1797 images), or an image-classification set of
-          tensorflow-datasets, such as "mnist" or "cifar10".
+      name: "digits" (embedded in scikit-learn, 8x8 gray, 1797 images), an image-classification set of
+          tensorflow-datasets, such as "mnist" or "cifar10", or "folder:PATH", a directory for each class. All but a
+          whole folder come into memory.
       split: "train" or "test", or another split the set has.
       data_dir: Folder of the prepared sets; None means the environment variable TFDS_DATA_DIR, then the default of
           tensorflow-datasets. Reading never writes to it; preparing a set that is missing does.
       num_examples: Size of the subset, from one per class to the number of rows after `skip`; None takes all of them.
       seed: Chooses the subset, 0 or more; the splits themselves do not depend on it.
       skip: Rows dropped from the start of the split before the subset is chosen, in the order of the prepared set.
+      folder: Keyword arguments of `ddjax.folders.load`, at least `image_size`; for other sets they are ignored.
 
     Returns:
       The examples in the order of the split.
 
     Raises:
       ValueError: If the name, the split or a number is out of range, or the set is no image classification.
-      DatasetUnavailableError: If the set is not prepared and cannot be prepared here.
+      DatasetUnavailableError: If the set is not prepared and cannot be prepared here, or the folder not decoded.
     """
+    if name.startswith("folder:"):
+        return _load_folder(name, split, num_examples, seed, skip, folder or {})
     if name == DIGITS:
         return _load_digits(split, num_examples, seed, skip)
     return _load_tfds(name, split, data_dir, num_examples, seed, skip)
@@ -164,7 +177,8 @@ def _check_num_examples(num_examples: int, available: int) -> None:
         raise ValueError(f"num_examples is {num_examples}, expected 1..{available} ({available} available)")
 
 
-def _check_split(name: str, split: str, known: list[str]) -> None:
+def check_split(name: str, split: str, known: list[str]) -> None:
+    """Raises ValueError for a split that a set does not have; the message lists those it has."""
     if split not in known:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(known)}")
 
@@ -185,7 +199,7 @@ def _choose(
 def _load_digits(split: str, num_examples: int | None, seed: int, skip: int) -> Dataset:
     from sklearn.datasets import load_digits  # lazily: it takes a second, and most runs read another set
 
-    _check_split(DIGITS, split, ["train", "test"])
+    check_split(DIGITS, split, ["train", "test"])
     pixels, targets = load_digits(return_X_y=True)
     test = stratified(targets, _DIGITS_TEST_EXAMPLES, seed=0)
     rows = test if split == "test" else np.setdiff1d(np.arange(len(targets)), test)
@@ -193,6 +207,20 @@ def _load_digits(split: str, num_examples: int | None, seed: int, skip: int) -> 
     labels = targets[rows].astype(np.int32)
     positions = _choose(len(rows), lambda chosen: labels[chosen], num_examples, seed, skip)
     return Dataset(DIGITS, split, images[positions], labels[positions], positions, tuple("0123456789"))
+
+
+def _load_folder(
+    name: str, split: str, num_examples: int | None, seed: int, skip: int, settings: Mapping[str, Any]
+) -> Dataset:
+    from ddjax import folders
+
+    if settings.get("image_size") is None:
+        raise ValueError(f"{name}: photographs are resized to one size, which must be given (--image_size)")
+    whole = folders.load(name, split, **settings)
+    positions = _choose(len(whole), lambda chosen: whole.labels[chosen], num_examples, seed, skip)
+    # A slice stays on disk.
+    rows = slice(skip, None) if num_examples is None else positions
+    return dataclasses.replace(whole, images=whole.images[rows], labels=whole.labels[rows], indices=positions)
 
 
 def _load_tfds(name: str, split: str, data_dir: str | None, num_examples: int | None, seed: int, skip: int) -> Dataset:
@@ -205,7 +233,7 @@ def _load_tfds(name: str, split: str, data_dir: str | None, num_examples: int | 
     if not builder.is_prepared():
         _prepare(name, root, builder)
         builder = _builder(name, root)
-    _check_split(name, split, list(builder.info.splits))
+    check_split(name, split, list(builder.info.splits))
     try:
         # Images stay encoded, so that a pass over the labels does not decode them.
         source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})

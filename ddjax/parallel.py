@@ -13,6 +13,7 @@ With several processes, every process runs the same launcher on the same data. R
 that all take the same decisions; process 0 alone reads and writes the run's files.
 """
 
+import os
 import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -39,6 +40,11 @@ def make_mesh(axis: str, most: int | None = None) -> Mesh:
     """
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:most]
     return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def is_primary() -> bool:

@@ -60,12 +60,7 @@ def main() -> None:
         "matmul_precision": FLAGS.matmul_precision,
     }
     runs.check_workdir(workdir, flags_of_run)
-    test = data.load(dataset, "test", data_dir=FLAGS.data_dir, num_examples=num_examples, seed=FLAGS.seed)
-    if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
-        raise ValueError(
-            f"the network takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
-            f"{test.name} has {test.image_shape} in {test.num_classes}"
-        )
+    test = common.load_test(spec, num_examples)
     state, spec = runs.load_network(_CHECKPOINT.value)
     logits_fn = training.logits_fn(state)
     for text, attack in parsed.items():

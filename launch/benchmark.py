@@ -26,7 +26,7 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import data, losses, recipes, runs, training
+from ddjax import data, losses, parallel, recipes, runs, training
 from launch import common
 from launch.benchmarks import attacks, growth, measure, peers
 from launch.benchmarks import training as training_works
@@ -68,13 +68,13 @@ def main() -> None:
     if max((batch for batch in batches if batch), default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"cores": common.cores()})
+    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:
         state = Trainer(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
-    there = peers.load(common.cores())
+    there = peers.load(parallel.cores())
     there.announce(run)
     measure.machine_rate(run, there.torch)
     context = _context(run, recipe, state, train, test, there, repetitions)

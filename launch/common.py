@@ -16,15 +16,21 @@ import numpy as np
 import tqdm
 from absl import app, flags, logging
 
-from ddjax import data, layers, metrics, models, parallel, recipes, report, runs, training
+from ddjax import data, folders, layers, metrics, models, parallel, recipes, report, runs, training
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("recipe", "digits", f"The settings, by name: {', '.join(recipes.RECIPES)}.")
-flags.DEFINE_string("dataset", None, "Replaces the recipe's data set: digits, or an image set of tensorflow-datasets.")
+flags.DEFINE_string(
+    "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
+)
 flags.DEFINE_string(
     "data_dir", None, "Where tensorflow-datasets finds prepared sets; default: TFDS_DATA_DIR, then its own default."
 )
+flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
+flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
+flags.DEFINE_enum("unreadable", "refuse", folders.UNREADABLE, "What to do with images of a folder that are damaged.")
+flags.DEFINE_string("cache_dir", None, "Where a folder's decoded images are kept; default: ddjax in the user's cache.")
 flags.DEFINE_string("workdir", None, "Where the run is written; default: runs/LAUNCHER_RECIPE.")
 flags.DEFINE_integer(
     "seed",
@@ -55,6 +61,7 @@ flags.DEFINE_enum("stacking", "auto", parallel.STACKINGS, "How a device trains i
 flags.DEFINE_bool("traceback", False, "Shows where in the code an error was raised.")
 
 _MOST_CPU_DEVICES = 8
+_ROWS_HASHED = 1024
 _USER_ERRORS = (
     ValueError,
     OSError,
@@ -97,18 +104,13 @@ def set_up_jax() -> None:
     elif not FLAGS.distributed and not _cpu_devices_are_set():
         # Without an accelerator, networks of a sweep side by side keep cores busier than one after the other: training
         # on digits takes a tenth to a quarter less time on two cores. More than a few have not been measured.
-        jax.config.update("jax_num_cpu_devices", min(cores(), _MOST_CPU_DEVICES))
+        jax.config.update("jax_num_cpu_devices", min(parallel.cores(), _MOST_CPU_DEVICES))
     _join_processes()
     jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "ddjax" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-
-
-def cores() -> int:
-    """The processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_devices_are_set() -> bool:
@@ -148,7 +150,7 @@ def recipe_from_flags() -> recipes.Recipe:
     recipe = recipes.get(FLAGS.recipe)
     given = {
         name: FLAGS[name].value
-        for name in ("dataset", "num_train", "num_test", "epochs")
+        for name in ("dataset", "num_train", "num_test", "epochs", "image_size")
         if FLAGS[name].value is not None
     }
     if FLAGS.epochs is not None and FLAGS.epochs < 1:
@@ -162,7 +164,9 @@ def recipe_from_flags() -> recipes.Recipe:
 def flags_of_training(*names: str) -> dict[str, Any]:
     """The flags that determine what is trained, and this launcher's own."""
     common = ("recipe", "dataset", "seed", "num_train", "num_test", "epochs", "matmul_precision")
-    return {name: FLAGS[name].value for name in (*common, *names)}
+    # Of folders alone; what they come to is in the fingerprint of the data.
+    given = ("image_size",) if FLAGS.image_size is not None else ()
+    return {name: FLAGS[name].value for name in (*common, *given, *names)}
 
 
 def workdir(launcher: str) -> pathlib.Path:
@@ -170,12 +174,60 @@ def workdir(launcher: str) -> pathlib.Path:
     return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{FLAGS.recipe}")
 
 
+def load_split(
+    dataset: str, split: str, num_examples: int | None, image_size: int | None, skip: int = 0
+) -> data.Dataset:
+    """A split of a data set, by the flags that all launchers have.
+
+    Args:
+      dataset: its name.
+      split: `"train"` or `"test"`.
+      num_examples: the size of a subset; None for all.
+      image_size: of the images of a folder.
+      skip: the first rows that are left out.
+    """
+    names = None
+    if FLAGS.class_names is not None:
+        pairs = [text.split("=") for text in FLAGS.class_names]
+        if not all(len(pair) == 2 and all(pair) for pair in pairs):
+            raise ValueError(f"--class_names must be DIRECTORY=NAME,..., got {','.join(FLAGS.class_names)}")
+        names = dict(pairs)
+    return data.load(
+        dataset,
+        split,
+        data_dir=FLAGS.data_dir,
+        num_examples=num_examples,
+        seed=FLAGS.seed,
+        skip=skip,
+        folder={
+            "image_size": image_size,
+            "class_names": names,
+            "unreadable": FLAGS.unreadable,
+            "cache_dir": FLAGS.cache_dir,
+        },
+    )
+
+
+def load_test(spec: runs.NetworkSpec, num_examples: int) -> data.Dataset:
+    """Test images for a trained network, of the data set it was trained on or of `--dataset`.
+
+    Raises:
+      ValueError: when they do not fit the network.
+    """
+    test = load_split(FLAGS.dataset or spec.dataset, "test", num_examples, spec.image_shape[0])
+    if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
+        raise ValueError(
+            f"the network takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
+            f"{test.name} has {test.image_shape} in {test.num_classes}"
+        )
+    return test
+
+
 def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     """The training and the test set of a recipe."""
-    load = functools.partial(data.load, recipe.dataset, data_dir=FLAGS.data_dir, seed=FLAGS.seed)
     return (
-        load("train", num_examples=recipe.num_train, skip=recipe.skip),
-        load("test", num_examples=recipe.num_test),
+        load_split(recipe.dataset, "train", recipe.num_train, recipe.image_size, recipe.skip),
+        load_split(recipe.dataset, "test", recipe.num_test, recipe.image_size),
     )
 
 
@@ -206,8 +258,10 @@ def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
 def fingerprint(*arrays: Any) -> str:
     """A short hash of arrays: equal for equal contents."""
     digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
+    for array in map(np.atleast_1d, arrays):
+        # In parts, for what is on disk and may be larger than memory.
+        for start in range(0, len(array), _ROWS_HASHED):
+            digest.update(np.ascontiguousarray(array[start : start + _ROWS_HASHED]).tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -341,12 +395,12 @@ def tag(temperature: float | None) -> str:
 
 
 def classify(logits_fn: Any, images: np.ndarray) -> np.ndarray:
-    """The logits of any number of images."""
+    """The logits of any number of images, bytes or in [0, 1]."""
     return evaluate(_logits, logits_fn, images)
 
 
 def _logits(logits_fn: Any, images: jax.Array) -> jax.Array:
-    return logits_fn(images)
+    return logits_fn(data.to_float(images))
 
 
 def record_accuracy(

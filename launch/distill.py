@@ -8,7 +8,7 @@ test accuracies, and a checkpoint of each under `checkpoints/` for `launch.attac
 
 from absl import flags
 
-from ddjax import classifier, data
+from ddjax import classifier
 from launch import common
 from launch.trainer import Trainer
 
@@ -35,7 +35,7 @@ def main() -> None:
         networks = trainer.distilled(*chosen)
     for role, state in zip(("teacher", "student"), networks, strict=True):
         where = {"seed": FLAGS.seed, "temperature": _TEMPERATURE.value, "network": role}
-        common.record_accuracy(run, where, state, data.to_float(test.images), test.labels)
+        common.record_accuracy(run, where, state, test.images, test.labels)
     common.print_accuracies(run)
 
 

@@ -9,16 +9,25 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
+from sklearn.utils import class_weight
 
-from ddjax import data, parallel, recipes, runs, training
+from ddjax import data, folders, parallel, recipes, runs, training
 from launch import common
 
 FLAGS = flags.FLAGS
 
 
+def _augment(name: str | None) -> training.Augmentation | None:
+    if name is None:
+        return None
+    from ddjax import augmentation  # lazily: most recipes do not need its library
+
+    return augmentation.AUGMENTATIONS[name]
+
+
 @functools.cache
-def _compiled_epoch(batch_size: int, stacking: str, over: jax.sharding.Mesh) -> Any:
-    train = functools.partial(training.train_member, batch_size=batch_size)
+def _compiled_epoch(batch_size: int, augment: str | None, stacking: str, over: jax.sharding.Mesh) -> Any:
+    train = functools.partial(training.train_member, batch_size=batch_size, augment=_augment(augment))
     train_all = parallel.over_members(train, over, stacking)
 
     def epoch(
@@ -30,9 +39,43 @@ def _compiled_epoch(batch_size: int, stacking: str, over: jax.sharding.Mesh) -> 
 
 
 @functools.cache
+def _compiled_step(augment: str | None, stacking: str, over: jax.sharding.Mesh) -> Any:
+    """A step of `_compiled_epoch`, given its images."""
+    one = functools.partial(training.step_member, augment=_augment(augment))
+    step_all = parallel.over_members(lambda _, given: one(*given), over, stacking)
+
+    def step(
+        state: training.TrainState,
+        targets: jax.Array,
+        temperature: jax.Array,
+        live: jax.Array,
+        images: jax.Array,
+        rows: jax.Array,
+    ) -> Any:
+        return step_all(None, (training.Member(state, targets, temperature, live), images, rows))
+
+    return common.jit(step, donate_argnums=0)
+
+
+@functools.cache
+def _compiled_rows(num_examples: int, batch_size: int, over: jax.sharding.Mesh) -> Any:
+    return jax.jit(parallel.over_members(lambda _, s: training.epoch_rows(s, num_examples, batch_size), over))
+
+
+def _soft_labels(shared: Any, images: jax.Array) -> jax.Array:
+    logits_fn, temperature = shared
+    return jax.nn.softmax(logits_fn(data.to_float(images)) / temperature)
+
+
+@functools.cache
 def _compiled_soft_labels(stacking: str, over: jax.sharding.Mesh) -> Any:
     label = lambda images, teacher: training.soft_labels(teacher[0], images, teacher[1])
     return common.jit(parallel.over_members(label, over, stacking))
+
+
+def _begun_from(start: training.TrainState, state: training.TrainState) -> training.TrainState:
+    """A fresh state with the network of another."""
+    return state.replace(params=start.params, batch_stats=start.batch_stats)
 
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
@@ -70,8 +113,23 @@ class Trainer:
         """Takes the data; it goes to the devices when they train."""
         self._run, self._recipe, self._train = run, recipe, train
         self._images = functools.cache(functools.partial(parallel.replicate, train.images))
-        self._one_hot = np.eye(train.num_classes, dtype=np.float32)[train.labels]
+        self._batches = folders.Batches(train.images)
         self._batch_size = min(recipe.batch_size, len(train))
+        # Of images on disk, without the first batch of a training, which waits for the compiler.
+        self._images_trained, self._seconds_training = 0, 0.0
+
+    def rates(self) -> dict[str, float | None] | None:
+        """Images a second, where they come from disk: decoded, read, and trained on; None where they do not.
+
+        The last is unknown where there was a single batch.
+        """
+        if not self._batches.images_read:
+            return None
+        return {
+            "decoded_per_second": self._train.decoded_per_second,
+            "read_per_second": self._batches.images_read / self._batches.seconds_reading,
+            "trained_per_second": self._images_trained / self._seconds_training if self._images_trained else None,
+        }
 
     def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> training.TrainState:
         """A network trained on the true labels."""
@@ -96,7 +154,12 @@ class Trainer:
 
         Returns:
           Teacher and student.
+
+        Raises:
+          ValueError: for images on disk, of which a noisy copy may not fit into memory.
         """
+        if self._train.on_disk:
+            raise ValueError("--label_noise needs the images in memory: give --num_train")
         (teacher,) = self._train_all([Network("teacher", seed, temperature)])
         noisy = training.with_noise(self._train.images, noise, jax.random.fold_in(jax.random.key(seed), 0x0153))
         images = functools.cache(functools.partial(parallel.replicate, noisy))
@@ -140,6 +203,11 @@ class Trainer:
         temperatures: list[float],
         images: Callable[[jax.sharding.Mesh], jax.Array] | None = None,
     ) -> np.ndarray:
+        if self._train.on_disk:
+            shared = [
+                (training.logits_fn(teacher), np.float32(t)) for teacher, t in zip(teachers, temperatures, strict=True)
+            ]
+            return np.stack([common.evaluate(_soft_labels, each, self._train.images) for each in shared])
         members = [
             (training.logits_fn(teacher), np.float32(temperature))
             for teacher, temperature in zip(teachers, temperatures, strict=True)
@@ -183,16 +251,16 @@ class Trainer:
             states = self._warm_started(networks, states, done)
             if start is not None:
                 pairs = zip(states, done, strict=True)
-                states = [state if epoch else state.replace(params=start.params) for state, epoch in pairs]
-            one_hot = lambda: np.broadcast_to(self._one_hot, (len(networks), *self._one_hot.shape))
+                states = [state if epoch else _begun_from(start, state) for state, epoch in pairs]
+            given = targets() if targets else [self._true_labels(network.role) for network in networks]
             members = [
                 (state, labels, np.float32(network.temperature))
-                for network, state, labels in zip(networks, states, (targets or one_hot)(), strict=True)
+                for network, state, labels in zip(networks, states, given, strict=True)
             ]
             members += [members[-1]] * (size - len(members))
             over = common.mesh("sweep", len(members))
             stacked, labels, temperatures = parallel.stack(members, over)
-            epoch_fn = _compiled_epoch(self._batch_size, FLAGS.stacking, over)
+            epoch_fn = self._epoch_fn(over, images or self._images)
             names = [f"{network.folder} {network.role}" for network in networks]
             description = names[0] if len(names) == 1 else f"{len(names)} networks"
             saved = time.monotonic()
@@ -201,13 +269,7 @@ class Trainer:
                 for epoch in range(min(done) + 1, epochs + 1):
                     # A process may have been killed between the checkpoints of two networks.
                     live = [before < epoch for before in done] + [False] * (len(temperatures) - len(done))
-                    stacked, losses = epoch_fn(
-                        (images or self._images)(over),
-                        stacked,
-                        labels,
-                        temperatures,
-                        parallel.split(np.array(live), over),
-                    )
+                    stacked, losses = epoch_fn(stacked, labels, temperatures, parallel.split(np.array(live), over))
                     known = parallel.fetch(losses)
                     # `zip` drops those that only fill the stack up.
                     for name, loss, is_live in zip(names, known, live, strict=False):
@@ -224,6 +286,52 @@ class Trainer:
                                 each.save(epoch, state)
                         saved = time.monotonic()
             return states
+
+    def _true_labels(self, role: str) -> np.ndarray:
+        """One-hot labels, weighted by class where the recipe says so of this role."""
+        labels, count = self._train.labels, self._train.num_classes
+        one_hot = np.eye(count, dtype=np.float32)[labels]
+        if not self._recipe.class_weights or role not in _UNDISTILLED:
+            return one_hot
+        weights = class_weight.compute_class_weight("balanced", classes=np.arange(count), y=labels)
+        return one_hot * weights.astype(np.float32)
+
+    def _epoch_fn(
+        self, over: jax.sharding.Mesh, images: Callable[[jax.sharding.Mesh], jax.Array]
+    ) -> Callable[..., Any]:
+        """One epoch: from a stack of states, their targets and temperatures, and which are live, to states and losses.
+
+        Images on disk come to the devices batch by batch.
+        """
+        augment = self._recipe.augmentation
+        if not self._train.on_disk:
+            return functools.partial(_compiled_epoch(self._batch_size, augment, FLAGS.stacking, over), images(over))
+        rows_fn = _compiled_rows(len(self._train), self._batch_size, over)
+        step_fn = _compiled_step(augment, FLAGS.stacking, over)
+        compiled = False
+
+        def epoch(states: Any, targets: jax.Array, temperatures: jax.Array, live: jax.Array) -> Any:
+            nonlocal compiled
+            rows = parallel.fetch(rows_fn(None, states)).swapaxes(0, 1)
+            losses, started = [], time.monotonic()
+            with common.progress(len(rows), "this epoch", "batch") as bar:
+                for some, batch in zip(rows, self._batches.read(rows), strict=True):
+                    given = parallel.split((batch, some), over)
+                    states, loss = step_fn(states, targets, temperatures, live, *given)
+                    losses.append(loss)
+                    if compiled:
+                        self._images_trained += some.size
+                    else:
+                        loss.block_until_ready()
+                        compiled, started = True, time.monotonic()
+                    # No further ahead of the devices than a batch, or batches would fill their memory.
+                    losses[-2:][0].block_until_ready()
+                    bar.update()
+            mean = np.mean([parallel.fetch(loss) for loss in losses], axis=0)
+            self._seconds_training += time.monotonic() - started
+            return states, mean
+
+        return epoch
 
     def _epochs(self, network: Network) -> int:
         return self._recipe.warm_start_epochs if network.role == "start" else self._recipe.epochs
@@ -260,6 +368,6 @@ class Trainer:
         seeds = sorted({network.seed for network, is_begun in zip(networks, begun, strict=True) if not is_begun})
         starts = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
         return [
-            state if is_begun else state.replace(params=starts[network.seed].params)
+            state if is_begun else _begun_from(starts[network.seed], state)
             for network, state, is_begun in zip(networks, states, begun, strict=True)
         ]

@@ -15,9 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import data, recipes, runs, training
+from ddjax import data, parallel, recipes, runs, training
 from ddjax.report import speed
-from launch import common
 
 # A turn repeats a call until this much time has gone by, so that the clock and the scheduler do not count.
 _LEAST_SECONDS = 0.05
@@ -371,7 +370,7 @@ def machine_rate(run: runs.Run, torch: Any = None) -> float:
             torch_rate = _best_rate(by_torch, size) / 1e9
         record = {
             "measure": "machine",
-            "cores": common.cores(),
+            "cores": parallel.cores(),
             "device": jax.devices()[0].device_kind,
             "matmul_size": size,
             "jax_gflops": rate / 1e9,
