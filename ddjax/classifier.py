@@ -45,6 +45,11 @@ def bind(module: nn.Module, variables: Any, **static: Any) -> jax.tree_util.Part
     return jax.tree_util.Partial(_Apply(module, tuple(sorted(static.items()))), variables)
 
 
+def as_pytree(logits_fn: LogitsFn) -> jax.tree_util.Partial:
+    """The classifier as it can stand among a program's arguments: a plain function as a Partial without leaves."""
+    return logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
+
+
 def _divide_by_temperature(
     logits_fn: LogitsFn, temperature: float | Float[Array, ""], images: Float[Array, "B H W C"]
 ) -> Float[Array, "B K"]:
@@ -71,10 +76,7 @@ def at_temperature(logits_fn: LogitsFn, temperature: float | Float[Array, ""]) -
       Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017 (arXiv 1608.04644), section VIII-A.
     """
     check_temperature(temperature)
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        # A plain function is no pytree; a Partial without arguments makes it one.
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    return jax.tree_util.Partial(_divide_by_temperature, logits_fn, temperature)
+    return jax.tree_util.Partial(_divide_by_temperature, as_pytree(logits_fn), temperature)
 
 
 def _in_bfloat16(logits_fn: LogitsFn, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
@@ -130,10 +132,8 @@ def normalized(
         raise ValueError(f"mean and deviation must be numbers, or one for each channel, got {mean} and {deviation}")
     if not isinstance(deviation, Tracer) and not bool(jnp.all(jnp.asarray(deviation) > 0)):
         raise ValueError(f"a deviation must be positive, got {deviation}")
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
     by_channel = lambda values: jnp.reshape(jnp.asarray(values, jnp.float32), (1, 1, 1, -1))
-    return jax.tree_util.Partial(_of_normalized, logits_fn, by_channel(mean), by_channel(deviation))
+    return jax.tree_util.Partial(_of_normalized, as_pytree(logits_fn), by_channel(mean), by_channel(deviation))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,9 +176,7 @@ def transformed(logits_fn: LogitsFn, transform: Transform) -> LogitsFn:
     Returns:
       A classifier; a pytree like `bind`'s where `logits_fn` is one.
     """
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    return jax.tree_util.Partial(_OfTransformed(transform), logits_fn)
+    return jax.tree_util.Partial(_OfTransformed(transform), as_pytree(logits_fn))
 
 
 @jax.tree_util.register_dataclass
@@ -201,9 +199,7 @@ class Randomized:
 
 def randomized(logits_fn: LogitsFn, transform: Transform) -> Randomized:
     """Makes the `Randomized` of a classifier and a random transform."""
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    return Randomized(logits_fn, transform)
+    return Randomized(as_pytree(logits_fn), transform)
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:

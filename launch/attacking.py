@@ -4,7 +4,7 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +98,7 @@ def parse_attack(text: str) -> Attack:
       ValueError: for an unknown name or key, or a value that is missing or of the wrong kind; the message lists the
         known ones.
     """
-    name, _, rest = text.partition(":")
+    name = text.partition(":")[0]
     if name not in attacks.ATTACKS:
         raise ValueError(f"unknown attack {name!r}; known: {', '.join(attacks.ATTACKS)}")
     function = attacks.ATTACKS[name]
@@ -110,12 +110,7 @@ def parse_attack(text: str) -> Attack:
     # Any attack runs through softmax(Z / T), for which jsma has a score space, and in either precision.
     known = [*defaults, *(() if "temperature" in defaults else ("temperature",)), "forward"]
     numbers, words, temperature, forward = {}, {}, None, "float32"
-    for part in rest.split(",") if rest else []:
-        key, equals, value = part.partition("=")
-        if key not in known:
-            raise ValueError(f"attack {name} has no setting {key!r}; known: {', '.join(known)}")
-        if not equals or not value:
-            raise ValueError(f"--attack={text}: {key!r} needs a value, as in {key}=VALUE")
+    for key, value in read_pairs("attack", text, known):
         if key == "forward":
             if value not in FORWARDS:
                 raise ValueError(f"--attack={text}: unknown forward {value!r}; known: {', '.join(FORWARDS)}")
@@ -128,6 +123,30 @@ def parse_attack(text: str) -> Attack:
         else:
             words[key] = read_setting(f"--attack={text}", key, value, defaults[key])
     return Attack(name, function, numbers, words, temperature, forward)
+
+
+def read_pairs(flag: str, text: str, known: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Reads the settings of `name:key=value,key=value`, none where there is but a name.
+
+    Args:
+      flag: whose value it is, for errors.
+      text: the value.
+      known: the keys that the name has.
+
+    Yields:
+      Keys and values, as words.
+
+    Raises:
+      ValueError: for an unknown key or a missing value.
+    """
+    name, _, rest = text.partition(":")
+    for part in rest.split(",") if rest else []:
+        key, equals, value = part.partition("=")
+        if key not in known:
+            raise ValueError(f"{flag} {name} has no setting {key!r}; known: {', '.join(known) or 'none'}")
+        if not equals or not value:
+            raise ValueError(f"--{flag}={text}: {key!r} needs a value, as in {key}=VALUE")
+        yield key, value
 
 
 def read_setting(where: str, key: str, value: str, default: Any) -> Any:

@@ -50,7 +50,7 @@ def parse_defense(text: str, dataset: str) -> Defense:
       ValueError: for an unknown name or key, or a value that is missing or of the wrong kind; the message lists the
         known ones.
     """
-    name, _, rest = text.partition(":")
+    name = text.partition(":")[0]
     if name not in NAMES:
         raise ValueError(f"unknown defense {name!r}; known: {', '.join(NAMES)}")
     function = defenses.TRANSFORMS.get(name)
@@ -63,14 +63,10 @@ def parse_defense(text: str, dataset: str) -> Defense:
             and isinstance(parameter.default, bool | int | float | str)
             and parameter.name != "straight_through"
         }
-    settings = {}
-    for part in rest.split(",") if rest else []:
-        key, equals, value = part.partition("=")
-        if key not in defaults:
-            raise ValueError(f"defense {name} has no setting {key!r}; known: {', '.join(defaults) or 'none'}")
-        if not equals or not value:
-            raise ValueError(f"--defense={text}: {key!r} needs a value, as in {key}=VALUE")
-        settings[key] = attacking.read_setting(f"--defense={text}", key, value, defaults[key])
+    settings = {
+        key: attacking.read_setting(f"--defense={text}", key, value, defaults[key])
+        for key, value in attacking.read_pairs("defense", text, defaults)
+    }
     if function is not None:
         return Defense(text, classifier.transform(function, **settings))
     if name == "none":

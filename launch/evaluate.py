@@ -27,6 +27,7 @@ from sklearn import metrics as sklearn_metrics
 
 from ddjax import attacks, data, metrics, runs, training
 from ddjax.attacks import base
+from ddjax.defenses import squeezing
 from launch import attacking, common, defending
 
 FLAGS = flags.FLAGS
@@ -185,27 +186,28 @@ class _Row:
         self._threshold = defending.threshold(
             self._defense, self._network.logits_fn, data.to_float(self._calibration.images)
         )
-        decisions, flagged = self._judge(images)
+        decisions, flagged, scores = self._judge(images)
         self._clean_broken = (decisions != self._test.labels) | flagged
         record = self._where | _rate("accuracy", int((~self._clean_broken).sum()), len(images))
-        if self._defense.squeezers:
-            self._clean_scores = defending.scores(self._defense, self._network.logits_fn, images)
-            self._run.save_arrays(f"images/{self._file('clean')}", scores=self._clean_scores)
+        if scores is not None:
+            self._clean_scores = scores
+            file = self._file("clean")
+            self._run.save_arrays(file, scores=scores)
             record |= _rate("false_positive", int(flagged.sum()), len(images))
-            record |= {"threshold": self._threshold, "scores": f"images/{self._file('clean')}.npz"}
+            record |= {"threshold": self._threshold, "scores": f"{file}.npz"}
         if self._run.find(measure="clean", **self._where) is None:
             self._run.append(measure="clean", **record)
 
-    def _judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The decisions of the defended network, and which images its detector takes for adversarial."""
+    def _judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """The decisions of the defended network, which images its detector takes for adversarial, and its scores."""
         decisions = attacking.decide(self._classifier, images)
         if not self._defense.squeezers:
-            return decisions, np.zeros(len(images), bool)
+            return decisions, np.zeros(len(images), bool), None
         scores = defending.scores(self._defense, self._network.logits_fn, images)
-        return decisions, scores > self._threshold
+        return decisions, np.asarray(squeezing.is_detected(jax.numpy.asarray(scores), self._threshold)), scores
 
     def _file(self, *words: str) -> str:
-        return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join([*self._where.values(), *words]))
+        return _image_file(*self._where.values(), *words)
 
     def _attack(self, text: str, attack: attacking.Attack, knows: bool) -> tuple[str, dict[str, np.ndarray]]:
         """The file and the arrays of an attack's images, made by it now or before."""
@@ -222,7 +224,7 @@ class _Row:
             # Where there is nothing to know, it is the attack that does not.
             if known != attack or seen is not self._network.logits_fn:
                 attack, owner = known, self._defense.text
-        name = "images/" + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", f"{self._network.name}_{owner}_{text}")
+        name = _image_file(self._network.name, owner, text)
         # The same images of the bare network serve all its defenses.
         if any(r["measure"] == "evaluate" and r["file"] == f"{name}.npz" for r in self._run.records):
             return name, self._run.load_arrays(name)
@@ -246,7 +248,7 @@ class _Row:
             np.ones(len(rows), bool) if norm is None else np.asarray(getattr(moved, norm)) <= self._budgets[norm] + 1e-4
         )
         labels = self._test.labels[rows]
-        decisions, flagged = self._judge(images)
+        decisions, flagged, scores = self._judge(images)
         broke = (decisions != labels) & ~flagged & within
         broken = self._clean_broken.copy()
         np.logical_or.at(broken, rows, broke)
@@ -257,13 +259,13 @@ class _Row:
         record["mean_l2"] = float(np.asarray(moved.l2)[broke].mean()) if broke.any() else None
         record["mean_linf"] = float(np.asarray(moved.linf)[broke].mean()) if broke.any() else None
         extra = {}
-        file = f"images/{self._file(text, 'aware' if knows else 'unaware')}"
+        file = self._file(text, "aware" if knows else "unaware")
         if broke.any():
             record["views"] = self._save_view(f"{file}_view", int(np.argmax(broke)), rows, images)
-        if self._defense.squeezers:
-            fooled = (attacking.decide(self._network.logits_fn, images) != labels) & within
+        if scores is not None:
+            # Beside a detector, the network decides as it does without.
+            fooled = (decisions != labels) & within
             fooled &= metrics.correct(self._network.logits, self._test.labels)[rows]
-            scores = defending.scores(self._defense, self._network.logits_fn, images)
             record |= _rate("detection", int((fooled & flagged).sum()), int(fooled.sum()))
             record["auc"] = _auc(self._clean_scores, scores[fooled])
             extra = {"scores": scores, "fooled": fooled}
@@ -287,6 +289,11 @@ class _Row:
         record = self._where | {"aware": knows, "attacks": over} | rate
         if self._run.find(measure="worst", **record) is None:
             self._run.append(measure="worst", **record)
+
+
+def _image_file(*words: str) -> str:
+    """Where arrays of this name are in a run, without what a file name cannot hold."""
+    return "images/" + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words))
 
 
 def _rate(name: str, successes: int, n: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddjax.attacks import bpda
+from ddjax.attacks import base, bpda
 from ddjax.classifier import transform
 
 Table = tuple[tuple[float, ...], ...]
@@ -191,7 +191,6 @@ def distill_and_distort(
       ValueError: for an unknown grid.
     """
     distortions = {"jitter": random_jitter, "cells": random_grid}
-    if grid not in distortions:
-        raise ValueError(f"unknown grid {grid!r}; known: {', '.join(distortions)}")
+    base.check_choice("grid", grid, distortions)
     distill = transform(distill_features, table=table, shifted=shifted)
     return distortions[grid]((bpda(distill) if straight_through else distill)(images), keys, limit=limit)

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from ddjax.attacks import base, bpda, carlini_wagner_l2
-from ddjax.classifier import LogitsFn, Transform, transform, transformed
+from ddjax.classifier import LogitsFn, Transform, as_pytree, transform, transformed
 
 # The squeezers of the paper's best joint detectors; thresholds are calibrated, see `calibrated_threshold`.
 JOINT = {
@@ -239,9 +239,7 @@ def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> Log
     Returns:
       A classifier; a pytree like `bind`'s where `logits_fn` is one.
     """
-    if not isinstance(logits_fn, jax.tree_util.Partial):
-        logits_fn = jax.tree_util.Partial(logits_fn)
-    return jax.tree_util.Partial(_Joint(tuple(squeezers)), logits_fn)
+    return jax.tree_util.Partial(_Joint(tuple(squeezers)), as_pytree(logits_fn))
 
 
 def calibrated_threshold(scores: np.ndarray, false_positive_rate: float = 0.05) -> float:
