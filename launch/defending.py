@@ -43,8 +43,9 @@ class Defense(NamedTuple):
 def parse_defense(text: str, dataset: str) -> Defense:
     """Reads `name` or `name:key=value,key=value`.
 
-    `squeezing` takes `squeezers=NAME+NAME`, by default those that the paper found best for the data set, and either a
-    fixed `threshold` or a `false_positive_rate`; all other names are transforms with their keyword arguments.
+    `squeezing` takes `squeezers=NAME+NAME`, by default those that the paper found best for the data set, or MNIST's for
+    data sets without a published choice, and either a fixed `threshold` or a `false_positive_rate`; all other names are
+    transforms with their keyword arguments.
 
     Raises:
       ValueError: for an unknown name or key, or a value that is missing or of the wrong kind; the message lists the

@@ -8,7 +8,8 @@ once. Against a network that was trained at a temperature, the attack that knows
 What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
 there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,
 are broken from the start. Attacks that look for the least distance break an example only within `--budget_l2` or
-`--budget_linf`. The worst case of an example is over all attacks. Detectors are calibrated on `--num_calibration`
+`--budget_linf`. The worst case of an example is over all attacks; for attackers who know the defense, over the images
+of both kinds, since they can still attack as if it were not there. Detectors are calibrated on `--num_calibration`
 training images and judged on test images.
 
 `--quick` takes 8 draws. Writes `results.jsonl`, `matrix.csv` and `report.html`. A run that was stopped goes on when it

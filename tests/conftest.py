@@ -3,8 +3,8 @@
 import os
 
 # Most of the time goes into compiling programs that run once; without LLVM's optimizations and XLA's emitters of
-# fusions it takes a quarter as long. Read when the first array is made, and by the processes that tests start.
-# XLA_FLAGS= in the environment tests with them.
+# fusions, compiling takes less than half as long. Read when the first array is made, and by the processes that tests
+# start. XLA_FLAGS= in the environment tests with them.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import jax

@@ -17,7 +17,8 @@ from ddjax.attacks import base
 from ddjax.classifier import LogitsFn, Randomized, Transform, transform
 
 AVERAGES = ("logits", "probs")
-# Odd, and far from any number that pixels could resonate with: 2^32 over the golden ratio.
+# 2654435761, the prime next to 2^32 over the golden ratio, as multiplicative hashing takes it: odd, and far from any
+# number that pixels could resonate with.
 _GOLDEN = 0x9E3779B1
 
 
@@ -71,7 +72,7 @@ def bpda(exact: Transform, substitute: Callable[[Array], Array] | None = None) -
       ValueError: when differentiated, if the shapes differ.
 
     Reference:
-      Athalye et al., 2018 (arXiv 1802.00420), section 4.1.
+      Athalye et al., 2018 (arXiv 1802.00420).
     """
     return transform(_bpda, exact=exact, substitute=substitute)
 
@@ -100,7 +101,7 @@ def _keys_of(key: Key[Array, ""], images: Float[Array, "B H W C"], num_samples: 
 
 
 def _digest(images: Float[Array, "B H W C"]) -> UInt32[Array, " B"]:
-    """A number for each image that changes with any bit of any pixel."""
+    """A number for each image that changes with any bit of any one pixel; of several, changes may cancel."""
     bits = lax.bitcast_convert_type(images.astype(jnp.float32), jnp.uint32).reshape(images.shape[0], -1)
     weights = (2 * jnp.arange(bits.shape[1], dtype=jnp.uint32) + 1) * jnp.uint32(_GOLDEN)
     mixed = (bits ^ (bits >> 15)) * weights[None]

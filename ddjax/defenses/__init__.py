@@ -24,7 +24,7 @@ _SHATTERED = (squeezing.reduce_bit_depth, squeezing.binarize, feature_distillati
 
 
 def is_random(defense: Transform) -> bool:
-    """Whether a transform takes keys."""
+    """Whether a transform of `TRANSFORMS` takes keys; of one that wraps another, such as BPDA's, it says nothing."""
     return "keys" in inspect.signature(defense.function).parameters
 
 

@@ -55,10 +55,14 @@ def readme_table(records: Sequence[Record], config: Mapping[str, Any]) -> str:
 _CAPTION = (
     "Accuracy in percent: the share of test images on which the defended network is right, or its detector warns, "
     "whatever the attack tried within the budget. Unaware: images made on the bare network; aware: by the same attack "
-    "with knowledge of the defense. Worst: against all attacks at once."
+    "with knowledge of the defense. Worst: against all attacks at once; aware, against the images of both kinds, since "
+    "who knows the defense can still attack as if it were not there."
 )
 _ROC_CAPTION = "Detectors: clean test images against images that deceive the bare network within the budget."
-_GALLERY_CAPTION = "The first image that each attack broke, before and after, and as the squeezers show it."
+_GALLERY_CAPTION = (
+    "The first image that each attack broke, before and after, and as the defended network or its detector's first "
+    "squeezer shows it; random defenses by one draw."
+)
 _NOTE = "Accuracy under attack, unaware / aware of the defense; all numbers with their intervals are in table.csv."
 _DETECTOR_NOTE = (
     "Detected: of the images that deceive the network without its detector, within the budget. AUC against clean test "
