@@ -5,6 +5,7 @@ Reads orders from stdin, one JSON object a line: `name` of the launcher, its `ar
 has no thread either; what it reads from the environment is the environment of this process.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -38,6 +39,8 @@ def become(order: dict) -> None:
 
 
 def main() -> None:
+    # Else each launcher, when it ends, goes through all that was imported here, which takes most of a second.
+    gc.freeze()
     for line in sys.stdin:
         with warnings.catch_warnings():
             # jax and Python warn of threads; the only ones are NumPy's, which allow it.
