@@ -60,7 +60,8 @@ def main() -> None:
         "matmul_precision": FLAGS.matmul_precision,
     }
     runs.check_workdir(workdir, flags_of_run)
-    test = common.load_test(spec, num_examples)
+    test = common.load_split(dataset, "test", num_examples, spec.image_shape[0])
+    common.check_fits(_CHECKPOINT.value, spec, test)
     state, spec = runs.load_network(_CHECKPOINT.value)
     logits_fn = training.logits_fn(state)
     for text, attack in parsed.items():

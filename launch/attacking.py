@@ -186,13 +186,18 @@ def resolve_targets(how: str, name: str) -> str:
     Raises:
       ValueError: for targets that an attack cannot take.
     """
-    if name in _TAKES_NO_TARGETS:
+    if not takes_targets(name):
         if how != "auto":
             raise ValueError(f"{name} has no targeted form: --targets={how} does not go with it")
         return "none"
     if how != "auto":
         return how
     return "all" if name in _NEEDS_TARGETS else "none"
+
+
+def takes_targets(name: str) -> bool:
+    """Whether an attack has a targeted form."""
+    return name not in _TAKES_NO_TARGETS
 
 
 def check_settings(attack: Attack, logits_fn: Any, image_shape: tuple[int, int, int], targeted: bool) -> None:

@@ -208,19 +208,13 @@ def load_split(
     )
 
 
-def load_test(spec: runs.NetworkSpec, num_examples: int) -> data.Dataset:
-    """Test images for a trained network, of the data set it was trained on or of `--dataset`.
-
-    Raises:
-      ValueError: when they do not fit the network.
-    """
-    test = load_split(FLAGS.dataset or spec.dataset, "test", num_examples, spec.image_shape[0])
+def check_fits(checkpoint: str, spec: runs.NetworkSpec, test: data.Dataset) -> None:
+    """Refuses images that the network of a checkpoint cannot take."""
     if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
         raise ValueError(
-            f"the network takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
+            f"the network of {checkpoint} takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
             f"{test.name} has {test.image_shape} in {test.num_classes}"
         )
-    return test
 
 
 def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:

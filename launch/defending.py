@@ -106,16 +106,20 @@ def aware(
       samples: the draws of an expectation.
 
     Returns:
-      C&W L2 against a detector becomes He et al.'s attack on both; any other attack is the same attack, on the views
-      of a detector together, or through the transform by its gradient, by BPDA or by an expectation.
+      C&W L2 against a detector becomes He et al.'s attack on both, and any other attack `squeezing.attack_detector`, or
+      where it takes no targets the same on the views of the detector together. Through a transform the attack goes by
+      its gradient, by BPDA or by an expectation.
     """
     if temperature != 1 and attack.temperature is None:
         attack = attack._replace(temperature=temperature)
-    if defense.squeezers and attack.name == "carlini_wagner_l2":
+    if defense.squeezers and attacking.takes_targets(attack.name):
+        numbers, words = attack.numbers | {"threshold": threshold}, attack.words | {"squeezers": defense.squeezers}
         # The detector looks at probabilities as they are, and so must the attack.
-        known = attack._replace(function=_undetected, temperature=None)
-        numbers = attack.numbers | {"threshold": threshold}
-        return known._replace(numbers=numbers, words=attack.words | {"squeezers": defense.squeezers}), logits_fn
+        known = attack._replace(numbers=numbers, words=words, temperature=None)
+        if attack.name == "carlini_wagner_l2":
+            return known._replace(function=_undetected), logits_fn
+        numbers["divisor"] = attack.temperature or 1.0
+        return known._replace(function=_on_detector(attack.function)), logits_fn
     if defense.squeezers:
         return attack, squeezing.joint_classifier(logits_fn, defense.squeezers)
     if defense.transform is None:
@@ -132,6 +136,19 @@ def _undetected(
 ) -> Any:
     del key
     return squeezing.adaptive_attack(logits_fn, images, labels, squeezers, threshold, **rest)
+
+
+@functools.cache
+def _on_detector(function: attacking.AttackFn) -> attacking.AttackFn:
+    """`squeezing.attack_detector` with an attack, as one object for one program."""
+
+    def attack(
+        logits_fn: Any, images: Any, labels: Any, key: Any, *, squeezers: Any, threshold: Any, divisor: Any, **rest: Any
+    ) -> attacks.AttackResult:
+        detector = (squeezers, threshold, divisor)
+        return squeezing.attack_detector(function, logits_fn, images, labels, key, *detector, **rest)
+
+    return attack
 
 
 def _key(purpose: int) -> jax.Array:

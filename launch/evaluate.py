@@ -2,8 +2,8 @@
 
 Puts every network of `--checkpoint`, behind every `--defense`, before every `--attack`, twice: as the attack that knows
 of no defense finds its images on the bare network, and as one that knows the defense finds them, through BPDA, an
-expectation over `--samples` draws, the detector's views together, or, with C&W L2, against network and detector at
-once. Against a network that was trained at a temperature, the attack that knows undoes it.
+expectation over `--samples` draws, or against network and detector at once. Against a network that was trained at a
+temperature, the attack that knows undoes it.
 
 What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
 there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,
@@ -106,14 +106,10 @@ def main() -> None:
         "matmul_precision": FLAGS.matmul_precision,
     } | {f"budget_{norm}": budget for norm, budget in budgets.items()}
     runs.check_workdir(workdir, flags_of_run)
-    load = lambda split, count: data.load(dataset, split, data_dir=FLAGS.data_dir, num_examples=count, seed=FLAGS.seed)
+    load = lambda split, count: common.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
-            raise ValueError(
-                f"the network of {directory} takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
-                f"{test.name} has {test.image_shape} in {test.num_classes}"
-            )
+        common.check_fits(directory, spec, test)
     loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
         how = attacking.resolve_targets("auto", attack.name)

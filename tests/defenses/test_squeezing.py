@@ -194,6 +194,46 @@ def test_the_adaptive_attack_goes_undetected_where_the_plain_one_is_caught(detec
     np.testing.assert_array_equal(none.images, clean)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 50.0])
+def test_the_class_more_is_the_decision_where_the_detector_fires(detected, temperature):
+    logits_fn, clean, _, squeezers = detected
+    noisy = jnp.clip(clean + 0.1 * jax.random.normal(jax.random.key(5), clean.shape), 0, 1)
+    scores = squeezing.detector_scores(logits_fn, squeezers, noisy)
+    threshold = float(jnp.median(scores))
+    logits = squeezing.guarded_classifier(logits_fn, squeezers, threshold, temperature)(noisy)
+    assert logits.shape == (16, 4)
+    np.testing.assert_allclose(logits[:, :3], logits_fn(noisy) / temperature, rtol=1e-5)
+    np.testing.assert_array_equal(jnp.argmax(logits, axis=1) == 3, squeezing.is_detected(scores, threshold))
+    with pytest.raises(ValueError, match="at least one squeezer"):
+        squeezing.guarded_classifier(logits_fn, [], 0.5)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_any_attack_on_the_detector_takes_the_closer_of_those_that_pass(detected, targeted):
+    logits_fn, clean, labels, squeezers = detected
+    threshold = float(squeezing.detector_scores(logits_fn, squeezers, clean).max()) + 0.05
+    targets = (labels + 1) % 3 if targeted else None
+    key = jax.random.key(0)
+    both = jax.jit(
+        lambda threshold: squeezing.attack_detector(
+            attacks.ddn, logits_fn, clean, labels, key, squeezers, threshold, targets=targets, num_steps=60
+        )
+    )(threshold)
+    decisions = jnp.argmax(logits_fn(both.images), axis=1)
+    scores = squeezing.detector_scores(logits_fn, squeezers, both.images)
+    passed = (decisions == targets if targeted else decisions != labels) & (scores <= threshold + 1e-5)
+    np.testing.assert_array_equal(both.success, passed)
+    assert both.success.mean() > 0.7
+    np.testing.assert_allclose(both.logits, logits_fn(both.images), atol=1e-4)
+    # An attack on the views together ends on their boundary, where the detector fires.
+    joint = squeezing.joint_classifier(logits_fn, squeezers)
+    alone = attacks.ddn(joint, clean, labels, key, targets=targets, num_steps=60)
+    unseen = ~squeezing.is_detected(squeezing.detector_scores(logits_fn, squeezers, alone.images), threshold)
+    wrong = jnp.argmax(logits_fn(alone.images), axis=1) != labels
+    assert (unseen & wrong).mean() < both.success.mean()
+    assert (both.gradients > alone.gradients).all()
+
+
 def test_a_constraint_that_holds_changes_nothing_and_the_optimum_is_the_quadratic_programs(detected):
     logits_fn, clean, labels, _ = detected
     settings = {"learning_rate": 0.05, "initial_const": 0.1, "search_steps": 7, "num_steps": 200}

@@ -99,6 +99,17 @@ def test_distilled_and_attacked(streamed, launch, arguments, tmp_path):
     assert "fgsm:epsilon=0.5: success" in done.stdout
     assert runs.read_config(tmp_path / "attack")["resolved"]["class_names"] == ["cat", "dog", "spider"]
     done = launch(
+        "evaluate",
+        f"--checkpoint={checkpoint(streamed[0])}",
+        "--defense=squeezing:squeezers=bit_depth_4+median_2_2",
+        "--attack=fgsm:epsilon=0.5",
+        "--num_examples=9",
+        "--num_calibration=30",
+        *cache,
+        f"--workdir={tmp_path / 'matrix'}",
+    )
+    assert "squeezing" in done.stdout
+    done = launch(
         "distill", *arguments, "--temperature=20", "--label_noise=0.1", f"--workdir={tmp_path / 'noisy'}", ok=False
     )
     assert "--label_noise needs the images in memory" in done.stderr
