@@ -84,7 +84,7 @@ def load(
         in `~/.cache`. Another content of the folder takes the place of the one before.
 
     Returns:
-      The split. Its images are a memory map, on disk until they are used.
+      The split, its classes mixed. Its images are a memory map, on disk until they are used.
 
     Raises:
       ValueError: for an unknown split, `unreadable` or class name, an impossible size, or a class of too few images.
@@ -168,7 +168,13 @@ def _find(root: Path, class_names: Mapping[str, str] | None) -> tuple[list[str],
             "train": [example for row, example in enumerate(examples) if row not in chosen],
             "test": [example for row, example in enumerate(examples) if row in chosen],
         }
-    return classes, found
+
+    def place(example: tuple[int, Path]) -> bytes:
+        label, path = example
+        return hashlib.sha256(f"{classes[label]}/{path.name}".encode(errors="surrogateescape")).digest()
+
+    # Mixed, since the first examples of a set should be of all classes; by name, since that is the same everywhere.
+    return classes, {split: sorted(examples, key=place) for split, examples in found.items()}
 
 
 def _directories(root: Path) -> dict[str, Path]:
