@@ -30,6 +30,7 @@ def test_the_examples_run_as_printed(capsys):
     [
         "digits",
         "mnist_quick",
+        "small_mnist",
         "cifar10_quick",
         "carlini_mnist_quick",
         "transfer_mnist_quick",
