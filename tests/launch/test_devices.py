@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from launch import common
+from ddjax import parallel
 
 from .conftest import ROOT, SMALL
 
@@ -46,7 +46,7 @@ def alone(launch, tmp_path_factory):
 @pytest.mark.parametrize(
     ("variables", "arguments", "count"),
     [
-        ({}, [], min(common.cores(), 8)),
+        ({}, [], min(parallel.cores(), 8)),
         ({}, ["--devices=3"], 3),
         ({"JAX_NUM_CPU_DEVICES": "5"}, [], 5),
         ({"JAX_NUM_CPU_DEVICES": "5"}, ["--devices=3"], 3),

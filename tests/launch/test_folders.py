@@ -63,6 +63,10 @@ def test_what_is_read_batch_by_batch_trains_as_what_is_in_memory(streamed, launc
     assert [record["measure"] for record in runs.read_results(tmp_path)] == ["accuracy"]
     for one, other in zip(leaves(workdir), leaves(tmp_path), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
+    # What is done is not done again, nor told again.
+    before = runs.read_results(workdir)
+    assert "images a second" not in launch("train", *arguments, f"--workdir={workdir}").stdout
+    assert runs.read_results(workdir) == before
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_network(streamed, launch, environment, arguments, tmp_path):
@@ -161,22 +165,18 @@ def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, t
         folder = tmp_path / "raw-img" / list(folders.ANIMALS10)[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"OIP-{number}.jpeg")
-    command = [
+    done = launch(
+        "train",
         "--recipe=animals10",
         f"--dataset=folder:{tmp_path / 'raw-img'}",
         "--image_size=32",
         "--epochs=1",
         f"--cache_dir={tmp_path / 'cache'}",
         f"--workdir={tmp_path / 'run'}",
-    ]
-    done = launch("train", *command)
+    )
     assert "on 10 test images" in done.stdout
     assert "images a second:" in done.stdout
     state, spec = runs.load_network(checkpoint(tmp_path / "run"))
     assert (spec.network, spec.image_shape, spec.batch_size) == ("vgg10", (32, 32, 3), 32)
     (mean, *_) = jax.tree.leaves(state.batch_stats)
     assert np.abs(mean).max() > 0
-    # What is done is not done again, nor told again.
-    before = runs.read_results(tmp_path / "run")
-    launch("train", *command)
-    assert runs.read_results(tmp_path / "run") == before
