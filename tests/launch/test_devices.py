@@ -47,7 +47,6 @@ def alone(launch, tmp_path_factory):
     ("variables", "arguments", "count"),
     [
         ({}, [], min(parallel.cores(), 8)),
-        ({}, ["--devices=3"], 3),
         ({"JAX_NUM_CPU_DEVICES": "5"}, [], 5),
         ({"JAX_NUM_CPU_DEVICES": "5"}, ["--devices=3"], 3),
     ],

@@ -57,7 +57,7 @@ def test_killed_again_and_again_it_ends_with_the_same_table(finished, launch, en
     command = [sys.executable, "-m", "launch.sweep", f"--workdir={tmp_path}", *SWEEP]
     chance = random.Random(0)
     killed = 0
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -87,12 +87,3 @@ def test_truncated_entries_of_the_compilation_cache_are_tolerated(environment, t
         for path in entries:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     assert results[0] == results[1]
-
-
-def test_real_mnist(launch, tmp_path, tfds_data_dir):
-    arguments = ["--recipe=mnist_quick", "--temperatures=30"]
-    sizes = ["--num_train=600", "--num_test=50", "--epochs=2", "--num_examples=10"]
-    launch("sweep", *arguments, f"--data_dir={tfds_data_dir}", f"--workdir={tmp_path}", *sizes)
-    rows = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
-    assert float(rows[0]["accuracy"]) > 0.2
-    assert float(rows[0]["published_jsma_success"]) == pytest.approx(0.9589)

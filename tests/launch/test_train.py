@@ -71,3 +71,11 @@ def test_a_student_of_noisy_images_and_its_last_epochs_on_the_true_labels(launch
     assert launch("distill", *arguments).stdout == done.stdout
     other = [argument.replace("label_noise=0.1", "label_noise=0.2") for argument in arguments]
     assert "--label_noise: 0.1 there, 0.2 now" in launch("distill", *other, ok=False).stderr
+
+
+def test_real_mnist(launch, tmp_path, tfds_data_dir):
+    sizes = ["--num_train=600", "--num_test=50", "--epochs=2"]
+    launch("train", "--recipe=mnist_quick", f"--data_dir={tfds_data_dir}", f"--workdir={tmp_path}", *sizes)
+    (record,) = runs.read_results(tmp_path)
+    assert record["n"] == 50
+    assert record["accuracy"] > 0.2
