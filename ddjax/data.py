@@ -28,6 +28,8 @@ from tqdm import tqdm
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 DIGITS = "digits"
+# What the name of a folder of images begins with.
+FOLDER = "folder:"
 _DIGITS_TEST_EXAMPLES = 450
 _ROWS_PER_READ = 1024
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -110,7 +112,7 @@ def load(
       ValueError: If the name, the split or a number is out of range, or the set is no image classification.
       DatasetUnavailableError: If the set is not prepared and cannot be prepared here, or the folder not decoded.
     """
-    if name.startswith("folder:"):
+    if name.startswith(FOLDER):
         return _load_folder(name, split, num_examples, seed, skip, folder or {})
     if name == DIGITS:
         return _load_digits(split, num_examples, seed, skip)

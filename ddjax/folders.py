@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from ddjax import data, parallel
 
-PREFIX = "folder:"
 # The Italian names of the directories of Animals-10 (kaggle.com/datasets/alessiocorrado99/animals10).
 ANIMALS10: Mapping[str, str] = MappingProxyType(
     {
@@ -96,7 +95,7 @@ def load(
         raise ValueError(f"unknown way with unreadable images {unreadable!r}; known: {', '.join(UNREADABLE)}")
     if image_size < 1:
         raise ValueError(f"the image size must be at least 1, got {image_size}")
-    root = Path(name.removeprefix(PREFIX)).expanduser()
+    root = Path(name.removeprefix(data.FOLDER)).expanduser()
     if not root.is_dir():
         raise data.DatasetUnavailableError(
             f"there is no folder {root}: --dataset=folder:PATH takes one that holds a directory of images for each "

@@ -68,7 +68,7 @@ def main() -> None:
         attacking.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
     resolved = dataclasses.asdict(spec) | {
         "class_names": test.class_names,
-        "parameters_fingerprint": common.fingerprint(*jax.tree.leaves(state.params)),
+        "parameters_fingerprint": common.fingerprint(*jax.tree.leaves(state.variables)),
         "test_fingerprint": common.fingerprint(test.images, test.labels),
     }
     run = runs.Run(workdir, flags_of_run, resolved)

@@ -127,7 +127,7 @@ def main() -> None:
     for spec, state in zip(specs, loaded, strict=True):
         logits_fn = training.logits_fn(state)
         name = spec.role if spec.temperature == 1 else f"{spec.role} T={spec.temperature:g}"
-        fingerprint = common.fingerprint(*jax.tree.leaves(state.params))
+        fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
         network = _Network(
             f"{name} {fingerprint[:6]}",
             logits_fn,

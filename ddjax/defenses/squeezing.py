@@ -356,6 +356,9 @@ def guarded_classifier(
     Returns:
       A classifier of K + 1 classes; a pytree like `bind`'s where `logits_fn` is one.
 
+    Raises:
+      ValueError: without squeezers.
+
     Reference:
       Carlini and Wagner, Adversarial Examples Are Not Easily Detected: Bypassing Ten Detection Methods, 2017
       (arXiv 1705.07263).
