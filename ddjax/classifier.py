@@ -182,24 +182,38 @@ def transformed(logits_fn: LogitsFn, transform: Transform) -> LogitsFn:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Randomized:
-    """The classifier that transforms its images at random before it looks at them.
+    """A classifier that is random, marked as such: it takes a key for each image, too.
 
     Attributes:
-      logits_fn: a classifier; its parameters are the leaves.
-      transform: takes images and a key for each.
+      logits_fn: from images and keys to logits; a pytree whose leaves are the parameters.
     """
 
     logits_fn: Any
-    transform: Transform = dataclasses.field(metadata={"static": True})
 
     def __call__(self, images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B K"]:
         """The logits for one draw of each image."""
-        return self.logits_fn(self.transform(images, keys))
+        return self.logits_fn(images, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfRandomlyTransformed:
+    transform: Transform
+
+    def __call__(self, logits_fn: LogitsFn, images: Array, keys: Array) -> Array:
+        return logits_fn(self.transform(images, keys))
 
 
 def randomized(logits_fn: LogitsFn, transform: Transform) -> Randomized:
-    """Makes the `Randomized` of a classifier and a random transform."""
-    return Randomized(as_pytree(logits_fn), transform)
+    """The classifier that transforms its images at random before it looks at them.
+
+    Args:
+      logits_fn: a classifier.
+      transform: takes images and a key for each.
+
+    Returns:
+      A random classifier; a pytree whose leaves are those of `logits_fn`.
+    """
+    return Randomized(jax.tree_util.Partial(_OfRandomlyTransformed(transform), as_pytree(logits_fn)))
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:

@@ -360,3 +360,17 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         outputs = conv(inputs, kernel.astype(inputs.dtype), padding=self.padding, lowering=self.lowering)
         return outputs + bias.astype(inputs.dtype)[None, None, None, :]
+
+
+class ReLU(nn.Module):
+    """The rectifier as a module of its own, so that what stands behind it can be captured and intercepted.
+
+    Attributes:
+      negative_slope: of the line below zero; above 0 it is a leaky one.
+    """
+
+    negative_slope: float = 0.0
+
+    def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Rectifies values of any shape."""
+        return nn.leaky_relu(inputs, self.negative_slope) if self.negative_slope else nn.relu(inputs)

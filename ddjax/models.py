@@ -53,13 +53,13 @@ class ConvNet(nn.Module):
                 if self.batch_norm:
                     # Momentum and epsilon as in PyTorch.
                     hidden = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(hidden)
-                hidden = nn.relu(hidden)
+                hidden = layers.ReLU()(hidden)
             hidden = layers.max_pool(hidden, lowering=self.lowering)
         hidden = hidden.reshape(hidden.shape[0], -1)
         if hidden.shape[1] == 0:
             raise ValueError(f"images of shape {images.shape[1:]} are too small for the stages {self.stages}")
         for width, rate in zip(self.dense, self.dropout, strict=True):
-            hidden = nn.relu(nn.Dense(width, kernel_init=_INIT)(hidden))
+            hidden = layers.ReLU()(nn.Dense(width, kernel_init=_INIT)(hidden))
             hidden = nn.Dropout(rate)(hidden, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=_INIT)(hidden).astype(jnp.float32)
 
