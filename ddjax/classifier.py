@@ -148,9 +148,9 @@ class Transform:
     function: Callable[..., Array]
     settings: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, images: Float[Array, "B H W C"], *keys: Key[Array, " B"]) -> Array:
-        """Transforms a batch."""
-        return self.function(images, *keys, **dict(self.settings))
+    def __call__(self, images: Float[Array, "B H W C"], *rest: Array) -> Array:
+        """Transforms a batch; what follows it are its keys, and arrays that the function takes beside."""
+        return self.function(images, *rest, **dict(self.settings))
 
 
 def transform(function: Callable[..., Array], **settings: Any) -> Transform:

@@ -1,0 +1,174 @@
+"""JPEG compression as a transform of images, in JAX.
+
+Reference:
+  Guo, Rana, Cisse and van der Maaten, Countering Adversarial Images Using Input Transformations, 2018
+  (arXiv 1711.00117).
+  Wallace, The JPEG Still Picture Compression Standard, 1992; the standard is ITU-T T.81.
+  Loeffler, Ligtenberg and Moschytz, Practical Fast 1-D DCT Algorithms with 11 Multiplications, 1989.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from ddjax.attacks import base
+
+Table = tuple[tuple[int, ...], ...]
+
+# The quantization tables of the standard, Annex K: the steps of quality 50.
+LUMINANCE: Table = (
+    (16, 11, 10, 16, 24, 40, 51, 61),
+    (12, 12, 14, 19, 26, 58, 60, 55),
+    (14, 13, 16, 24, 40, 57, 69, 56),
+    (14, 17, 22, 29, 51, 87, 80, 62),
+    (18, 22, 37, 56, 68, 109, 103, 77),
+    (24, 35, 55, 64, 81, 104, 113, 92),
+    (49, 64, 78, 87, 103, 121, 120, 101),
+    (72, 92, 95, 98, 112, 100, 103, 99),
+)
+CHROMINANCE: Table = (
+    (17, 18, 24, 47, 99, 99, 99, 99),
+    (18, 21, 26, 66, 99, 99, 99, 99),
+    (24, 26, 56, 99, 99, 99, 99, 99),
+    (47, 66, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+    (99, 99, 99, 99, 99, 99, 99, 99),
+)
+
+# The color transform of JFIF and its inverse in 16 bits: luminance Y, and chrominances Cb and Cr less 128.
+_TO_YCC = np.rint(
+    2**16 * np.array([[0.299, 0.587, 0.114], [-0.16874, -0.33126, 0.5], [0.5, -0.41869, -0.08131]])
+).astype(np.int32)
+_TO_RGB = np.rint(2**16 * np.array([[1, 0, 1.402], [1, -0.34414, -0.71414], [1, 1.772, 0]])).astype(np.int32)
+
+# The orthonormal cosine transform times sqrt(8) 2^13, its left half; the right one is its mirror image, in odd rows
+# with the other sign. Some entries are one off the nearest integer, which is what the fast algorithm of Loeffler et al.
+# multiplies by with its eleven constants in 13 bits. Codecs agree on these: with others some coefficients in the middle
+# between two steps would go to another one, and their blocks be several gray levels off.
+_HALF = np.array(
+    [
+        (8192, 8192, 8192, 8192),
+        (11363, 9633, 6437, 2260),
+        (10703, 4433, -4433, -10703),
+        (9633, -2259, -11362, -6436),
+        (8192, -8192, -8192, 8192),
+        (6437, -11362, 2261, 9633),
+        (4433, -10704, 10704, -4433),
+        (2260, -6436, 9633, -11363),
+    ],
+    np.int32,
+)
+_COSINES = np.concatenate([_HALF, _HALF[:, ::-1] * np.array([[1], [-1]] * 4, np.int32)], axis=1)
+
+
+def quantization_table(table: Table, quality: int) -> np.ndarray:
+    """The steps of a quality, by the rule of the Independent JPEG Group.
+
+    Args:
+      table: the steps of quality 50.
+      quality: from 1, the coarsest, to 100.
+
+    Returns:
+      Integer steps from 1 to 255.
+    """
+    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return np.clip((np.asarray(table, np.int32) * percent + 50) // 100, 1, 255)
+
+
+def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: bool = True) -> Float[Array, "B H W C"]:
+    """Compresses images as a baseline JPEG file does, and decompresses them.
+
+    Values are rounded to 8 bits first, as a file holds them. From there on it is the integer arithmetic of libjpeg,
+    whose values it gives to the bit. Nothing is lost by leaving out the file: the coding of the quantized coefficients
+    is reversible.
+
+    Args:
+      images: within [0, 1]; color of three channels or gray of one.
+      quality: from 1, the coarsest, to 100.
+      subsampling: halves the resolution of the chrominances (4:2:0), as codecs do by default.
+
+    Returns:
+      Images of 8-bit values within [0, 1]. They have no gradient: rounding makes it zero everywhere.
+
+    Raises:
+      ValueError: for another quality or number of channels.
+
+    Reference:
+      Guo et al., 2018 (arXiv 1711.00117), where the quality is 75.
+    """
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be from 1 to 100, got {quality}")
+    rows, columns, channels = images.shape[1:]
+    if channels not in (1, 3):
+        raise ValueError(f"JPEG needs images of one or three channels, got {channels}")
+    values = jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.int32)
+    luminance, chrominance = (quantization_table(table, quality) for table in (LUMINANCE, CHROMINANCE))
+    if channels == 1:
+        decoded = 128 + _quantize(values - 128, luminance)
+    else:
+        # The codec rounds a half of a luminance up, and of a chrominance down.
+        bias = np.array([2**15, 2**15 - 1, 2**15 - 1], np.int32)[None, None, None]
+        planes = (jnp.einsum("kc,bijc->bijk", _TO_YCC, values) + bias) >> 16
+        bright, color = 128 + _quantize(planes[..., :1] - 128, luminance), planes[..., 1:]
+        color = _quantize(_downsample(color) if subsampling else color, chrominance)
+        if subsampling:
+            color = _upsample(color[:, :, : -(-columns // 2)])[:, :rows, :columns]
+        planes = jnp.concatenate([bright, color], axis=3)
+        decoded = (jnp.einsum("ck,bijk->bijc", _TO_RGB, planes) + 2**15) >> 16
+    return base.round_to_levels(decoded.astype(images.dtype) / 255, 256)
+
+
+def _pad(planes: Array, rows: int, columns: int) -> Array:
+    """Repeats the last row and column up to multiples of these."""
+    pads = [(0, -side % multiple) for side, multiple in zip(planes.shape[1:3], (rows, columns), strict=True)]
+    return jnp.pad(planes, ((0, 0), *pads, (0, 0)), mode="edge")
+
+
+def _shift(values: Array, bits: int) -> Array:
+    """Divides by a power of two and rounds."""
+    return (values + 2 ** (bits - 1)) >> bits
+
+
+def _quantize(planes: Int32[Array, "B h w c"], table: np.ndarray) -> Int32[Array, "B h w c"]:
+    """To the quantized coefficients of each block and back; of 8-bit values less 128."""
+    batch, rows, columns, channels = planes.shape
+    padded = _pad(planes, 8, 8)
+    blocks = padded.reshape(batch, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, channels)
+    # Two more bits are kept between the two passes. Coefficients come as eighths, with the means of blocks exact.
+    of_rows = _shift(jnp.einsum("lj,bminjc->bminlc", _COSINES, blocks), 11)
+    eighths = _shift(jnp.einsum("ki,bminlc->bmknlc", _COSINES, of_rows), 15)
+    steps = jnp.asarray(table)[None, None, :, None, :, None]
+    levels = jnp.sign(eighths) * ((jnp.abs(eighths) + 4 * steps) // (8 * steps))
+    of_columns = _shift(jnp.einsum("ki,bmknlc->bminlc", _COSINES, levels * steps), 11)
+    restored = _shift(jnp.einsum("lj,bminlc->bminjc", _COSINES, of_columns), 18)
+    return jnp.clip(restored.reshape(padded.shape)[:, :rows, :columns], -128, 127)
+
+
+def _downsample(planes: Int32[Array, "B H W c"]) -> Int32[Array, "B h w c"]:
+    """The means of 2 x 2 pixels; a half goes down in one column and up in the next."""
+    # The codec fills its blocks to the right before it takes the means, and downward after.
+    padded = _pad(planes, 2, 16)
+    total = padded[:, ::2, ::2] + padded[:, ::2, 1::2] + padded[:, 1::2, ::2] + padded[:, 1::2, 1::2]
+    bias = 1 + jnp.arange(total.shape[2], dtype=jnp.int32) % 2
+    return (total + bias[None, None, :, None]) >> 2
+
+
+def _upsample(planes: Int32[Array, "B h w c"]) -> Int32[Array, "B H W c"]:
+    """Twice the size by a triangle filter: three quarters of the near pixel and one of the far."""
+    # The codec does not filter what is so narrow.
+    if planes.shape[2] <= 2:
+        return jnp.repeat(jnp.repeat(planes, 2, axis=1), 2, axis=2)
+    for axis in (1, 2):
+        before, after = (jnp.take(planes, at, axis=axis) for at in _neighbors(planes.shape[axis]))
+        shape = [side * (1 + (other == axis)) for other, side in enumerate(planes.shape)]
+        planes = jnp.stack([3 * planes + before, 3 * planes + after], axis=axis + 1).reshape(shape)
+    bias = 8 - jnp.arange(planes.shape[2], dtype=jnp.int32) % 2
+    return (planes + bias[None, None, :, None]) >> 4
+
+
+def _neighbors(side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The place before each, and the one after; at the ends itself."""
+    place = np.arange(side)
+    return np.maximum(place - 1, 0), np.minimum(place + 1, side - 1)
