@@ -1,0 +1,388 @@
+"""Thermometer encoding: pixels as the levels they reach, and the two attacks that its authors gave it.
+
+A pixel in one of `levels` equal bins becomes as many bits, of which the first are set up to its bin. A network that
+takes these codes is a classifier of images behind `encode`, has no gradient there, and is attacked through `aware`, or
+in the space of codes by `ls_pga` and `dga`.
+
+Reference:
+  Buckman et al., Thermometer Encoding: One Hot Way to Resist Adversarial Examples, 2018 (ICLR).
+  Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), for the
+  ramp.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ddjax import losses
+from ddjax.attacks import base, bpda
+from ddjax.classifier import LogitsFn, transform, transformed
+
+
+def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
+    """Writes each pixel as the levels it reaches: bit j is set where the pixel is at least `j / levels`.
+
+    So bit 0 always is, and the number of set bits less one is the bin, the last of which includes 1.
+
+    Args:
+      images: within [0, 1].
+      levels: the number of bins and of bits, at least 2.
+
+    Returns:
+      Zeros and ones, the bits of a channel side by side: bit j of channel c is `c * levels + j`. There is no gradient:
+      it is zero everywhere.
+
+    Raises:
+      ValueError: for less than two levels.
+
+    Reference:
+      Buckman et al., 2018.
+
+    Departures from the paper:
+      There the bit of level j asks for more than `j / levels`; here for as much, as in the public code. A bit that is
+      always set comes first, also as in that code.
+    """
+    return _reached(images, levels).astype(images.dtype).reshape(*images.shape[:3], -1)
+
+
+def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array, "B H W C"]:
+    """Gives each code the center of its bin: at most half a bin from the pixel, and far from where rounding matters.
+
+    Args:
+      codes: as `encode` makes them; of relaxed ones, bits between 0 and 1, it takes the expectation.
+      levels: as they were encoded.
+
+    Returns:
+      Images within [0, 1], which `encode` to the same codes.
+
+    Raises:
+      ValueError: for less than two levels, or when the codes are not whole channels of so many bits.
+    """
+    base.check_number("levels", levels, least=2.0)
+    if codes.shape[3] % levels:
+        raise ValueError(f"codes of {levels} levels need a multiple of {levels} bits, got {codes.shape[3]}")
+    return (jnp.sum(codes.reshape(*codes.shape[:3], -1, levels), axis=4) - 0.5) / levels
+
+
+def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
+    """The encoding with ramps for steps, `min(max(levels * x - j + 1, 0), 1)` for bit j; its floor is the encoding.
+
+    A pixel in bin i has the ramp of bit i + 1 active, that of the first bit it has not reached, with slope `levels`.
+    A bin includes its lower end, so that exactly one ramp is active, on the borders of bins too. In the last bin there
+    is no further bit, and the gradient is zero.
+
+    Args:
+      images: within [0, 1].
+      levels: at least 2.
+
+    Returns:
+      Values from 0 to 1 in the shape of `encode`.
+
+    Raises:
+      ValueError: for less than two levels.
+
+    Reference:
+      Athalye et al., 2018 (arXiv 1802.00420).
+
+    Departures from the paper:
+      The scale is that of the public code, with which the floor is the encoding. On the borders of bins that code
+      passes the gradients of both neighbors.
+    """
+    reached = _reached(images, levels)
+    # Masks rather than `clip`, which would share the gradient between its branches on the borders.
+    active = _or_first(reached) & ~reached
+    slope = levels * images[..., None] - jnp.arange(-1, levels - 1, dtype=images.dtype).reshape(1, 1, 1, 1, -1)
+    return jnp.where(active, slope, reached.astype(images.dtype)).reshape(*images.shape[:3], -1)
+
+
+def aware(logits_fn: LogitsFn, *, levels: int = 16) -> LogitsFn:
+    """The classifier of images in front of which an attack sees the ramp: exact codes forward, its gradient backward.
+
+    The ramp tells what the next bin would do, not the one before, and of a pixel in the last bin nothing. Where many
+    are white, as in pictures of digits, `ls_pga` and `dga` find more; judge the defense by the strongest.
+
+    Args:
+      logits_fn: takes codes; `ddjax.bind` of an `Encoded` does.
+      levels: of the codes.
+
+    Returns:
+      A classifier of images; a pytree like `bind`'s where `logits_fn` is one.
+
+    Raises:
+      ValueError: for less than two levels.
+    """
+    base.check_number("levels", levels, least=2.0)
+    return transformed(logits_fn, bpda(transform(encode, levels=levels), transform(ramp, levels=levels)))
+
+
+class Encoded(nn.Module):
+    """A network behind the encoding.
+
+    Attributes:
+      network: takes codes and `train`; returns logits.
+      levels: of the codes, at least 2.
+      channels: of the images.
+    """
+
+    network: nn.Module
+    levels: int = 16
+    channels: int = 3
+
+    def __call__(self, images: Float[Array, "B H W _"], train: bool = False) -> Float[Array, "B K"]:
+        """Computes the logits of images, which it encodes, or of codes, told apart by the number of channels.
+
+        Raises:
+          ValueError: for another number of channels than that of images or of codes.
+        """
+        known = (self.channels, self.channels * self.levels)
+        if images.shape[3] not in known:
+            raise ValueError(
+                f"expected images of {known[0]} channels or codes of {known[1]}, got {images.shape[3]} channels"
+            )
+        codes = encode(images, levels=self.levels) if images.shape[3] == self.channels else images
+        return self.network(codes, train=train)
+
+
+def ls_pga(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    key: Key[Array, "..."] | None = None,
+    *,
+    targets: Int[Array, " B"] | None = None,
+    epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.031,
+    step_size: float | Float[Array, ""] | Float[Array, " B"] = 1.0,
+    num_steps: int = 7,
+    inverse_temperature: float | Float[Array, ""] = 1.0,
+    anneal: float | Float[Array, ""] = 1.2,
+    use_sign: bool = True,
+    noisy_start: bool = False,
+    levels: int = 16,
+) -> base.AttackResult:
+    """Logit-space projected gradient ascent: climbs the cross-entropy of a relaxed code, whose bins then are decided.
+
+    Each pixel has a preference for each bin that the ball of radius epsilon reaches inside [0, 1]. The softmax of these
+    at a falling temperature weighs the codes of the bins; what is stepped along is the gradient with respect to the
+    preferences. In the end each pixel takes the bin it prefers most, at the place closest to where it was; if none is
+    preferred to its own, it stays. Nothing but that is an image, so no iterate is kept.
+
+    Args:
+      logits_fn: takes codes, also relaxed ones; `ddjax.bind` of an `Encoded` does.
+      images: within [0, 1].
+      labels: the true classes.
+      key: one key or one for each image; may be None without `noisy_start`.
+      targets: the classes to reach, for the targeted attack; none may be the true one.
+      epsilon: the Linf radius of the ball, at least 0; may be traced, and one for each example.
+      step_size: of the preferences, at least 0; may be traced, and one for each example. Steps much below 1 over the
+        inverse temperature leave the codes too soft to tell what a bin would do, and the attack weak.
+      num_steps: of the ascent.
+      inverse_temperature: of the first step, above 0; may be traced.
+      anneal: by what each step multiplies it, above 0; may be traced.
+      use_sign: steps along the sign of the gradient, else along the gradient itself.
+      noisy_start: starts from standard normal preferences, else from equal ones.
+      levels: of the codes.
+
+    Returns:
+      Images within [0, 1] and, up to rounding, epsilon. Their encodings are exactly the codes that were found, and they
+      are judged on them. `steps` and `gradients` are `num_steps`.
+
+    Raises:
+      ValueError: for bad images, labels or targets (see `base.check_arguments`); settings out of their range; a noisy
+        start without a key.
+
+    Reference:
+      Buckman et al., 2018.
+
+    Departures from the paper:
+      Adversarial training took steps of 0.01 there. Bins are allowed exactly where the ball has a point, not where one
+      of a few samples of it falls, and the codes come as images that have them.
+    """
+    base.check_number("step_size", step_size, least=0.0)
+    base.check_number("inverse_temperature", inverse_temperature, above=0.0)
+    base.check_number("anneal", anneal, above=0.0)
+    low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
+    keys = base.example_keys("ls_pga with a noisy start", key, images.shape[0]) if noisy_start else None
+    allowed = _allowed(low, high, levels)
+    length = base.per_image(step_size, images)[..., None]
+    preferences = jnp.zeros_like(images, shape=allowed.shape)
+    if keys is not None:
+        preferences = jax.vmap(lambda key: jax.random.normal(key, allowed.shape[1:], images.dtype))(keys)
+    growth = jnp.asarray(anneal, images.dtype)
+
+    def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        preferences, inverse = carry
+
+        def total(preferences: Array) -> Array:
+            weights = jax.nn.softmax(jnp.where(allowed, inverse * preferences, -jnp.inf))
+            relaxed = lax.cumsum(weights, axis=4, reverse=True)
+            return jnp.sum(_loss(logits_fn(relaxed.reshape(*images.shape[:3], -1)), labels, targets))
+
+        gradient = jax.grad(total)(preferences)
+        # An inverse temperature that has grown to infinity ends the ascent, too; long before, the softmax is one-hot.
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+        preferences = preferences + length * (jnp.sign(gradient) if use_sign else gradient)
+        return preferences, inverse * growth
+
+    inverse = jnp.asarray(inverse_temperature, images.dtype)
+    preferences, _ = lax.fori_loop(0, num_steps, step, (preferences, inverse))
+    found = _closest(images, _preferred(preferences, allowed, _bins(images, levels)), levels)
+    logits = logits_fn(encode(found, levels=levels))
+    return _result(found, logits, labels, targets, num_steps)
+
+
+def dga(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    key: Key[Array, "..."] | None = None,
+    *,
+    targets: Int[Array, " B"] | None = None,
+    epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.031,
+    num_steps: int = 7,
+    random_start: bool = True,
+    levels: int = 16,
+) -> base.AttackResult:
+    """Discrete gradient ascent: each step takes every pixel to the bin that raises the cross-entropy most, linearly.
+
+    What a bin promises is the change of the code times the gradient with respect to it. All pixels move at once. Among
+    the codes that were visited, the start included, that with the smallest margin of the label, or the largest of the
+    target, is returned.
+
+    Args:
+      logits_fn: takes codes; `ddjax.bind` of an `Encoded` does.
+      images: within [0, 1].
+      labels: the true classes.
+      key: one key or one for each image; may be None without `random_start`.
+      targets: the classes to reach, for the targeted attack; none may be the true one.
+      epsilon: the Linf radius of the ball, at least 0; may be traced, and one for each example.
+      num_steps: of the ascent.
+      random_start: starts at the codes of a uniform point of the ball, else of the image.
+      levels: of the codes.
+
+    Returns:
+      As `ls_pga`.
+
+    Raises:
+      ValueError: as `ls_pga`.
+
+    Reference:
+      Buckman et al., 2018.
+
+    Departures from the paper:
+      The best of all codes that were visited is returned, not the last. Each is taken by images inside the ball.
+    """
+    low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
+    keys = base.example_keys("dga with a random start", key, images.shape[0]) if random_start else None
+    allowed = _allowed(low, high, levels)
+    start = images
+    if keys is not None:
+        share = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], images.dtype))(keys)
+        start = jnp.clip(low + share * (high - low), low, high)
+    start = _bins(start, levels)
+
+    def rated(codes: Array) -> tuple[Array, Array]:
+        logits = logits_fn(codes)
+        # The sum, so that each example's gradient is its own whatever the batch.
+        return jnp.sum(_loss(logits, labels, targets)), logits
+
+    def codes_of(bins: Array) -> Array:
+        return encode(_closest(images, bins, levels), levels=levels)
+
+    def keep_better(best: tuple[Array, Array], bins: Array, logits: Array) -> tuple[Array, Array]:
+        distance, before = (base.objective(outputs, labels, targets) for outputs in (logits, best[1]))
+        # Before the first, and after logits that mean nothing, any are better.
+        better = (distance <= before) | jnp.isnan(before)
+        return jnp.where(better[:, None, None, None], bins, best[0]), jnp.where(better[:, None], logits, best[1])
+
+    def step(_: Array, carry: tuple[Array, tuple[Array, Array]]) -> tuple[Array, tuple[Array, Array]]:
+        bins, best = carry
+        gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
+        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
+        # The code of bin k has the bits up to k, so that its promise is, up to what is the same for all, their sum.
+        return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), keep_better(best, bins, logits)
+
+    outputs = jax.eval_shape(logits_fn, codes_of(start))
+    worst = jnp.full_like(images, jnp.nan, outputs.dtype, shape=outputs.shape)
+    last, best = lax.fori_loop(0, num_steps, step, (start, (start, worst)))
+    bins, logits = keep_better(best, last, logits_fn(codes_of(last)))
+    return _result(_closest(images, bins, levels), logits, labels, targets, num_steps)
+
+
+def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
+    """The lower ends of the bins; a table to compare with, since XLA may round a product in more than one way."""
+    base.check_number("levels", levels, least=2.0)
+    # What another transform has rounded to just below zero is black, too.
+    return np.append(-np.inf, np.arange(1, levels) / levels).astype(dtype)
+
+
+def _reached(images: Array, levels: int) -> Bool[Array, "B H W C L"]:
+    """Which levels each pixel reaches."""
+    edges = _edges(levels, images.dtype)
+    return images[..., None] >= jnp.asarray(edges).reshape(1, 1, 1, 1, -1)
+
+
+def _or_first(reached: Bool[Array, "B H W C L"]) -> Bool[Array, "B H W C L"]:
+    """Whether the level before is reached; before the first, it is."""
+    return jnp.concatenate([jnp.ones_like(reached[..., :1]), reached[..., :-1]], axis=4)
+
+
+def _bins(images: Array, levels: int) -> Int[Array, "B H W C"]:
+    return jnp.sum(_reached(images, levels), axis=4, dtype=jnp.int32) - 1
+
+
+def _ball(
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    targets: Array | None,
+    epsilon: float | Array,
+    num_steps: int,
+    levels: int,
+) -> tuple[Array, Array]:
+    """Refuses bad arguments; the least and greatest value of each pixel in the ball and the box."""
+    base.check_number("levels", levels, least=2.0)
+    base.check_number("epsilon", epsilon, least=0.0)
+    base.check_number("num_steps", num_steps, least=1.0)
+    of_images = transformed(logits_fn, transform(encode, levels=levels))
+    base.check_arguments(of_images, images, labels, targets, (0.0, 1.0))
+    # A traced radius may be anything; one out of range moves nothing.
+    radius = base.per_image(epsilon, images)
+    radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0)
+    return jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
+
+
+def _allowed(low: Array, high: Array, levels: int) -> Bool[Array, "B H W C L"]:
+    """Which bins have a point between the two: those that begin before the higher, and end after the lower."""
+    reached = _reached(low, levels)
+    below = jnp.concatenate([reached[..., 1:], jnp.zeros_like(reached[..., :1])], axis=4)
+    return _reached(high, levels) & ~below
+
+
+def _preferred(scores: Array, allowed: Array, current: Array) -> Int[Array, "B H W C"]:
+    """The allowed bin with the highest score; the current one where it is among the highest."""
+    scores = jnp.where(allowed, scores, -jnp.inf)
+    is_current = jnp.arange(scores.shape[4]).reshape(1, 1, 1, 1, -1) == current[..., None]
+    own = jnp.max(jnp.where(is_current, scores, -jnp.inf), axis=4)
+    return jnp.where(own >= jnp.max(scores, axis=4), current, jnp.argmax(scores, axis=4).astype(current.dtype))
+
+
+def _closest(images: Array, bins: Array, levels: int) -> Array:
+    """The point of each bin that is closest to the pixel."""
+    lowest = _edges(levels, images.dtype)
+    # A bin ends before the next begins, and the last one at 1.
+    highest = np.append(np.nextafter(lowest[1:], lowest[:-1]), np.ones_like(lowest[:1]))
+    return jnp.clip(images, jnp.asarray(lowest)[bins], jnp.asarray(highest)[bins])
+
+
+def _loss(logits: Array, labels: Array, targets: Array | None) -> Array:
+    """What the attacks raise, of each example."""
+    return losses.cross_entropy(logits, labels) if targets is None else -losses.cross_entropy(logits, targets)
+
+
+def _result(images: Array, logits: Array, labels: Array, targets: Array | None, num_steps: int) -> base.AttackResult:
+    success = base.is_adversarial(logits, labels, targets)
+    count = jnp.full_like(labels, num_steps, jnp.int32)
+    return base.AttackResult(images=images, success=success, logits=logits, steps=count, gradients=count)
