@@ -1,0 +1,322 @@
+"""The check for masked gradients: does a classifier withstand attacks, or do its gradients only mislead them?
+
+Gradient attacks on a sound classifier behave in ways that can be tested. Where they do not, the gradients hide how to
+fool the classifier, and what it withstands says little: attack it otherwise, by BPDA, by expectation over
+transformation, through its logits, or through another network. The reverse does not hold: green lights are no proof of
+robustness.
+
+`probe` measures a batch; the caller compiles it, maps it over batches and puts the results together. `lights` then
+judges, in NumPy.
+
+Reference:
+  Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), section
+  3.1.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+from scipy import special
+
+from ddjax import losses
+from ddjax.attacks import base, fgsm, pgd
+from ddjax.classifier import LogitsFn
+
+# From the best to the worst; with "unknown" too little was measured to tell.
+COLORS = ("unknown", "green", "yellow", "red")
+RADII = (0.25, 0.5, 1.0, 2.0, 4.0)
+# How often chance alone may turn a light red.
+LEVEL = 0.05
+# An attack of a limited number of steps misses an image now and then. Where up to this share of all images behaves
+# oddly, a rate of success is off by no more than that, whatever the reason.
+TOLERANCE = 0.01
+# With fewer images even half of them could be chance.
+LEAST = 20
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """What was measured of each image. Broken is an image on whose attacked version the judge decides wrongly.
+
+    The fields are not typed more closely because a pytree's leaves also live as NumPy arrays and specifications.
+
+    Attributes:
+      correct: whether the judge is right about the clean image, `[B]` bools; the others do not count.
+      one_step: broken by FGSM, `[B]` bools.
+      many_steps: broken by PGD with the same radius, `[B]` bools.
+      transfer: broken by PGD with the same radius on the substitute, `[B]` bools; None without a substitute.
+      random: broken by random search with the same radius, `[B]` bools.
+      whole_box: broken by PGD with radius 1, `[B]` bools.
+      by_radius: broken by PGD with each radius, ascending, `[B, R]` bools.
+      zeros: the share of the gradient's values that tell nothing, `[B]` floats: exactly zero or not finite.
+    """
+
+    correct: Any
+    one_step: Any
+    many_steps: Any
+    transfer: Any
+    random: Any
+    whole_box: Any
+    by_radius: Any
+    zeros: Any
+
+
+def probe(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    *,
+    judge: LogitsFn | None = None,
+    substitute: LogitsFn | None = None,
+    epsilon: float | Float[Array, ""] = 0.3,
+    radii: Sequence[float] = RADII,
+    num_steps: int = 40,
+    num_random: int = 1000,
+) -> Probe:
+    """Attacks each image in the ways whose comparison gives masked gradients away.
+
+    All gradients are those of the cross-entropy, which saturates where a softmax does; PGD starts at random.
+
+    Args:
+      logits_fn: the classifier as attacks see it; of a random one the expectation.
+      images: within [0, 1].
+      labels: the true classes.
+      keys: one for each image.
+      judge: decides what is broken. Default: `logits_fn`. For a random classifier, an expectation with another key, so
+        that no attack is credited with the draws it has seen; over several draws, so that few images break by
+        themselves.
+      substitute: another network for the same classes, whose adversarial images are tried on this one; without masking
+        of its own, or they tell nothing.
+      epsilon: the radius of the Linf ball, above 0, in the units of the images; may be traced.
+      radii: two or more radii as multiples of epsilon, ascending, with 1 among them. None goes beyond the whole box.
+      num_steps: of PGD, at least 2.
+      num_random: the number of uniform samples of the ball within the box, at least 1. The paper takes 1e5 or more.
+
+    Returns:
+      What was measured of each image.
+
+    Raises:
+      ValueError: for images or labels that no attack takes (see `base.check_arguments`), or a setting out of its range.
+
+    Reference:
+      Athalye et al., 2018 (arXiv 1802.00420), section 3.1.
+
+    Departures from the paper:
+      The share of zeros is added. Of random samples the strongest by `logits_fn` is what the judge sees, as for the
+      other attacks; for a classifier that is its own judge this is whether any sample fools it.
+    """
+    judge = logits_fn if judge is None else judge
+    for classifier in (logits_fn, judge, substitute):
+        if classifier is not None:
+            base.check_arguments(classifier, images, labels, None, (0.0, 1.0))
+    base.check_number("epsilon", epsilon, above=0.0)
+    base.check_number("num_steps", num_steps, least=2.0)
+    base.check_number("num_random", num_random, least=1.0)
+    base.check_number("radii", radii, above=0.0)
+    if 1 not in radii or len(radii) < 2 or any(larger <= smaller for smaller, larger in itertools.pairwise(radii)):
+        raise ValueError(f"radii must be two or more ascending multiples of epsilon with 1 among them, got {radii}")
+    of_pgd, of_transfer, of_random = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+
+    gradient = jax.grad(lambda inputs: jnp.sum(losses.cross_entropy(logits_fn(inputs), labels)))(images)
+    nothing = ~jnp.isfinite(gradient) | (gradient == 0)
+    one_step = fgsm(logits_fn, images, labels, epsilon=epsilon).images
+
+    def climb(radius: Array) -> Array:
+        return pgd(logits_fn, images, labels, of_pgd, epsilon=radius, num_steps=num_steps).images
+
+    # The same starts, scaled, with every radius: the comparisons are paired. One loop, so that PGD is compiled once.
+    scaled = jnp.asarray(epsilon, images.dtype) * jnp.asarray([*radii], images.dtype)
+    climbed = lax.map(climb, jnp.append(jnp.minimum(scaled, 1.0), jnp.ones_like(scaled, shape=1)))
+    candidates = [images, one_step, _random_search(logits_fn, images, labels, of_random, epsilon, num_random)]
+    if substitute is not None:
+        candidates.append(pgd(substitute, images, labels, of_transfer, epsilon=epsilon, num_steps=num_steps).images)
+    logits = lax.map(judge, jnp.concatenate([jnp.stack(candidates), climbed]))
+    broken = jax.vmap(lambda of_one: base.is_adversarial(of_one, labels, None))(logits)
+    by_radius = broken[len(candidates) : -1]
+    return Probe(
+        # With the label as the target, a success is to be right.
+        correct=base.is_adversarial(logits[0], labels, labels),
+        one_step=broken[1],
+        many_steps=by_radius[radii.index(1)],
+        transfer=None if substitute is None else broken[3],
+        random=broken[2],
+        whole_box=broken[-1],
+        by_radius=by_radius.T,
+        zeros=jnp.mean(nothing, axis=(1, 2, 3)),
+    )
+
+
+def _random_search(
+    logits_fn: LogitsFn, images: Array, labels: Array, keys: Array, epsilon: float | Array, num_random: int
+) -> Array:
+    """The sample of each image's ball, within the box, that comes closest to a wrong decision or is furthest in it."""
+    radius = base.per_image(epsilon, images)
+    low, high = jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
+
+    def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        best, least = carry
+        draw = lambda key: jax.random.uniform(jax.random.fold_in(key, number), images.shape[1:], images.dtype)
+        sample = low + (high - low) * jax.vmap(draw)(keys)
+        logits = logits_fn(sample)
+        distance = jnp.where(jnp.all(jnp.isfinite(logits), axis=1), losses.margin(logits, labels), jnp.inf)
+        better = distance < least
+        return jnp.where(better[:, None, None, None], sample, best), jnp.where(better, distance, least)
+
+    like = jax.eval_shape(logits_fn, images)
+    return lax.fori_loop(0, num_random, step, (images, jnp.full_like(labels, jnp.inf, like.dtype)))[0]
+
+
+class Light(NamedTuple):
+    """One behavior: whether gradients seem to be masked by it.
+
+    Attributes:
+      name: of the behavior.
+      color: `"green"`, not seen; `"yellow"`, seen, but perhaps by chance; `"red"`, seen beyond chance; `"unknown"`, too
+        few images to tell.
+      value: the rate that was measured, a share of the images that the judge gets right. Of `radius`, the rate at the
+        larger of the two radii between which it falls most; without a fall, at the largest multiple.
+      reference: the rate to compare it with: that of many steps with the same radius; 1 for `whole_box`; 0 for `random`
+        and `zero_gradient`; of `radius`, that at the smaller of the two, or else at the smallest multiple.
+      explanation: a sentence with the counts.
+    """
+
+    name: str
+    color: str
+    value: float
+    reference: float
+    explanation: str
+
+
+def lights(probe: Probe) -> tuple[Light, ...]:
+    """Judges each behavior by the images whose clean version the judge gets right.
+
+    Two attacks are compared on the same images, by those that only one of them breaks: a sign test says whether the
+    weaker one breaks more (McNemar's exact test). What should happen to no image is red where it happens to
+    significantly more than `TOLERANCE` of them. All tests are one-sided, at `LEVEL`. In short, of what is not green:
+
+    * `one_step`: one step breaks more than many steps do.
+    * `transfer`: images made on the substitute break more than many steps do.
+    * `whole_box`: many steps do not break every image with the whole box to move in.
+    * `random`: random search breaks images that many steps do not break.
+    * `radius`: a larger radius breaks fewer images. Every pair of radii is compared, the whole box included, with
+      `LEVEL` divided by their number. The smallest and the largest multiple are also compared the other way: where the
+      largest breaks neither more nor all, the light is red if the whole box does not break all either, and else yellow,
+      since the radii may just be too small.
+    * `zero_gradient`: images whose whole gradient is zero or not finite. No gradient attack sees anything there.
+
+    Args:
+      probe: of all images together, as NumPy or JAX arrays.
+
+    Returns:
+      A light for each behavior; none for `transfer` without a substitute. All are unknown with fewer than `LEAST`
+      images that the judge gets right.
+    """
+    right = np.asarray(probe.correct, bool)
+    count = int(right.sum())
+    of_right = lambda broken: np.asarray(broken, bool)[right]
+    many, whole_box = of_right(probe.many_steps), of_right(probe.whole_box)
+    found = [_compared("one_step", "one step", of_right(probe.one_step), many)]
+    if probe.transfer is not None:
+        found.append(_compared("transfer", "images made on the substitute", of_right(probe.transfer), many))
+    missed, alone = int((~whole_box).sum()), int((of_right(probe.random) & ~many).sum())
+    blind = int((np.asarray(probe.zeros)[right] == 1).sum())
+    found += [
+        Light(
+            "whole_box",
+            _color(_exceeds(missed, count), missed > 0),
+            _rate(whole_box),
+            1.0,
+            f"With the whole box to move in, many steps do not break {missed} of {count} images.",
+        ),
+        Light(
+            "random",
+            _color(_exceeds(alone, count), alone > 0),
+            alone / max(count, 1),
+            0.0,
+            f"Random search breaks {alone} of {count} images that many steps do not break.",
+        ),
+        _of_radii(np.column_stack([of_right(probe.by_radius), whole_box])),
+        Light(
+            "zero_gradient",
+            _color(_exceeds(blind, count), blind > 0),
+            blind / max(count, 1),
+            0.0,
+            f"The whole gradient is zero or not finite on {blind} of {count} images, "
+            f"and so are {_rate(np.asarray(probe.zeros)[right]):.0%} of all its values.",
+        ),
+    ]
+    if count < LEAST:
+        few = f"Only {count} images are classified correctly; it takes {LEAST} to tell."
+        found = [light._replace(color="unknown", explanation=few) for light in found]
+    return tuple(found)
+
+
+def overall(found: Sequence[Light]) -> str:
+    """The worst color of some lights; `"unknown"` where no light knows more, or there is none."""
+    return max((light.color for light in found), key=COLORS.index, default="unknown")
+
+
+def _compared(name: str, attack: str, suspect: Bool[np.ndarray, " N"], many: Bool[np.ndarray, " N"]) -> Light:
+    """The light of an attack that should break less than many steps do."""
+    more, fewer = int((suspect & ~many).sum()), int((many & ~suspect).sum())
+    return Light(
+        name,
+        _color(_larger(more, fewer) < LEVEL, more > fewer),
+        _rate(suspect),
+        _rate(many),
+        f"Of {len(many)} images, {more} are broken only by {attack} and {fewer} only by many steps.",
+    )
+
+
+def _of_radii(broken: Bool[np.ndarray, "N R"]) -> Light:
+    """The light of ascending radii, the last of which is the whole box."""
+    count, radii = broken.shape
+    pairs = list(itertools.combinations(range(radii), 2))
+    lost = lambda small, large: int((broken[:, small] & ~broken[:, large]).sum())
+    falls = [_larger(lost(small, large), lost(large, small)) < LEVEL / len(pairs) for small, large in pairs]
+    drops = [lost(small, large) - lost(large, small) for small, large in pairs]
+    last = radii - 2
+    room = _exceeds(int((~broken[:, last]).sum()), count)
+    flat = room and _larger(lost(last, 0), lost(0, last)) >= LEVEL
+    stuck = flat and _exceeds(int((~broken[:, -1]).sum()), count)
+    small, large = pairs[int(np.argmax(drops))] if max(drops) > 0 else (0, last)
+    rates = ", ".join(f"{rate:.0%}" for rate in broken.sum(0) / max(count, 1))
+    return Light(
+        "radius",
+        _color(any(falls) or stuck, max(drops) > 0 or flat),
+        _rate(broken[:, large]),
+        _rate(broken[:, small]),
+        f"As the radius grows up to the whole box, many steps break {rates} of {count} images.",
+    )
+
+
+def _color(is_red: bool, is_seen: bool) -> str:
+    return "red" if is_red else "yellow" if is_seen else "green"
+
+
+def _rate(values: np.ndarray) -> float:
+    return float(np.sum(values)) / max(len(values), 1)
+
+
+def _at_least(successes: int, count: int, rate: float) -> float:
+    """The probability of at least so many successes of a rate."""
+    return float(special.bdtrc(successes - 1, count, rate))
+
+
+def _larger(more: int, fewer: int) -> float:
+    """The p-value of McNemar's exact one-sided test, from the numbers of images on which two attacks differ."""
+    return _at_least(more, more + fewer, 0.5)
+
+
+def _exceeds(cases: int, count: int) -> bool:
+    """Whether cases are significantly more frequent than is tolerated."""
+    return _at_least(cases, count, TOLERANCE) < LEVEL
