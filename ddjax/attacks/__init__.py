@@ -6,9 +6,10 @@ from ddjax.attacks.ddn import ddn
 from ddjax.attacks.deepfool import deepfool
 from ddjax.attacks.gradient_sign import fgsm
 from ddjax.attacks.jsma import jsma
-from ddjax.attacks.obfuscated_gradients import bpda, expectation
+from ddjax.attacks.obfuscated_gradients import bpda, expectation, single_draw
 from ddjax.attacks.pgd import bim, mim, pgd
 from ddjax.attacks.smallest_epsilon import smallest_epsilon
+from ddjax.attacks.substitute import jacobian_augmentation
 
 # The attacks by the name that launchers use.
 ATTACKS = {
@@ -36,8 +37,10 @@ __all__ = [
     "deepfool",
     "expectation",
     "fgsm",
+    "jacobian_augmentation",
     "jsma",
     "mim",
     "pgd",
+    "single_draw",
     "smallest_epsilon",
 ]

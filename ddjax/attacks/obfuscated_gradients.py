@@ -139,6 +139,38 @@ def expectation(
     base.check_choice("average", average, AVERAGES)
     if num_samples < 1:
         raise ValueError(f"an expectation needs at least one sample, got {num_samples}")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise ValueError(f"an expectation needs one key, as jax.random.key makes it, got {key}")
+    _check_key("an expectation", key)
     return jax.tree_util.Partial(_Expectation(num_samples, average), classifier, key)
+
+
+@dataclasses.dataclass(frozen=True)
+class _SingleDraw:
+    def __call__(self, classifier: Randomized, key: Array, images: Array) -> Array:
+        return classifier(images, jnp.broadcast_to(key, images.shape[:1]))
+
+
+def single_draw(classifier: Randomized, key: Key[Array, ""]) -> LogitsFn:
+    """A random classifier with one draw, the same for all images and at all times.
+
+    Who attacks it does not reckon with another draw when the images are judged: the single-pattern attack of Xie et al.
+
+    Args:
+      classifier: a random classifier.
+      key: of the draw, a single one.
+
+    Returns:
+      A classifier; a pytree like `bind`'s.
+
+    Raises:
+      ValueError: for several keys.
+
+    Reference:
+      Xie et al., Mitigating Adversarial Effects Through Randomization, 2018 (arXiv 1711.01991), section 4.
+    """
+    _check_key("a single draw", key)
+    return jax.tree_util.Partial(_SingleDraw(), classifier, key)
+
+
+def _check_key(name: str, key: Key[Array, "..."]) -> None:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise ValueError(f"{name} needs one key, as jax.random.key makes it, got {key}")

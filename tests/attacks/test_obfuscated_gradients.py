@@ -174,3 +174,15 @@ def test_every_attack_passes_what_stops_the_blind_one(images, network, name):
 
 def _rounded_noise(images, keys):
     return attacks.bpda(ROUND)(noisy(images, keys, scale=0.02))
+
+
+class TestSingleDraw:
+    def test_is_the_same_for_all_images_and_at_all_times(self, images, network):
+        random = classifier.randomized(network, NOISE)
+        key = jax.random.key(5)
+        fixed = attacks.single_draw(random, key)
+        for x in (images, images[::-1], images[2:3]):
+            keys = jnp.stack([key] * len(x))
+            np.testing.assert_allclose(fixed(x), random(x, keys), rtol=1e-6)
+        np.testing.assert_allclose(fixed(images)[2:3], fixed(images[2:3]), rtol=1e-5)
+        assert np.abs(fixed(images) - attacks.single_draw(random, jax.random.key(6))(images)).max() > 1e-3
