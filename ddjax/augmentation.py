@@ -8,10 +8,14 @@ from typing import Any
 import dm_pix
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.scipy import ndimage
 from jaxtyping import Array, Float, Key
 
+from ddjax.defenses.input_transformations import random_crop
+
 _FLIP_PROBABILITY = 0.5
+_CROPPED = 0.75
 _LARGEST_ANGLE = math.pi / 4
 # Of the crop: the share of the image's area, and the largest logarithm of the ratio of its sides.
 _AREA = (0.7, 1.2)
@@ -46,6 +50,50 @@ def photographs(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Floa
     if images.shape[-1] != 3:
         raise ValueError(f"color jitter needs images with three channels, got {images.shape[-1]}")
     return jax.vmap(_vary)(images, keys)
+
+
+def shifts_and_flips(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
+    """A shift by up to an eighth of each side, and a flip with probability 1/2; what comes from beyond is black.
+
+    Args:
+      images: a batch.
+      keys: one for each image.
+
+    Returns:
+      Images of the same shape.
+
+    Reference:
+      Lee et al., Deeply-Supervised Nets, 2015 (arXiv 1409.5185): four pixels of 32.
+    """
+    sides = images.shape[1:3]
+    reach = [side // 8 for side in sides]
+
+    def vary(image: Array, key: Array) -> Array:
+        place, flip = jax.random.split(key)
+        start = jax.random.randint(place, (2,), 0, 2 * jnp.asarray(reach) + 1)
+        padded = jnp.pad(image, (*((pad, pad) for pad in reach), (0, 0)))
+        shifted = lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
+        return jnp.where(jax.random.bernoulli(flip, _FLIP_PROBABILITY), shifted[:, ::-1], shifted)
+
+    return jax.vmap(vary)(images, keys)
+
+
+def crops(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
+    """`shifts_and_flips`, and of that a random crop of three quarters of the side, enlarged to the whole.
+
+    Args:
+      images: a batch.
+      keys: one for each image.
+
+    Returns:
+      Images of the same shape.
+
+    Reference:
+      Guo et al., Countering Adversarial Images Using Input Transformations, 2018 (arXiv 1711.00117).
+    """
+    before, after = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    size = round(_CROPPED * min(images.shape[1:3]))
+    return random_crop(shifts_and_flips(images, before), after, size=size)
 
 
 def _vary(image: Array, key: Array) -> Array:
@@ -92,4 +140,6 @@ def _sources(height: int, width: int, key: Array) -> list[Array]:
     return [rows + centers[0], columns + centers[1]]
 
 
-AUGMENTATIONS: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType({"photographs": photographs})
+AUGMENTATIONS: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
+    {"photographs": photographs, "shifts_and_flips": shifts_and_flips, "crops": crops}
+)

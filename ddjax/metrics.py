@@ -39,6 +39,18 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return low, high
 
 
+def rate_fields(name: str, successes: int, n: int) -> dict[str, float | int | None]:
+    """A share with its 95 percent interval as flat fields of a record: NAME, NAME_low, NAME_high and NAME_n.
+
+    Args:
+      name: of the share.
+      successes: how often it happened.
+      n: how often it could have; the share of none is None.
+    """
+    low, high = wilson_interval(successes, n)
+    return {name: successes / n if n else None, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
+
+
 class Rate(NamedTuple):
     """A count out of n; its value is 0 where n is."""
 

@@ -1,17 +1,22 @@
 """The papers' networks. Images `[B, H, W, C]` in `[0, 1]` go in, logits `[B, K]` come out; none contains a softmax.
 
-A network is a `ConvNet` with the paper's numbers, made by name: `build("papernot_mnist", num_classes=10)`.
+A network is a `ConvNet` or a `ResNet` with the paper's numbers, made by name, as in
+`build("papernot_mnist", num_classes=10)`.
 """
 
 import functools
+import math
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 from ddjax import layers
 
 _INIT = nn.initializers.glorot_uniform()
+_HE = nn.initializers.he_normal()
 # Of photographs in [0, 1], for each channel; what torchvision's networks expect.
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -25,6 +30,7 @@ class ConvNet(nn.Module):
       stages: for each stage, the widths of its 3 x 3 convolutions.
       dense: the widths of the hidden dense layers.
       dropout: the dropout rate after each of them.
+      feature_dropout: the dropout rate before the first of them.
       center: subtracted from the pixels, a number or one for each channel; 0.5 centers them as the papers do.
       scale: what they are divided by then.
       batch_norm: whether batches are normalized between each convolution and its ReLU. The running mean and variance
@@ -37,6 +43,7 @@ class ConvNet(nn.Module):
     stages: tuple[tuple[int, ...], ...]
     dense: tuple[int, ...]
     dropout: tuple[float, ...]
+    feature_dropout: float = 0.0
     center: float | tuple[float, ...] = 0.5
     scale: float | tuple[float, ...] = 1.0
     batch_norm: bool = False
@@ -58,10 +65,76 @@ class ConvNet(nn.Module):
         hidden = hidden.reshape(hidden.shape[0], -1)
         if hidden.shape[1] == 0:
             raise ValueError(f"images of shape {images.shape[1:]} are too small for the stages {self.stages}")
+        if self.feature_dropout:
+            hidden = nn.Dropout(self.feature_dropout)(hidden, deterministic=not train)
         for width, rate in zip(self.dense, self.dropout, strict=True):
             hidden = layers.ReLU()(nn.Dense(width, kernel_init=_INIT)(hidden))
             hidden = nn.Dropout(rate)(hidden, deterministic=not train)
         return nn.Dense(self.num_classes, kernel_init=_INIT)(hidden).astype(jnp.float32)
+
+
+class ResNet(nn.Module):
+    """A residual network of pre-activation units in three stages; images are standardized one by one.
+
+    A unit is twice batch normalization, rectifier and 3 x 3 convolution, beside a shortcut. The first unit of the
+    second and of the third stage halves height and width; there, and where the width grows, the shortcut is an average
+    pooling and zeros for the channels that are new. The first unit of all normalizes before its shortcut branches off.
+    At the end come normalization, rectifier, the mean over the image, and logits.
+
+    Attributes:
+      num_classes: the number of logits, K.
+      units: of each stage.
+      stem: the channels of the first convolution.
+      widths: the channels of each stage.
+      negative_slope: of the rectifiers.
+      lowering: how convolutions of stride 1 reach the backend; see `ddjax.layers`.
+    """
+
+    num_classes: int
+    units: int
+    stem: int = 16
+    widths: tuple[int, ...] = (16, 32, 64)
+    negative_slope: float = 0.0
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B K"]:
+        """Computes the logits; `train` takes the batch's statistics."""
+
+        def activate(hidden: Array) -> Array:
+            hidden = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-3)(hidden)
+            return layers.ReLU(self.negative_slope)(hidden)
+
+        def convolve(hidden: Array, width: int, stride: int = 1) -> Array:
+            if stride == 1:
+                return layers.Conv(width, padding="SAME", kernel_init=_HE, lowering=self.lowering)(hidden)
+            return nn.Conv(width, (3, 3), stride, kernel_init=_HE)(hidden)
+
+        hidden = convolve(_standardized(images), self.stem)
+        for stage, width in enumerate(self.widths):
+            for unit in range(self.units):
+                stride = 2 if stage and not unit else 1
+                active = activate(hidden)
+                shortcut = active if not stage and not unit else hidden
+                if stride > 1:
+                    # `nn.avg_pool` divides by an integer, which strict promotion refuses.
+                    total = nn.pool(shortcut, 0.0, lax.add, (stride, stride), (stride, stride), "SAME")
+                    shortcut = total / float(stride * stride)
+                new = width - shortcut.shape[-1]
+                before = new // 2
+                shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (before, new - before)))
+                hidden = shortcut + convolve(activate(convolve(active, width, stride)), width)
+        hidden = jnp.mean(activate(hidden), axis=(1, 2))
+        return nn.Dense(self.num_classes, kernel_init=_INIT)(hidden).astype(jnp.float32)
+
+
+def _standardized(images: Array) -> Array:
+    """Each image with mean 0 and deviation 1; one that hardly varies is divided by no less than one over sqrt(D)."""
+    axes = (1, 2, 3)
+    mean = jnp.mean(images, axes, keepdims=True)
+    # A square root at zero has no gradient.
+    least = 1 / math.prod(images.shape[1:])
+    return (images - mean) / jnp.sqrt(jnp.maximum(jnp.var(images, axes, keepdims=True), least))
 
 
 def _for_each_channel(values: float | tuple[float, ...], images: Array) -> Array:
@@ -88,14 +161,32 @@ _ARCHITECTURES = {
         "batch_norm": True,
         "padding": "SAME",
     },
+    # The networks of the detector of local intrinsic dimensionality (Ma et al. 2018, arXiv 1801.02613), as its public
+    # code has them.
+    "lid_mnist": {"stages": ((64, 64),), "dense": (128,), "dropout": (0.5,), "feature_dropout": 0.5},
+    "lid_cifar10": {
+        "stages": ((32, 32), (64, 64), (128, 128)),
+        "dense": (1024, 512),
+        "dropout": (0.5, 0.5),
+        "feature_dropout": 0.5,
+        "padding": "SAME",
+    },
+    # For color images of 32 x 32 on two CPU cores.
+    "small_cifar10": {"stages": ((32, 32), (64, 64)), "dense": (128,), "dropout": (0.5,), "padding": "SAME"},
     # For 8 x 8 digits: one stage, so that some resolution is left to attack.
     "digits": {"stages": ((16, 32),), "dense": (64,), "dropout": (0.0,), "padding": "SAME"},
 }
-NETWORKS = tuple(_ARCHITECTURES)
+_RESIDUAL: dict[str, dict[str, Any]] = {
+    # Madry et al. 2018 (arXiv 1706.06083), which names it w32-10: 3 x 5 units of two convolutions, and the stem.
+    "madry_cifar10": {"units": 5, "widths": (160, 320, 640), "negative_slope": 0.1},
+    # The ResNet-20 of stochastic activation pruning (Dhillon et al. 2018, arXiv 1803.01442).
+    "resnet20": {"units": 3},
+}
+NETWORKS = (*_ARCHITECTURES, *_RESIDUAL)
 
 
 @functools.cache
-def build(name: str, num_classes: int, *, lowering: str = "auto") -> ConvNet:
+def build(name: str, num_classes: int, *, lowering: str = "auto") -> ConvNet | ResNet:
     """Makes a network by name; the same object for the same arguments, since programs are compiled for it.
 
     Args:
@@ -109,8 +200,10 @@ def build(name: str, num_classes: int, *, lowering: str = "auto") -> ConvNet:
     Raises:
       ValueError: for an unknown name or fewer than two classes.
     """
-    if name not in _ARCHITECTURES:
+    if name not in NETWORKS:
         raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least two classes, got {num_classes}")
+    if name in _RESIDUAL:
+        return ResNet(num_classes=num_classes, lowering=lowering, **_RESIDUAL[name])
     return ConvNet(num_classes=num_classes, lowering=lowering, **_ARCHITECTURES[name])

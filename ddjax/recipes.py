@@ -8,9 +8,14 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 import optax
+
+from ddjax import models
+from ddjax.defenses import thermometer
 
 # Share of JSMA successes against temperature, towards the nine other classes and with at most 112 features changed.
 _PUBLISHED_SOURCE = "Papernot et al. 2016 (arXiv 1511.04508), Fig. 7, read from lecture slides; full training"
@@ -36,16 +41,25 @@ class Recipe:
       network: a name for `ddjax.models.build`.
       epochs: passes over the training set, for each network.
       batch_size: examples of a step.
-      optimizer: `"sgd"` or `"adam"`.
+      optimizer: `"sgd"`, `"adam"` or `"adadelta"`.
       learning_rate: at the start.
       momentum: of SGD, at the start.
       nesterov: whether the momentum is Nesterov's.
-      decay: multiplies learning rate, and SGD's momentum, at every `decay_epochs`-th epoch.
+      decay: multiplies the learning rate at every `decay_epochs`-th epoch.
       decay_epochs: 0 for never.
+      momentum_decays: whether SGD's momentum is multiplied, too.
+      weight_decay: w in the loss's additional w/2 times the squared norm of the parameters.
       inverse_decay: d in learning_rate / (1 + d step), as in Keras.
       warm_start_epochs: epochs at temperature 1 on the true labels before teacher and student, both from the same
         start.
       augmentation: a name of `ddjax.augmentation.AUGMENTATIONS`, how training images are varied; None for not.
+      transform: a defense of `launch.evaluate` through which training and test images go once, before all else; None
+        for as they are.
+      adversary: a name of `ddjax.defenses.adversarial_training.ADVERSARIES`, which makes adversarial images of every
+        batch; None for clean ones.
+      adversary_epsilon: the radius in Linf, for images in [0, 1].
+      adversary_steps: the steps of the attack.
+      thermometer_levels: of the code of a pixel, where the network learns thermometer codes; 0 for pixels.
       class_weights: whether an example of the true labels weighs the inverse of its class's share, so that all classes
         weigh the same; teachers and students go without.
       image_size: height and width to which images of a folder are resized.
@@ -70,9 +84,16 @@ class Recipe:
     nesterov: bool = False
     decay: float = 1.0
     decay_epochs: int = 0
+    momentum_decays: bool = False
+    weight_decay: float = 0.0
     inverse_decay: float = 0.0
     warm_start_epochs: int = 0
     augmentation: str | None = None
+    transform: str | None = None
+    adversary: str | None = None
+    adversary_epsilon: float = 8 / 255
+    adversary_steps: int = 7
+    thermometer_levels: int = 0
     class_weights: bool = False
     image_size: int | None = None
     skip: int = 0
@@ -82,6 +103,27 @@ class Recipe:
     fgsm_epsilon: float = 0.3
     published_jsma_success: Mapping[str, float] = dataclasses.field(default_factory=dict)
     published_source: str = ""
+
+
+@functools.cache
+def make_network(recipe: Recipe, num_classes: int, channels: int) -> nn.Module:
+    """Builds the network of a recipe; the same object for the same arguments, since programs are compiled for it.
+
+    Args:
+      recipe: the settings.
+      num_classes: the number of logits, at least 2.
+      channels: of the images.
+
+    Returns:
+      The flax module.
+
+    Raises:
+      ValueError: for an unknown network or fewer than two classes.
+    """
+    network = models.build(recipe.network, num_classes)
+    if not recipe.thermometer_levels:
+        return network
+    return thermometer.Encoded(network, levels=recipe.thermometer_levels, channels=channels)
 
 
 @functools.cache
@@ -98,15 +140,26 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
     Raises:
       ValueError: for an unknown optimizer.
     """
+    optimizer = _without_weight_decay(recipe, steps_per_epoch)
+    if recipe.weight_decay:
+        return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optimizer)
+    return optimizer
+
+
+def _without_weight_decay(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
     decayed = lambda start: optax.exponential_decay(
         start, recipe.decay_epochs * steps_per_epoch, recipe.decay, staircase=True
     )
     if recipe.optimizer == "adam":
         return optax.adam(decayed(recipe.learning_rate) if recipe.decay_epochs else recipe.learning_rate)
+    if recipe.optimizer == "adadelta":
+        return optax.adadelta(recipe.learning_rate, rho=0.95)
     if recipe.optimizer != "sgd":
-        raise ValueError(f"unknown optimizer {recipe.optimizer!r}; known: adam, sgd")
+        raise ValueError(f"unknown optimizer {recipe.optimizer!r}; known: adadelta, adam, sgd")
     if recipe.decay_epochs:
         rate, momentum = decayed(recipe.learning_rate), decayed(recipe.momentum)
+        if not recipe.momentum_decays:
+            return optax.sgd(rate, momentum=recipe.momentum or None, nesterov=recipe.nesterov)
         return optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=momentum)
     if recipe.inverse_decay:
         rate = lambda step: recipe.learning_rate / (1 + recipe.inverse_decay * jnp.asarray(step, jnp.float32))
@@ -165,6 +218,7 @@ _PAPERNOT_CIFAR10 = Recipe(
     momentum=0.9,
     decay=0.5,
     decay_epochs=10,
+    momentum_decays=True,
     warm_start_epochs=1,
     skip=5000,
     fgsm_epsilon=0.1,
@@ -230,6 +284,75 @@ _ANIMALS10 = Recipe(
     fgsm_epsilon=8 / 255,
 )
 
+_UNDEFENDED = Recipe(
+    name="undefended",
+    description="""Madry et al.'s wide residual network on CIFAR-10 (arXiv 1706.06083), without a defense: what the
+    broken defenses of CIFAR-10 were built on.
+
+    python -m launch.train --recipe=undefended. Made for a GPU. Published: 95.2 percent accuracy. Their 80,000 steps
+    are 205 epochs; the rate falls after 100 and 200 epochs, theirs after 102 and 154.""",
+    dataset="cifar10",
+    network="madry_cifar10",
+    epochs=205,
+    batch_size=128,
+    optimizer="sgd",
+    learning_rate=0.1,
+    momentum=0.9,
+    decay=0.1,
+    decay_epochs=100,
+    weight_decay=2e-4,
+    augmentation="shifts_and_flips",
+    fgsm_epsilon=8 / 255,
+)
+
+_UNDEFENDED_QUICK = Recipe(
+    name="undefended_quick",
+    description="""A small network on 10,000 training and 1,000 test images of CIFAR-10: the undefended one beside which
+    the broken defenses stand.
+
+    python -m launch.train --recipe=undefended_quick. A few minutes on two CPU cores. The other recipes whose names end
+    in `_quick` and that belong to it are its variations.""",
+    dataset="cifar10",
+    network="small_cifar10",
+    epochs=15,
+    batch_size=128,
+    optimizer="adam",
+    learning_rate=1e-3,
+    augmentation="shifts_and_flips",
+    num_train=10_000,
+    num_test=1_000,
+    fgsm_epsilon=0.031,
+    adversary_epsilon=0.031,
+)
+
+# Name to what it changes of the undefended recipe, and how it is trained.
+_DEFENDED: dict[str, tuple[dict[str, Any], str]] = {
+    "adversarial": ({"adversary": "pgd"}, "by adversarial training, seven steps of PGD"),
+    "thermometer": ({"thermometer_levels": 16}, "on thermometer codes of 16 levels"),
+    "thermometer_adversarial": (
+        {"thermometer_levels": 16, "adversary": "ls_pga"},
+        "on thermometer codes by adversarial training, seven steps of LS-PGA",
+    ),
+    "total_variation": ({"transform": "total_variation"}, "on images after total variation minimization"),
+    "quilting": ({"transform": "quilting"}, "on quilted images"),
+    "crops": ({"augmentation": "crops"}, "on random crops of three quarters of the side"),
+}
+
+
+def _defended(undefended: Recipe) -> list[Recipe]:
+    """The same network trained for each defense that trains its network."""
+    found = []
+    ending = undefended.name.removeprefix("undefended")
+    for name, (changes, how) in _DEFENDED.items():
+        if ending and "adversary" in changes:
+            changes = changes | {"epochs": 6}
+        description = f"""The network of `{undefended.name}` {how}.
+
+    python -m launch.train --recipe={name}{ending}. For `launch.obfuscated{" --quick" if ending else ""}`."""
+        found.append(dataclasses.replace(undefended, name=f"{name}{ending}", description=description, **changes))
+    return found
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
@@ -240,6 +363,10 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             _CARLINI_MNIST,
             _SMALL_MNIST,
             _ANIMALS10,
+            _UNDEFENDED,
+            _UNDEFENDED_QUICK,
+            *_defended(_UNDEFENDED),
+            *_defended(_UNDEFENDED_QUICK),
             dataclasses.replace(
                 _PAPERNOT_MNIST,
                 name="mnist_quick",

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ddjax import models, parallel, recipes, training
+from ddjax import parallel, recipes, training
 
 PathLike = str | os.PathLike[str]
 
@@ -248,7 +248,7 @@ class NetworkSpec:
 
     Attributes:
       recipe: the name of the recipe it was trained with.
-      network: a name for `ddjax.models.build`.
+      network: of the recipe; a name for `ddjax.models.build`.
       dataset: a name for `ddjax.data.load`.
       num_classes: K.
       image_shape: (H, W, C).
@@ -275,7 +275,7 @@ class NetworkSpec:
     def build(self, key: jax.Array) -> training.TrainState:
         """The network before training."""
         recipe = recipes.get(self.recipe)
-        module = models.build(self.network, self.num_classes)
+        module = recipes.make_network(recipe, self.num_classes, self.image_shape[2])
         optimizer = recipes.make_optimizer(recipe, training.steps_per_epoch(self.num_train, self.batch_size))
         return training.create_state(module, optimizer, self.image_shape, key)
 

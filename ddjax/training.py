@@ -50,6 +50,8 @@ class TrainState(train_state.TrainState):
 
 
 Augmentation = Callable[[Float[Array, "B H W C"], Key[Array, " B"]], Float[Array, "B H W C"]]
+# From the network as it is, images, labels and a key for each, to the images that are trained on.
+Adversary = Callable[[LogitsFn, Float[Array, "B H W C"], Int[Array, " B"], Key[Array, " B"]], Float[Array, "B H W C"]]
 Batch = tuple[Num[Array, "B H W C"], Float[Array, "B K"]]
 Scalar = float | Float[Array, ""]
 
@@ -88,7 +90,12 @@ def _compiled_init(module: nn.Module) -> Callable[..., Any]:
 
 
 def train_step(
-    state: TrainState, batch: Batch, temperature: Scalar, *, augment: Augmentation | None = None
+    state: TrainState,
+    batch: Batch,
+    temperature: Scalar,
+    *,
+    augment: Augmentation | None = None,
+    adversary: Adversary | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Takes one optimizer step on the mean cross-entropy of `softmax(logits / temperature)`.
 
@@ -98,6 +105,8 @@ def train_step(
         scaled by its weight where an example has one.
       temperature: T > 0; an argument, so that one compiled step serves every temperature.
       augment: varies images at random, with a key for each.
+      adversary: puts adversarial images in the place of all, after `augment`; it sees the network without dropout and
+        with its running statistics, and the likeliest class of each target as the label.
 
     Returns:
       The state after the step, and the loss before it.
@@ -108,10 +117,13 @@ def train_step(
     size = count if state.statistics else layers.images_at_once(count, images.shape[1:])
     step_key = jax.random.fold_in(state.key, state.step)
     if augment is not None:
-        images = augment(to_float(images), jax.random.split(jax.random.fold_in(step_key, 0xA06), count))
+        images = augment(to_float(images), _keys(step_key, 0xA06, images))
 
     def loss_fn(params: Any, images: Array, targets: Array, key: Array) -> tuple[Array, Any]:
         """The share of the mean that a part of the batch has, and the statistics after it."""
+        if adversary is not None:
+            fooling, keys = bind(state.apply_fn.__self__, state.variables), _keys(key, 0xAD5, images)
+            images = lax.stop_gradient(adversary(fooling, to_float(images), jnp.argmax(targets, axis=1), keys))
         apply = functools.partial(state.apply_fn, train=True, rngs={"dropout": key})
         if state.statistics:
             variables = {"params": params} | state.statistics
@@ -136,6 +148,11 @@ def train_step(
     return state.apply_gradients(grads=gradients, **changed), loss
 
 
+def _keys(key: Array, purpose: int, images: Array) -> Array:
+    """A key for each image."""
+    return jax.random.split(jax.random.fold_in(key, purpose), images.shape[0])
+
+
 def train_epoch(
     state: TrainState,
     images: Num[Array, "N H W C"],
@@ -144,6 +161,7 @@ def train_epoch(
     *,
     batch_size: int,
     augment: Augmentation | None = None,
+    adversary: Adversary | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Trains for one epoch: a scan over a random permutation of the data, which stays on the device.
 
@@ -154,13 +172,15 @@ def train_epoch(
       temperature: T > 0.
       batch_size: the examples of a step, at most N; a rest smaller than that waits for another epoch's permutation.
       augment: as for `train_step`.
+      adversary: as for `train_step`.
 
     Returns:
       The state after the epoch and its mean loss.
     """
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
-        return train_step(state, (images[rows], targets[rows]), temperature, augment=augment)
+        batch = (images[rows], targets[rows])
+        return train_step(state, batch, temperature, augment=augment, adversary=adversary)
 
     state, step_losses = lax.scan(step, state, epoch_rows(state, images.shape[0], batch_size))
     return state, jnp.mean(step_losses)
@@ -200,7 +220,12 @@ class Member(NamedTuple):
 
 
 def train_member(
-    images: Num[Array, "N H W C"], member: Member, *, batch_size: int, augment: Augmentation | None = None
+    images: Num[Array, "N H W C"],
+    member: Member,
+    *,
+    batch_size: int,
+    augment: Augmentation | None = None,
+    adversary: Adversary | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """`train_epoch` of one network of a stack, for `parallel.over_members`.
 
@@ -209,17 +234,24 @@ def train_member(
       member: the network; not trained where it is not live.
       batch_size: the examples of a step, at most N.
       augment: as for `train_step`.
+      adversary: as for `train_step`.
 
     Returns:
       The state after the epoch and its mean loss; NaN where it is not live.
     """
     state, targets, temperature, live = member
-    train = lambda state: train_epoch(state, images, targets, temperature, batch_size=batch_size, augment=augment)
+    settings = {"batch_size": batch_size, "augment": augment, "adversary": adversary}
+    train = lambda state: train_epoch(state, images, targets, temperature, **settings)
     return lax.cond(live, train, _keep, state)
 
 
 def step_member(
-    member: Member, images: Num[Array, "B H W C"], rows: Int[Array, " B"], *, augment: Augmentation | None = None
+    member: Member,
+    images: Num[Array, "B H W C"],
+    rows: Int[Array, " B"],
+    *,
+    augment: Augmentation | None = None,
+    adversary: Adversary | None = None,
 ) -> tuple[TrainState, Float[Array, ""]]:
     """`train_step` of one network of a stack, on images that do not fit the device all at once.
 
@@ -228,12 +260,14 @@ def step_member(
       images: of this step.
       rows: their positions in the training set, as `epoch_rows` gives them.
       augment: as for `train_step`.
+      adversary: as for `train_step`.
 
     Returns:
       The state after the step and the loss before it; NaN where it is not live.
     """
     state, targets, temperature, live = member
-    train = lambda state: train_step(state, (images, targets[rows]), temperature, augment=augment)
+    settings = {"augment": augment, "adversary": adversary}
+    train = lambda state: train_step(state, (images, targets[rows]), temperature, **settings)
     return lax.cond(live, train, _keep, state)
 
 

@@ -87,3 +87,25 @@ def test_each_image_has_its_own_draw_and_an_equal_key_the_same():
 def test_gray_images_are_refused():
     with pytest.raises(ValueError, match="three channels, got 1"):
         augmentation.photographs(IMAGES[..., :1], KEYS[:4])
+
+
+def test_shifts_and_flips_are_all_there_and_move_whole_pixels():
+    # A picture without equal pixels, in which each shift and flip can be recognized.
+    picture = jnp.arange(1.0, 8 * 8 + 1).reshape(1, 8, 8, 1) / 64
+    keys = jax.random.split(jax.random.key(0), 400)
+    found = np.asarray(augmentation.shifts_and_flips(jnp.tile(picture, (400, 1, 1, 1)), keys))[..., 0]
+    padded = np.pad(np.asarray(picture[0, :, :, 0]), 1)
+    expected = [padded[row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
+    expected += [shift[:, ::-1] for shift in expected]
+    matches = np.array([[np.array_equal(one, other) for other in expected] for one in found])
+    np.testing.assert_array_equal(matches.sum(1), 1)
+    assert matches.sum(0).min() > 5
+
+
+def test_crops_enlarge_a_part():
+    # Of a slope, a crop is a slope of three quarters of the steepness.
+    slope = jnp.broadcast_to(jnp.linspace(0.0, 1.0, 32)[None, None, :, None], (20, 32, 32, 1))
+    found = np.asarray(augmentation.crops(slope, KEYS[:20]))[:, 16, :, 0]
+    steps = np.median(np.abs(np.diff(found, axis=1)), axis=1)
+    np.testing.assert_allclose(steps, 0.75 / 31, rtol=1e-3)
+    assert len(np.unique(found[:, 16])) > 5

@@ -6,6 +6,17 @@ import pytest
 
 from ddjax import models
 
+
+def residual(units, width, stages):
+    """The parameters of all units, and of the last normalization, with two means and variances a channel each."""
+    total = 0
+    for stage in stages:
+        for _ in range(units):
+            total += 4 * width + 9 * width * stage + stage + 4 * stage + 9 * stage * stage + stage
+            width = stage
+    return total + 4 * width
+
+
 # The number of parameters follows from the papers' tables: convolutions, then the flattened features times the dense
 # layers.
 PARAMETERS = {
@@ -28,6 +39,15 @@ PARAMETERS = {
         + 4097 * 4096
         + 4097 * 10,
     ),
+    "lid_mnist": (28, 1, 640 + 36928 + (12 * 12 * 64 + 1) * 128 + 129 * 10),
+    "lid_cifar10": (
+        32,
+        3,
+        896 + 9248 + 18496 + 36928 + 73856 + 147584 + (2048 + 1) * 1024 + 1025 * 512 + 513 * 10,
+    ),
+    "small_cifar10": (32, 3, 896 + 9248 + 18496 + 36928 + (4096 + 1) * 128 + 129 * 10),
+    "madry_cifar10": (32, 3, 448 + residual(5, 16, (160, 320, 640)) + 641 * 10),
+    "resnet20": (32, 3, 448 + residual(3, 16, (16, 32, 64)) + 65 * 10),
     "digits": (8, 1, 160 + 4640 + (512 + 1) * 64 + 65 * 10),
 }
 
@@ -112,3 +132,50 @@ def test_bad_arguments():
     variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(flax.errors.ScopeParamShapeError):
         module.apply(variables, jnp.zeros((1, 8, 8, 3)))
+
+
+RESIDUAL = models.ResNet(num_classes=3, units=2, stem=4, widths=(4, 6, 8))
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return RESIDUAL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+
+
+class TestResNet:
+    @pytest.fixture
+    def images(self):
+        return jax.random.uniform(jax.random.key(1), (3, 8, 8, 3))
+
+    def test_each_image_is_standardized(self, variables, images):
+        logits = RESIDUAL.apply(variables, images)
+        np.testing.assert_allclose(RESIDUAL.apply(variables, 0.5 * images + 0.2), logits, atol=1e-4)
+        assert np.abs(np.diff(logits, axis=0)).max() > 1e-3
+
+    def test_a_constant_image_has_a_finite_gradient(self, variables):
+        gradient = jax.grad(lambda x: RESIDUAL.apply(variables, x).sum())(jnp.full((1, 8, 8, 3), 0.5))
+        assert np.isfinite(gradient).all()
+
+    def test_without_branches_it_is_the_shortcuts(self, variables, images):
+        # The branches end in convolutions: with zero kernels they add nothing. Left are stem, shortcuts and end.
+        params = jax.tree.map(jnp.zeros_like, variables["params"])
+        for name in ("Conv_0", "Dense_0"):
+            params[name] = variables["params"][name]
+        for name in params:
+            if name.startswith("BatchNorm"):
+                params[name]["scale"] = jnp.ones_like(params[name]["scale"])
+        assert {"Conv_0", "Dense_0", "BatchNorm_0"} <= set(params)
+        stem = images - images.mean((1, 2, 3), keepdims=True)
+        stem = stem / images.std((1, 2, 3), keepdims=True)
+        kernel, bias = params["Conv_0"]["kernel"], params["Conv_0"]["bias"]
+        hidden = jax.lax.conv_general_dilated(stem, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        relu = lambda x: np.maximum(x, 0) / np.sqrt(1.001)
+        hidden = relu(np.asarray(hidden) + np.asarray(bias))
+        for pad in (1, 1):
+            hidden = hidden.reshape(3, hidden.shape[1] // 2, 2, hidden.shape[2] // 2, 2, -1).mean((2, 4))
+            hidden = np.pad(hidden, ((0, 0), (0, 0), (0, 0), (pad, pad)))
+        hidden = (relu(hidden) * 1.0).mean((1, 2))
+        kernel, bias = (np.asarray(params["Dense_0"][name]) for name in ("kernel", "bias"))
+        expected = hidden @ kernel + bias
+        found = RESIDUAL.apply({"params": params, "batch_stats": variables["batch_stats"]}, images)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)

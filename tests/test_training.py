@@ -6,7 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from ddjax import data, layers, training
+from ddjax import data, layers, losses, training
+from ddjax.defenses import adversarial_training
 from ddjax.models import ConvNet
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -231,3 +232,51 @@ def test_noise_keeps_dtype_and_range_and_has_its_deviation(dtype):
     np.testing.assert_array_equal(training.with_noise(images, 0.0, jax.random.key(0)), images)
     with pytest.raises(ValueError, match="at least 0 and finite, got -1"):
         training.with_noise(images, -1.0, jax.random.key(0))
+
+
+class TestAdversary:
+    def step(self, adversary, size=16):
+        state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
+        images = IMAGES[:size].astype(jnp.float32) / 255
+        return state, images, training.train_step(state, (images, TARGETS[:size]), 1.0, adversary=adversary)
+
+    def test_trains_on_its_images_alone(self):
+        _, images, (stepped, loss) = self.step(lambda logits_fn, images, labels, keys: 1 - images)
+        state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
+        expected, expected_loss = training.train_step(state, (1 - images, TARGETS[:16]), 1.0)
+        assert_equal(stepped, expected)
+        np.testing.assert_array_equal(loss, expected_loss)
+
+    def test_sees_the_network_in_use_the_labels_and_a_key_for_each_image(self):
+        seen = {}
+
+        def adversary(logits_fn, images, labels, keys):
+            seen.update(logits=logits_fn(images), labels=labels, keys=keys)
+            return images
+
+        # Outside of the gradient, where values can be looked at.
+        with jax.ensure_compile_time_eval():
+            state, images, _ = self.step(jax.tree_util.Partial(adversary))
+        in_use = NORMALIZED.apply(state.variables, images)
+        np.testing.assert_allclose(seen["logits"], in_use, rtol=1e-5)
+        np.testing.assert_array_equal(seen["labels"], np.argmax(TARGETS[:16], axis=1))
+        assert len(np.unique(jax.random.key_data(seen["keys"]), axis=0)) == 16
+
+    def test_adversarial_training_lowers_the_loss_under_attack(self):
+        def attacked_loss(state):
+            keys = jax.random.split(jax.random.key(9), 50)
+            images, labels = IMAGES.astype(jnp.float32) / 255, jnp.argmax(TARGETS, axis=1)
+            logits_fn = training.logits_fn(state)
+            found = adversarial_training.pgd_examples(logits_fn, images, labels, keys, epsilon=0.1, num_steps=7)
+            assert np.abs(found - images).max() <= 0.1 + 1e-6
+            return float(jnp.mean(losses.cross_entropy(logits_fn(found), labels)))
+
+        adversary = functools.partial(adversarial_training.pgd_examples, epsilon=0.1, num_steps=3)
+        trained = []
+        for given in (None, adversary):
+            epoch = jax.jit(functools.partial(training.train_epoch, batch_size=25, adversary=given))
+            state = fresh()
+            for _ in range(25):
+                state, _ = epoch(state, IMAGES, TARGETS, 1.0)
+            trained.append(attacked_loss(state))
+        assert trained[1] < 0.9 * trained[0]

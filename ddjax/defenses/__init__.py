@@ -1,15 +1,24 @@
-"""Defenses that transform what the classifier sees: one paper, one file.
+"""Defenses: one paper, one file.
 
-A defense is a function of images, a `ddjax.classifier.Transform`, or one that asks the classifier about several such.
-As it is deployed it is `classifier.transformed(logits_fn, transform)` or, where it is random,
-`classifier.randomized(logits_fn, transform)`; an attack that knows it looks through `aware` and `attacks.expectation`.
+Most are functions of images, a `ddjax.classifier.Transform`. As it is deployed it is
+`classifier.transformed(logits_fn, transform)` or, where it is random, `classifier.randomized(logits_fn, transform)`; an
+attack that knows it looks through `aware` and `attacks.expectation`. Some make of a classifier a random one themselves:
+`WRAPPERS`. Others are detectors beside the classifier, `squeezing` and `lid`, or ways to train it:
+`adversarial_training`, `thermometer`.
 """
 
 import inspect
 
 from ddjax.attacks import bpda
 from ddjax.classifier import Transform, transform
-from ddjax.defenses import feature_distillation, squeezing
+from ddjax.defenses import (
+    activation_pruning,
+    feature_distillation,
+    input_transformations,
+    jpeg,
+    randomization,
+    squeezing,
+)
 
 # The transforms by the name that launchers use.
 TRANSFORMS = {
@@ -18,9 +27,26 @@ TRANSFORMS = {
     "feature_distillation_grid": feature_distillation.distill_and_distort,
     "random_grid": feature_distillation.random_grid,
     "random_jitter": feature_distillation.random_jitter,
+    "truncate_bit_depth": input_transformations.truncate_bit_depth,
+    "jpeg": jpeg.jpeg,
+    "total_variation": input_transformations.total_variation,
+    "resize_and_pad": randomization.resize_and_pad,
+}
+# From a classifier, and in the case of quilting its patches, to a `classifier.Randomized`.
+WRAPPERS = {
+    "activation_pruning": activation_pruning.pruned,
+    "crop_ensemble": input_transformations.crop_ensemble,
+    "quilting": input_transformations.quilted,
 }
 # Those without a useful gradient, which about give back what they are given.
-_SHATTERED = (squeezing.reduce_bit_depth, squeezing.binarize, feature_distillation.distill_features)
+_SHATTERED = (
+    squeezing.reduce_bit_depth,
+    squeezing.binarize,
+    feature_distillation.distill_features,
+    input_transformations.truncate_bit_depth,
+    input_transformations.total_variation,
+    jpeg.jpeg,
+)
 
 
 def is_random(defense: Transform) -> bool:

@@ -9,6 +9,7 @@ from sklearn import metrics as sklearn_metrics
 
 from ddjax import figures
 from ddjax.report import page
+from ddjax.report.masking import light_row, lights_table
 from ddjax.report.page import Row, listed, percent
 
 HEADING = "Attacks against defenses"
@@ -38,7 +39,10 @@ def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path
         page.section("Figures", page.show_figures(drawn, workdir)),
     ]
     if rows:
-        written.append(page.section("Matrix", f"{page.grid(*_table(rows))}\n{page.note(_NOTE)}"))
+        written.append(page.section("Matrix", f"{page.grid(*_table(records))}\n{page.note(_NOTE)}"))
+    lights = lights_table(records, "network", "defense")
+    if lights:
+        written.append(page.section("Masked gradients", lights))
     detectors = _detectors(records)
     if detectors:
         header = ["network", "detector", "threshold", "false positives", "attack", "", "detected", "AUC"]
@@ -49,7 +53,7 @@ def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path
 def readme_table(records: Sequence[Record], config: Mapping[str, Any]) -> str:
     """The matrix as a Markdown table."""
     del config
-    return page.markdown(*_table(_rows(records)))
+    return page.markdown(*_table(records))
 
 
 _CAPTION = (
@@ -103,12 +107,20 @@ def _rows(records: Sequence[Record]) -> list[Row]:
     return list(found.values())
 
 
+def _lights(records: Sequence[Record], row: Row) -> str:
+    titles = _titles(records)
+    where = (row["network"], row["defense"])
+    lights = [record for record in records if record.get("measure") == "light"]
+    return light_row([light for light in lights if (titles[light["network"]], light["defense"]) == where])
+
+
 def _flat(record: Record) -> Row:
     return {key: value for key, value in page.without_seconds(record).items() if key not in ("file", "judged")}
 
 
-def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and cells, an attack a column with both kinds of knowledge."""
+def _table(records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells, an attack a column with both kinds of knowledge, and the lights of masked gradients."""
+    rows = _rows(records)
     attacks = list(
         dict.fromkeys(name.rsplit(" ", 1)[0] for row in rows for name in row if name.endswith((" unaware", " aware")))
     )
@@ -118,7 +130,12 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     for row in rows:
         both = (" / ".join(shown(row.get(f"{attack} {word}")) for word in _KNOWLEDGE.values()) for attack in attacks)
         cells.append([row["network"], row["defense"], shown(row.get("clean")), *both])
-    return ["network", "defense", "clean", *_short(attacks).values()], cells
+    header = ["network", "defense", "clean", *_short(attacks).values()]
+    lights = [_lights(records, row) for row in rows]
+    if any(lights):
+        header.append("lights")
+        cells = [[*line, shown] for line, shown in zip(cells, lights, strict=True)]
+    return header, cells
 
 
 def _detectors(records: Sequence[Record]) -> list[list[str]]:
