@@ -25,7 +25,7 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, certify, data, metrics, parallel, runs, training
-from launch import attacking, common
+from launch import attacking, common, loading
 
 FLAGS = flags.FLAGS
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one network's checkpoints.")
@@ -60,8 +60,8 @@ def main() -> None:
         "matmul_precision": FLAGS.matmul_precision,
     }
     runs.check_workdir(workdir, flags_of_run)
-    test = common.load_split(dataset, "test", num_examples, spec.image_shape[0])
-    common.check_fits(_CHECKPOINT.value, spec, test)
+    test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
+    loading.check_fits(_CHECKPOINT.value, spec, test)
     state, spec = runs.load_network(_CHECKPOINT.value)
     logits_fn = training.logits_fn(state)
     for text, attack in parsed.items():

@@ -27,7 +27,7 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from ddjax import data, losses, parallel, recipes, runs, training
-from launch import common
+from launch import common, loading
 from launch.benchmarks import attacks, growth, measure, peers
 from launch.benchmarks import training as training_works
 from launch.trainer import Trainer
@@ -63,12 +63,12 @@ def main() -> None:
         flags_of_run["checkpoint"] = str(pathlib.Path(_CHECKPOINT.value).resolve())
     workdir = common.workdir("benchmark")
     runs.check_workdir(workdir, flags_of_run)
-    train, test = common.load_data(recipe)
-    common.check_network(recipe, train)
+    train, test = loading.load_data(recipe)
+    loading.check_network(recipe, train)
     if max((batch for batch in batches if batch), default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"cores": parallel.cores()})
+    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:
         state = Trainer(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.

@@ -16,7 +16,7 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, runs, training
-from launch import attacking, common
+from launch import attacking, common, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -79,14 +79,14 @@ def main() -> None:
     flags_of_run |= common.flags_of_training("batch_size") | {"num_examples": num_examples}
     workdir = common.workdir("carlini")
     runs.check_workdir(workdir, flags_of_run)
-    train, test = common.load_data(recipe)
-    common.check_network(recipe, train)
-    attacked = common.first(test, num_examples)
+    train, test = loading.load_data(recipe)
+    loading.check_network(recipe, train)
+    attacked = loading.first(test, num_examples)
     settings = {
         name: attack.numbers | attack.words | getattr(attack.function, "settings", {})
         for name, (attack, _) in _attacks(_QUICK.value).items()
     }
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"attacks": settings})
+    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"attacks": settings})
     trainer = Trainer(run, recipe, train)
     baseline = trainer.plain(FLAGS.seed)
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)

@@ -1,5 +1,6 @@
 """Defenses from their names, as they are deployed and as an attack that knows them looks through them."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -10,16 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, defenses
+from ddjax import attacks, classifier, data, defenses
 from ddjax.classifier import Transform
-from ddjax.defenses import squeezing
+from ddjax.defenses import input_transformations, squeezing, thermometer
 from launch import attacking, common
 
 FLAGS = flags.FLAGS
-NAMES = ("none", "squeezing", *defenses.TRANSFORMS)
+NAMES = ("none", "squeezing", *defenses.TRANSFORMS, *defenses.WRAPPERS, "thermometer")
 _DETECTOR_SETTINGS = {"squeezers": "", "threshold": 0.0, "false_positive_rate": 0.05}
+# What the database of quilting is made with.
+_OF_DATABASE = {"num_patches": 10_000, "patch": 5}
+_OF_CROPS = {"size": 24}
+_THERMOMETER = {"levels": 16}
 # Keys of the draws that judge are others than those of the draws that attack.
-_JUDGING, _ATTACKING = 0x1D6E, 0xA77A
+_JUDGING, _ATTACKING, _DATABASE, _TRAINING = 0x1D6E, 0xA77A, 0xDA7A, 0x7841
 
 
 class Defense(NamedTuple):
@@ -28,6 +33,9 @@ class Defense(NamedTuple):
     Attributes:
       text: as the flag has it.
       transform: what is done to images; None for the network as it is, or with a detector beside it.
+      wrapper: one of `defenses.WRAPPERS`, for a defense that is more than a transform; empty for none.
+      settings: of the wrapper.
+      patches: the database of quilting, which `prepared` makes.
       squeezers: of the detector; empty where there is none.
       threshold: of the detector; None to calibrate it.
       false_positive_rate: for which it is calibrated.
@@ -35,6 +43,9 @@ class Defense(NamedTuple):
 
     text: str
     transform: Transform | None = None
+    wrapper: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    patches: np.ndarray | None = None
     squeezers: tuple[Transform, ...] = ()
     threshold: float | None = None
     false_positive_rate: float = 0.05
@@ -54,22 +65,15 @@ def parse_defense(text: str, dataset: str) -> Defense:
     name = text.partition(":")[0]
     if name not in NAMES:
         raise ValueError(f"unknown defense {name!r}; known: {', '.join(NAMES)}")
-    function = defenses.TRANSFORMS.get(name)
-    defaults: dict[str, Any] = _DETECTOR_SETTINGS if name == "squeezing" else {}
-    if function is not None:
-        defaults = {
-            parameter.name: parameter.default
-            for parameter in inspect.signature(function).parameters.values()
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-            and isinstance(parameter.default, bool | int | float | str)
-            and parameter.name != "straight_through"
-        }
+    defaults = _defaults(name)
     settings = {
         key: attacking.read_setting(f"--defense={text}", key, value, defaults[key])
         for key, value in attacking.read_pairs("defense", text, defaults)
     }
-    if function is not None:
-        return Defense(text, classifier.transform(function, **settings))
+    if name in (*defenses.WRAPPERS, "thermometer"):
+        return Defense(text, wrapper=name, settings=tuple(sorted(settings.items())))
+    if name in defenses.TRANSFORMS:
+        return Defense(text, classifier.transform(defenses.TRANSFORMS[name], **settings))
     if name == "none":
         return Defense(text)
     names = settings.pop("squeezers", "+".join(squeezing.JOINT.get(dataset, squeezing.JOINT["mnist"])))
@@ -79,17 +83,83 @@ def parse_defense(text: str, dataset: str) -> Defense:
     if not 0 <= rate < 1:
         raise ValueError(f"--defense={text}: a false-positive rate must be in [0, 1), got {rate}")
     squeezers = tuple(squeezing.squeezer(each) for each in names.split("+"))
-    return Defense(text, None, squeezers, settings.get("threshold"), rate)
+    return Defense(text, squeezers=squeezers, threshold=settings.get("threshold"), false_positive_rate=rate)
 
 
-def deployed(defense: Defense, logits_fn: Any) -> Any:
-    """The classifier that a user of the defense has; where it is random, one draw of each image."""
+def _defaults(name: str) -> dict[str, Any]:
+    """The settings that a defense takes from a flag, with their defaults."""
+    if name == "squeezing":
+        return _DETECTOR_SETTINGS
+    if name == "thermometer":
+        return _THERMOMETER
+    function = defenses.TRANSFORMS.get(name) or defenses.WRAPPERS.get(name)
+    if function is None:
+        return {}
+    found = {
+        # Sides that follow from the image where they are not given.
+        parameter.name: 0 if parameter.default is None else parameter.default
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        and isinstance(parameter.default, bool | int | float | str | None)
+        and parameter.name != "straight_through"
+    }
+    return found | {"quilting": _OF_DATABASE, "crop_ensemble": _OF_CROPS}.get(name, {})
+
+
+def prepared(defense: Defense, images: np.ndarray) -> Defense:
+    """The defense with what it takes from training images, the patches of quilting."""
+    if defense.wrapper != "quilting":
+        return defense
+    settings = {name: dict(defense.settings).get(name, default) for name, default in _OF_DATABASE.items()}
+    patches = input_transformations.patch_database(jnp.asarray(data.to_float(images)), _key(_DATABASE), **settings)
+    return defense._replace(patches=np.asarray(patches))
+
+
+def deployed(defense: Defense, logits_fn: Any, draws: int = 1) -> Any:
+    """The classifier that a user of the defense has; where it is random, one draw of each image or the mean of more."""
+    defended = _defended(defense, logits_fn)
+    if not isinstance(defended, classifier.Randomized):
+        return defended
+    return attacks.expectation(defended, _key(_JUDGING), num_samples=draws)
+
+
+def naive(defense: Defense, logits_fn: Any) -> Any:
+    """The deployed classifier as an attack sees it that takes its gradients for what they are, and its draw for all."""
+    defended = _defended(defense, logits_fn)
+    if not isinstance(defended, classifier.Randomized):
+        return defended
+    return attacks.single_draw(defended, _key(_ATTACKING))
+
+
+def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
+    """The deployed classifier as an attack that knows it sees it: by BPDA, and by an expectation over draws."""
+    if defense.wrapper == "thermometer":
+        return thermometer.aware(logits_fn, **dict(defense.settings))
+    seen = _defended(defense, logits_fn, aware=True)
+    if not isinstance(seen, classifier.Randomized):
+        return seen
+    return attacks.expectation(seen, _key(_ATTACKING), num_samples=samples)
+
+
+def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
+    """The network behind the defense, a `Randomized` where that is random."""
+    settings = dict(defense.settings)
+    if defense.wrapper == "quilting":
+        if defense.patches is None:
+            raise ValueError("quilting needs its patches: pass the defense through `prepared`")
+        given = {name: value for name, value in settings.items() if name not in _OF_DATABASE}
+        patches = jnp.asarray(defense.patches)
+        return input_transformations.quilted(logits_fn, patches, **given, straight_through=aware)
+    if defense.wrapper == "crop_ensemble":
+        return input_transformations.crop_ensemble(logits_fn, **_OF_CROPS | settings)
+    if defense.wrapper in defenses.WRAPPERS:
+        return defenses.WRAPPERS[defense.wrapper](logits_fn, **settings)
     if defense.transform is None:
         return logits_fn
-    if not defenses.is_random(defense.transform):
-        return classifier.transformed(logits_fn, defense.transform)
-    random = classifier.randomized(logits_fn, defense.transform)
-    return attacks.expectation(random, _key(_JUDGING), num_samples=1)
+    transform = defenses.aware(defense.transform) if aware else defense.transform
+    if defenses.is_random(defense.transform):
+        return classifier.randomized(logits_fn, transform)
+    return classifier.transformed(logits_fn, transform)
 
 
 def aware(
@@ -122,13 +192,7 @@ def aware(
         return known._replace(function=_on_detector(attack.function)), logits_fn
     if defense.squeezers:
         return attack, squeezing.joint_classifier(logits_fn, defense.squeezers)
-    if defense.transform is None:
-        return attack, logits_fn
-    through = defenses.aware(defense.transform)
-    if not defenses.is_random(defense.transform):
-        return attack, classifier.transformed(logits_fn, through)
-    random = classifier.randomized(logits_fn, through)
-    return attack, attacks.expectation(random, _key(_ATTACKING), num_samples=samples)
+    return attack, seen_through(defense, logits_fn, samples)
 
 
 def _undetected(
@@ -159,10 +223,53 @@ def view(defense: Defense, images: np.ndarray) -> np.ndarray | None:
     """Images as the defended network, or else its detector's first squeezer, shows them; None where as they are."""
     if defense.squeezers:
         return np.asarray(defense.squeezers[0](jnp.asarray(images)))
-    if defense.transform is None:
+    if defense.wrapper == "thermometer":
+        levels = dict(defense.settings)
+        return np.asarray(thermometer.decode(thermometer.encode(jnp.asarray(images), **levels), **levels))
+    if defense.transform is None and defense.patches is None:
         return None
-    keys = [jax.random.split(_key(_JUDGING), len(images))] if defenses.is_random(defense.transform) else []
-    return np.asarray(defense.transform(jnp.asarray(images), *keys))
+    keys = jax.random.split(_key(_JUDGING), len(images))
+    patches = () if defense.patches is None else (jnp.asarray(defense.patches),)
+    return np.asarray(_transform(defense, jnp.asarray(images), keys, *patches))
+
+
+def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
+    """A data set as the defended network sees it, in bytes; where the defense is random, by one draw of each image.
+
+    Raises:
+      ValueError: for a defense that does not transform images, or images on disk, which may not fit into memory.
+    """
+    if defense.transform is None and defense.patches is None:
+        raise ValueError(f"{defense.text} does not transform images")
+    if dataset.on_disk:
+        raise ValueError(f"{defense.text} needs the images in memory: give --num_train")
+    key_data = jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, _key(_TRAINING)))(dataset.indices))
+    given = () if defense.patches is None else (defense.patches,)
+    description = f"{dataset.name} through {defense.text}"
+    with common.progress(len(dataset), description, "image") as bar:
+        shown = common.evaluate(
+            _shown(defense._replace(patches=None)), given, dataset.images, np.asarray(key_data), progress=bar.update
+        )
+    return dataclasses.replace(dataset, images=shown)
+
+
+@functools.cache
+def _shown(defense: Defense) -> Callable[..., jax.Array]:
+    """The transform as one object for one program, from and to bytes."""
+
+    def show(given: tuple[jax.Array, ...], images: jax.Array, key_data: jax.Array) -> jax.Array:
+        seen = _transform(defense, data.to_float(images), jax.random.wrap_key_data(key_data), *given)
+        return jnp.round(255 * seen).astype(jnp.uint8)
+
+    return show
+
+
+def _transform(defense: Defense, images: jax.Array, keys: jax.Array, *patches: jax.Array) -> jax.Array:
+    """What the transform or the quilting of a defense makes of images."""
+    if defense.transform is None:
+        settings = {name: value for name, value in defense.settings if name not in _OF_DATABASE}
+        return input_transformations.quilt(images, keys, *patches, **settings)
+    return defense.transform(images, keys) if defenses.is_random(defense.transform) else defense.transform(images)
 
 
 @functools.cache

@@ -9,7 +9,7 @@ test accuracies, and a checkpoint of each under `checkpoints/` for `launch.attac
 from absl import flags
 
 from ddjax import classifier
-from launch import common
+from launch import common, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -27,7 +27,7 @@ def main() -> None:
         raise ValueError(f"--finetune_epochs={_FINETUNE_EPOCHS.value} must be at least 0, and goes with --label_noise")
     # The plain method's runs are told by the temperature alone.
     names = ("label_noise", "finetune_epochs") if _LABEL_NOISE.value else ()
-    run, recipe, train, test = common.open_training_run("distill", "temperature", *names)
+    run, recipe, train, test = loading.open_training_run("distill", "temperature", *names)
     trainer, chosen = Trainer(run, recipe, train), (FLAGS.seed, _TEMPERATURE.value)
     if _LABEL_NOISE.value:
         networks = trainer.distilled_with_noise(*chosen, _LABEL_NOISE.value, _FINETUNE_EPOCHS.value)

@@ -12,6 +12,9 @@ are broken from the start. Attacks that look for the least distance break an exa
 of both kinds, since they can still attack as if it were not there. Detectors are calibrated on `--num_calibration`
 training images and judged on test images.
 
+`--masking` looks for the behaviors that give masked gradients away, by `ddjax.masking` with the network's own gradients
+and a substitute that is trained on its answers; each is a light, green, yellow or red.
+
 `--quick` takes 8 draws. Writes `results.jsonl`, `matrix.csv` and `report.html`. A run that was stopped goes on when it
 is started again.
 """
@@ -26,10 +29,10 @@ import numpy as np
 from absl import flags
 from sklearn import metrics as sklearn_metrics
 
-from ddjax import attacks, data, metrics, runs, training
+from ddjax import attacks, data, metrics, recipes, runs, training
 from ddjax.attacks import base
 from ddjax.defenses import squeezing
-from launch import attacking, common, defending
+from launch import attacking, common, defending, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
@@ -40,6 +43,7 @@ _BUDGET_LINF = flags.DEFINE_float("budget_linf", None, "In Linf; default: 0.3 fo
 _SAMPLES = flags.DEFINE_integer("samples", 30, "The draws of an expectation.")
 _CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training images for a detector's threshold.")
 _EIGHT_BITS = flags.DEFINE_bool("eight_bits", False, "Rounds adversarial images to 8 bits before they are judged.")
+_MASKING = flags.DEFINE_bool("masking", False, "Looks for the behaviors that give masked gradients away.")
 _QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
 _QUICK_SAMPLES = 8
 # The norm in which an attack's distance must be within the budget; other attacks have a budget of their own.
@@ -66,7 +70,7 @@ def main() -> None:
     """Fills the matrix."""
     if not _CHECKPOINTS.value:
         raise ValueError("--checkpoint must name the directory of a network's checkpoints")
-    if not _ATTACKS.value:
+    if not _ATTACKS.value and not _MASKING.value:
         raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
     for name, values in (
         ("checkpoint", _CHECKPOINTS.value),
@@ -105,15 +109,18 @@ def main() -> None:
         "batch_size": FLAGS.batch_size,
         "matmul_precision": FLAGS.matmul_precision,
     } | {f"budget_{norm}": budget for norm, budget in budgets.items()}
+    if _MASKING.value:
+        flags_of_run |= {"masking": True} | substitutes.flags_of_run()
     runs.check_workdir(workdir, flags_of_run)
-    load = lambda split, count: common.load_split(dataset, split, count, first.image_shape[0])
+    load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        common.check_fits(directory, spec, test)
+        loading.check_fits(directory, spec, test)
     loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
         how = attacking.resolve_targets("auto", attack.name)
         attacking.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
+    known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
     for defense in known.values():
         image = jax.ShapeDtypeStruct((1, *first.image_shape), np.float32)
         jax.eval_shape(defending.deployed(defense, training.logits_fn(loaded[0])), image)
@@ -138,7 +145,10 @@ def main() -> None:
             settings = dataclasses.asdict(spec) | {"network": network.name, "architecture": spec.network}
             run.append(measure="network", title=name, **settings)
         for defense in known.values():
-            _Row(run, network, defense, test, calibration, budgets, samples).fill(parsed)
+            row = _Row(run, network, defense, test, calibration, budgets, samples)
+            row.fill(parsed)
+            if _MASKING.value:
+                row.look_for_masking(recipes.get(spec.recipe))
     common.write_report(run)
 
 
@@ -171,9 +181,25 @@ class _Row:
             self._look_at_clean_images()
             for text, knows in missing:
                 self._measure(text, parsed[text], knows)
-        for knows in (False, True):
+        for knows in (False, True) if cells else ():
             # Who knows the defense can still attack as if it were not there.
             self._worst([self._find(*cell) for cell in cells if cell[1] <= knows], knows)
+
+    def look_for_masking(self, recipe: recipes.Recipe) -> None:
+        """Measures the lights of the defended network; a detector beside it has no part in them."""
+        if self._run.find(measure="masking", **self._where) is not None:
+            return
+        name = _file_name(*self._where.values())
+        queries = substitutes.queries(self._test.name, recipe)
+        masks.measure(
+            self._run,
+            self._where,
+            defending.naive(self._defense, self._network.logits_fn),
+            defending.deployed(self._defense, self._network.logits_fn, masks.DRAWS),
+            self._test,
+            substitute=substitutes.train(self._run, name, recipe, self._classifier, queries),
+            epsilon=self._budgets["linf"],
+        )
 
     def _find(self, text: str, knows: bool) -> dict[str, Any] | None:
         return self._run.find(measure="evaluate", attack=text, aware=knows, **self._where)
@@ -185,12 +211,12 @@ class _Row:
         )
         decisions, flagged, scores = self._judge(images)
         self._clean_broken = (decisions != self._test.labels) | flagged
-        record = self._where | _rate("accuracy", int((~self._clean_broken).sum()), len(images))
+        record = self._where | metrics.rate_fields("accuracy", int((~self._clean_broken).sum()), len(images))
         if scores is not None:
             self._clean_scores = scores
             file = self._file("clean")
             self._run.save_arrays(file, scores=scores)
-            record |= _rate("false_positive", int(flagged.sum()), len(images))
+            record |= metrics.rate_fields("false_positive", int(flagged.sum()), len(images))
             record |= {"threshold": self._threshold, "scores": f"{file}.npz"}
         if self._run.find(measure="clean", **self._where) is None:
             self._run.append(measure="clean", **record)
@@ -251,7 +277,7 @@ class _Row:
         np.logical_or.at(broken, rows, broke)
         tried = ~self._clean_broken
         record = self._where | {"attack": text, "aware": knows}
-        record |= _rate("accuracy", int((~broken).sum()), len(broken))
+        record |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
         record["success"] = metrics.success_rate(broken, tried).value
         record["mean_l2"] = float(np.asarray(moved.l2)[broke].mean()) if broke.any() else None
         record["mean_linf"] = float(np.asarray(moved.linf)[broke].mean()) if broke.any() else None
@@ -263,7 +289,7 @@ class _Row:
             # Beside a detector, the network decides as it does without.
             fooled = (decisions != labels) & within
             fooled &= metrics.correct(self._network.logits, self._test.labels)[rows]
-            record |= _rate("detection", int((fooled & flagged).sum()), int(fooled.sum()))
+            record |= metrics.rate_fields("detection", int((fooled & flagged).sum()), int(fooled.sum()))
             record["auc"] = _auc(self._clean_scores, scores[fooled])
             extra = {"scores": scores, "fooled": fooled}
         self._run.save_arrays(f"{file}_judged", broken=broken, **extra)
@@ -281,7 +307,7 @@ class _Row:
         """The worst case of each example over all attacks of this command."""
         records = [record for record in found if record is not None]
         broken = [self._run.load_arrays(record["judged"].removesuffix(".npz"))["broken"] for record in records]
-        rate = _rate("accuracy", int((~np.any(broken, axis=0)).sum()), len(self._test))
+        rate = metrics.rate_fields("accuracy", int((~np.any(broken, axis=0)).sum()), len(self._test))
         over = list(dict.fromkeys(record["attack"] for record in records))
         record = self._where | {"aware": knows, "attacks": over} | rate
         if self._run.find(measure="worst", **record) is None:
@@ -289,15 +315,13 @@ class _Row:
 
 
 def _image_file(*words: str) -> str:
-    """Where arrays of this name are in a run, without what a file name cannot hold."""
-    return "images/" + re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words))
+    """Where arrays of this name are in a run."""
+    return f"images/{_file_name(*words)}"
 
 
-def _rate(name: str, successes: int, n: int) -> dict[str, Any]:
-    """A share with its 95 percent interval, as fields of a record."""
-    low, high = metrics.wilson_interval(successes, n)
-    share = successes / n if n else None
-    return {name: share, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
+def _file_name(*words: str) -> str:
+    """Words without what a file name cannot hold."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words))
 
 
 def _auc(clean: np.ndarray, adversarial: np.ndarray) -> float | None:

@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
-from launch import common
+from launch import common, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -64,15 +64,15 @@ def main() -> None:
             raise ValueError(f"--shard={_SHARD.value}: there are only {len(seeds) * (1 + len(temperatures))} networks")
         flags_of_run |= {"shard": _SHARD.value}
     runs.check_workdir(workdir, flags_of_run)
-    train, test = common.load_data(recipe)
-    common.check_network(recipe, train)
+    train, test = loading.load_data(recipe)
+    loading.check_network(recipe, train)
     per_class = _images_per_class(test.num_classes)
     features = int(np.prod(train.image_shape))
     if not 2 <= recipe.jsma_features <= features:
         raise ValueError(
             f"recipe {recipe.name} lets JSMA change {recipe.jsma_features} features; images have {features}"
         )
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test))
+    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test))
     sweep = _Sweep(run, recipe, train, test, per_class)
     sweep.train(rows)
     with common.progress(len(rows), "attacks", "network") as bar:

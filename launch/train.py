@@ -9,7 +9,7 @@ decoded, read and trained on is told and recorded.
 from absl import flags
 
 from ddjax import classifier
-from launch import common
+from launch import common, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -19,7 +19,7 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature i
 def main() -> None:
     """Trains one network and measures its accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
-    run, recipe, train, test = common.open_training_run("train", "temperature")
+    run, recipe, train, test = loading.open_training_run("train", "temperature")
     trainer = Trainer(run, recipe, train)
     teacher = _TEMPERATURE.value != 1.0
     state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, "teacher" if teacher else "baseline")

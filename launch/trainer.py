@@ -12,22 +12,32 @@ from absl import flags
 from sklearn.utils import class_weight
 
 from ddjax import data, folders, parallel, recipes, runs, training
+from ddjax.defenses import adversarial_training
 from launch import common
 
 FLAGS = flags.FLAGS
 
 
-def _augment(name: str | None) -> training.Augmentation | None:
-    if name is None:
-        return None
-    from ddjax import augmentation  # lazily: most recipes do not need its library
+@functools.cache
+def _variations(recipe: recipes.Recipe) -> dict[str, Any]:
+    """What a recipe does to the images of a step, as arguments of `training.train_step`."""
+    found = {}
+    if recipe.augmentation is not None:
+        from ddjax import augmentation  # lazily: most recipes do not need its library
 
-    return augmentation.AUGMENTATIONS[name]
+        found["augment"] = augmentation.AUGMENTATIONS[recipe.augmentation]
+    if recipe.adversary is not None:
+        attack = adversarial_training.ADVERSARIES[recipe.adversary]
+        settings = {"epsilon": recipe.adversary_epsilon, "num_steps": recipe.adversary_steps}
+        if recipe.thermometer_levels:
+            settings["levels"] = recipe.thermometer_levels
+        found["adversary"] = functools.partial(attack, **settings)
+    return found
 
 
 @functools.cache
-def _compiled_epoch(batch_size: int, augment: str | None, stacking: str, over: jax.sharding.Mesh) -> Any:
-    train = functools.partial(training.train_member, batch_size=batch_size, augment=_augment(augment))
+def _compiled_epoch(batch_size: int, recipe: recipes.Recipe, stacking: str, over: jax.sharding.Mesh) -> Any:
+    train = functools.partial(training.train_member, batch_size=batch_size, **_variations(recipe))
     train_all = parallel.over_members(train, over, stacking)
 
     def epoch(
@@ -39,9 +49,9 @@ def _compiled_epoch(batch_size: int, augment: str | None, stacking: str, over: j
 
 
 @functools.cache
-def _compiled_step(augment: str | None, stacking: str, over: jax.sharding.Mesh) -> Any:
+def _compiled_step(recipe: recipes.Recipe, stacking: str, over: jax.sharding.Mesh) -> Any:
     """A step of `_compiled_epoch`, given its images."""
-    one = functools.partial(training.step_member, augment=_augment(augment))
+    one = functools.partial(training.step_member, **_variations(recipe))
     step_all = parallel.over_members(lambda _, given: one(*given), over, stacking)
 
     def step(
@@ -79,9 +89,9 @@ def _begun_from(start: training.TrainState, state: training.TrainState) -> train
 
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
-_ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned")
+_ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned", "substitute")
 # Those that are trained on the true labels at temperature 1.
-_UNDISTILLED = ("baseline", "start", "source", "plain")
+_UNDISTILLED = ("baseline", "start", "source", "plain", "substitute")
 
 
 class Network(NamedTuple):
@@ -109,9 +119,17 @@ class Trainer:
     Networks that do not depend on each other are one stack, trained as one program; see `parallel.over_members`.
     """
 
-    def __init__(self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset) -> None:
-        """Takes the data; it goes to the devices when they train."""
-        self._run, self._recipe, self._train = run, recipe, train
+    def __init__(self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, folder: str = "") -> None:
+        """Takes the data; it goes to the devices when they train.
+
+        Args:
+          run: whose checkpoints are kept.
+          recipe: the settings.
+          train: the training set.
+          folder: under the run's checkpoints, where several networks of a run have the same role.
+        """
+        self._directory = run.workdir / "checkpoints" / folder
+        self._recipe, self._train = recipe, train
         self._images = functools.cache(functools.partial(parallel.replicate, train.images))
         self._batches = folders.Batches(train.images)
         self._batch_size = min(recipe.batch_size, len(train))
@@ -303,11 +321,12 @@ class Trainer:
 
         Images on disk come to the devices batch by batch.
         """
-        augment = self._recipe.augmentation
         if not self._train.on_disk:
-            return functools.partial(_compiled_epoch(self._batch_size, augment, FLAGS.stacking, over), images(over))
+            return functools.partial(
+                _compiled_epoch(self._batch_size, self._recipe, FLAGS.stacking, over), images(over)
+            )
         rows_fn = _compiled_rows(len(self._train), self._batch_size, over)
-        step_fn = _compiled_step(augment, FLAGS.stacking, over)
+        step_fn = _compiled_step(self._recipe, FLAGS.stacking, over)
         compiled = False
 
         def epoch(states: Any, targets: jax.Array, temperatures: jax.Array, live: jax.Array) -> Any:
@@ -352,8 +371,7 @@ class Trainer:
             batch_size=self._batch_size,
         )
         state = spec.build(jax.random.fold_in(jax.random.key(network.seed), _ROLES.index(network.role)))
-        directory = self._run.workdir / "checkpoints" / network.folder / network.role
-        return runs.Checkpoints(directory, spec), state
+        return runs.Checkpoints(self._directory / network.folder / network.role, spec), state
 
     def _warm_started(
         self, networks: list[Network], states: list[training.TrainState], done: list[int]

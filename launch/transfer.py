@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, runs, training
-from launch import attacking, common
+from launch import attacking, common, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -52,14 +52,14 @@ def main() -> None:
     flags_of_run |= {"num_examples": num_examples}
     workdir = common.workdir("transfer")
     runs.check_workdir(workdir, flags_of_run)
-    train, test = common.load_data(recipe)
+    train, test = loading.load_data(recipe)
     if len(train) < 2:
         raise ValueError(f"{train.name} has no two halves to train on: it has {len(train)} images")
     half = len(train) // 2
-    halves = [common.rows_of(train, slice(start, start + half)) for start in (0, half)]
-    common.check_network(recipe, halves[0])
-    attacked = common.first(test, num_examples)
-    run = runs.Run(workdir, flags_of_run, common.describe(recipe, train, test) | {"num_train": half})
+    halves = [loading.rows_of(train, slice(start, start + half)) for start in (0, half)]
+    loading.check_network(recipe, halves[0])
+    attacked = loading.first(test, num_examples)
+    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"num_train": half})
     source = Trainer(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
     trainer = Trainer(run, recipe, halves[1])
     plain = trainer.plain(FLAGS.seed, role="plain")

@@ -1,0 +1,83 @@
+"""The check for masked gradients as launchers make it; see `ddjax.masking`."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from ddjax import data, masking, runs
+from launch import common
+
+FLAGS = flags.FLAGS
+# Keys of what is random in it are others than the attacks'.
+_PURPOSE = 0x3A5C
+DRAWS = 10
+
+
+@functools.cache
+def _program(num_steps: int, num_random: int) -> Any:
+    """The probe of a batch, as one object for each program."""
+
+    def probe(shared: Any, images: jax.Array, labels: jax.Array, key_data: jax.Array) -> masking.Probe:
+        logits_fn, judge, substitute, epsilon = shared
+        return masking.probe(
+            logits_fn,
+            images,
+            labels,
+            jax.random.wrap_key_data(key_data),
+            judge=judge,
+            substitute=substitute,
+            epsilon=epsilon,
+            num_steps=num_steps,
+            num_random=num_random,
+        )
+
+    return probe
+
+
+def measure(
+    run: runs.Run,
+    where: dict[str, Any],
+    logits_fn: Any,
+    judge: Any,
+    test: data.Dataset,
+    *,
+    substitute: Any | None,
+    epsilon: float,
+    num_steps: int = 40,
+    num_random: int = 200,
+) -> None:
+    """Looks for the behaviors of masked gradients, and adds a record for each light and one for the worst.
+
+    Args:
+      run: that is added to.
+      where: the fields by which the classifier is known.
+      logits_fn: the classifier as an attack sees it that takes its gradients for what they are.
+      judge: the classifier as it is deployed; where it is random, by `DRAWS` draws, or single ones break images.
+      test: the images.
+      substitute: another network, whose adversarial images are shown to the classifier; None for none.
+      epsilon: the radius in Linf.
+      num_steps: of the attacks.
+      num_random: samples of the random search.
+    """
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(FLAGS.seed), _PURPOSE)))(
+        test.indices
+    )
+    with common.progress(len(test), f"{' '.join(where.values())}: masking", "image") as bar:
+        found = common.evaluate(
+            _program(num_steps, num_random),
+            (logits_fn, judge, substitute, np.float32(epsilon)),
+            data.to_float(test.images),
+            test.labels,
+            np.asarray(jax.random.key_data(keys)),
+            progress=bar.update,
+        )
+    lights = masking.lights(found)
+    for light in lights:
+        if run.find(measure="light", **where, name=light.name) is None:
+            run.append(measure="light", **where, **light._asdict())
+    # Last, so that a run that was stopped before has nothing whole, and measures anew.
+    n = int(np.asarray(found.correct).sum())
+    run.append(measure="masking", **where, color=masking.overall(lights), n=n, epsilon=epsilon)

@@ -1,0 +1,341 @@
+"""Obfuscated gradients: `python -m launch.obfuscated --quick`.
+
+Puts defenses that rest on hidden gradients before two attackers. One differentiates the defended classifier as it is
+deployed and takes what it finds for its gradient: through a rounding that is zero, through randomness it is that of one
+draw. The other knows how the gradient hides, and looks through by BPDA, by an expectation over `--samples` draws, or
+attacks what the defense is made of. A third one may only ask: it trains a substitute on the answers, and shows what
+fools that. All move each value by at most `--epsilon`. Beside the accuracy that is left stand the published one, the
+norms of the gradients, and the lights of `ddjax.masking`.
+
+What is judged is the defended classifier, once, with other draws than the attackers saw; an image that it gets wrong
+without an attack is lost for all of them. The aware attacker can do what the unaware one does: its column is the worst
+case of both.
+
+The networks are those of `python -m launch.train --recipe=NAME`, where each is looked for in `RUNS/train_NAME`.
+`--quick` takes the recipes whose names end in `_quick`, 50 images and 10 draws: made for two CPU cores. `--defense`
+chooses rows, by default all. A run that was stopped goes on when it is started again.
+
+Reference:
+  Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420).
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from ddjax import attacks, data, metrics, recipes, runs, training
+from ddjax.attacks import base
+from ddjax.defenses import thermometer
+from launch import attacking, common, defending, detecting, loading, masks, substitutes
+
+FLAGS = flags.FLAGS
+_RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
+_DEFENSE = flags.DEFINE_multi_string("defense", [], "A row of the table; repeats. Default: all.")
+_EPSILON = flags.DEFINE_float("epsilon", 0.031, "The radius in Linf.")
+_NUM_CLEAN = flags.DEFINE_integer("num_clean", 1000, "Test images for the clean accuracy.", lower_bound=1)
+_SAMPLES = flags.DEFINE_integer("samples", None, "The draws of an expectation; default: 30.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the attacks; default: 100.", lower_bound=2)
+_HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
+_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 10 draws.")
+_FALSE_POSITIVES = 0.05
+# The budget in L2 of the attack that the detector was made for.
+_DETECTED_L2 = 0.5
+# With fewer images, of which only those count that are classified correctly, lights stay dark.
+_LEAST_PROBED = 100
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+      recipe: of the network, without `_quick`.
+      defense: in the words of `launch.evaluate`; `lid` for its detector.
+    """
+
+    recipe: str
+    defense: str
+
+
+ROWS = {
+    "none": Row("undefended", "none"),
+    "thermometer": Row("thermometer", "thermometer"),
+    "thermometer_adversarial": Row("thermometer_adversarial", "thermometer"),
+    "lid": Row("undefended", "lid"),
+    "bit_depth": Row("undefended", "truncate_bit_depth:bits=3"),
+    "jpeg": Row("undefended", "jpeg"),
+    "total_variation": Row("total_variation", "total_variation"),
+    "quilting": Row("quilting", "quilting"),
+    "crop_ensemble": Row("crops", "crop_ensemble"),
+    "activation_pruning": Row("undefended", "activation_pruning:draws=bernoulli"),
+    "randomization": Row("undefended", "resize_and_pad"),
+    "adversarial_training": Row("adversarial", "none"),
+}
+
+
+class _Settings(NamedTuple):
+    """What the rows share.
+
+    Attributes:
+      epsilon: the radius.
+      samples: the draws of an expectation.
+      num_steps: of the attacks.
+      clean: test images for the clean accuracy; the first of them are attacked.
+      attacked: test images that are attacked.
+      probed: test images for the lights.
+      held_out: test images for the detector.
+      queries: training images that the substitute asks about.
+      recipe: of the substitute.
+    """
+
+    epsilon: float
+    samples: int
+    num_steps: int
+    clean: data.Dataset
+    attacked: data.Dataset
+    probed: data.Dataset
+    held_out: data.Dataset
+    queries: data.Dataset
+    recipe: recipes.Recipe
+
+
+def main() -> None:
+    """Fills the table."""
+    chosen = _DEFENSE.value or list(ROWS)
+    for name in chosen:
+        base.check_choice("defense", name, ROWS)
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"--defense must be different ones, got {', '.join(chosen)}")
+    base.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
+    quick = _QUICK.value
+    samples = _SAMPLES.value or (10 if quick else 30)
+    num_steps = _NUM_STEPS.value or 100
+    num_examples = FLAGS.num_examples or (50 if quick else 1000)
+    ending = "_quick" if quick else ""
+    checkpoints = {name: _checkpoint(f"{ROWS[name].recipe}{ending}") for name in chosen}
+    specs = {name: runs.read_spec(path) for name, path in checkpoints.items()}
+    recipe = recipes.get(f"undefended{ending}")
+    dataset = FLAGS.dataset or recipe.dataset
+    workdir = pathlib.Path(FLAGS.workdir or f"runs/obfuscated{ending}")
+    # Rows may be added to a run.
+    flags_of_run = {
+        "launcher": "obfuscated",
+        "recipe": recipe.name,
+        "dataset": dataset,
+        "epsilon": _EPSILON.value,
+        "num_examples": num_examples,
+        "num_clean": _NUM_CLEAN.value,
+        "samples": samples,
+        "num_steps": num_steps,
+        "num_held_out": _HELD_OUT.value,
+        "seed": FLAGS.seed,
+        "batch_size": FLAGS.batch_size,
+        "matmul_precision": FLAGS.matmul_precision,
+    } | substitutes.flags_of_run()
+    runs.check_workdir(workdir, flags_of_run)
+    if num_examples > _NUM_CLEAN.value:
+        raise ValueError(f"--num_examples must be at most --num_clean={_NUM_CLEAN.value}, got {num_examples}")
+    test = loading.load_split(dataset, "test", _NUM_CLEAN.value + _HELD_OUT.value, recipe.image_size)
+    for name, spec in specs.items():
+        loading.check_fits(str(checkpoints[name]), spec, test)
+    train = loading.load_split(dataset, "train", recipe.num_train, recipe.image_size, recipe.skip)
+    clean = loading.first(test, _NUM_CLEAN.value)
+    settings = _Settings(
+        epsilon=_EPSILON.value,
+        samples=samples,
+        num_steps=num_steps,
+        clean=clean,
+        attacked=loading.first(clean, num_examples),
+        probed=loading.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
+        held_out=loading.rows_of(test, slice(_NUM_CLEAN.value, None)),
+        queries=substitutes.queries(dataset, recipe),
+        recipe=recipe,
+    )
+    resolved = {
+        "class_names": test.class_names,
+        "test_fingerprint": common.fingerprint(test.images, test.labels),
+        "train_fingerprint": common.fingerprint(train.images, train.labels),
+    }
+    run = runs.Run(workdir, flags_of_run, resolved)
+    attacked = settings.attacked
+    run.save_arrays("images/clean", images=attacked.images, labels=attacked.labels)
+    for name in chosen:
+        _Row(run, name, str(checkpoints[name]), train, settings).fill()
+    common.write_report(run)
+
+
+def _checkpoint(recipe: str) -> pathlib.Path:
+    """The network of a recipe, or what to do where it is missing."""
+    recipes.get(recipe)
+    directory = pathlib.Path(_RUNS.value) / f"train_{recipe}"
+    found = sorted(directory.glob(f"checkpoints/seed{FLAGS.seed}_none/baseline"))
+    if not found:
+        raise ValueError(
+            f"no network in {directory}; train it with: python -m launch.train --recipe={recipe} "
+            f"--seed={FLAGS.seed} --workdir={directory}"
+        )
+    return found[0]
+
+
+class _Row:
+    """One defense before all attackers."""
+
+    def __init__(self, run: runs.Run, name: str, checkpoint: str, train: data.Dataset, settings: _Settings) -> None:
+        self._run, self._name, self._settings = run, name, settings
+        state, spec = runs.load_network(checkpoint)
+        fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
+        known = run.find(measure="network", row=name)
+        if known is not None and known["fingerprint"] != fingerprint:
+            raise runs.RunError(f"{checkpoint} is another network than the one that {run.workdir} was begun with")
+        self._network = training.logits_fn(state)
+        text = ROWS[name].defense
+        text = "none" if text == "lid" else text
+        self._defense = defending.prepared(defending.parse_defense(text, spec.dataset), train.images)
+        self._deployed = defending.deployed(self._defense, self._network)
+        self._naive = defending.naive(self._defense, self._network)
+        self._seen = defending.seen_through(self._defense, self._network, settings.samples)
+        if known is None:
+            described = dataclasses.asdict(spec)
+            run.append(measure="network", row=name, defense=ROWS[name].defense, fingerprint=fingerprint, **described)
+
+    def fill(self) -> None:
+        """Measures what has not been measured."""
+        for knows in (False, True):
+            for text, attack in self._attacks(knows).items():
+                if self._find("attack", aware=knows, attack=text) is None:
+                    self._measure(text, attack, knows)
+            self._worst(knows)
+        if self._find("gradient") is None:
+            self._look_at_gradients()
+        missing = [measure for measure in ("transfer", "masking") if self._find(measure) is None]
+        if missing:
+            substitute = self._train_substitute()
+            if "transfer" in missing:
+                self._transfer(substitute)
+            if "masking" in missing:
+                masks.measure(
+                    self._run,
+                    {"row": self._name},
+                    self._naive,
+                    defending.deployed(self._defense, self._network, masks.DRAWS),
+                    self._settings.probed,
+                    substitute=substitute,
+                    epsilon=self._settings.epsilon,
+                )
+
+    def _find(self, measure: str, **fields: Any) -> dict[str, Any] | None:
+        return self._run.find(measure=measure, row=self._name, **fields)
+
+    def _append(self, measure: str, **fields: Any) -> None:
+        self._run.append(measure=measure, row=self._name, **fields)
+
+    @functools.cached_property
+    def _detector(self) -> detecting.LidDetector | None:
+        if ROWS[self._name].defense != "lid":
+            return None
+        return detecting.fit(self._network, self._settings.held_out, _FALSE_POSITIVES, f"{self._name}: fitted on")
+
+    @functools.cached_property
+    def _lost(self) -> np.ndarray:
+        """Which of the attacked images the defended network gets wrong as they are, or takes for adversarial."""
+        clean = self._settings.clean
+        wrong = self._is_broken(data.to_float(clean.images), clean.labels)
+        if self._find("clean") is None:
+            self._append("clean", **metrics.rate_fields("accuracy", int((~wrong).sum()), len(wrong)))
+        return wrong[: len(self._settings.attacked)]
+
+    def _is_broken(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        wrong = attacking.decide(self._deployed, images) != labels
+        return wrong if self._detector is None else wrong | self._detector.flags(images)
+
+    def _attacks(self, knows: bool) -> dict[str, attacking.Attack]:
+        """The attacks of an attacker, by their names in the results."""
+        numbers = {"epsilon": self._settings.epsilon}
+        words = {"num_steps": self._settings.num_steps}
+        if not knows and ROWS[self._name].defense == "lid":
+            # What the detector was made for: images as close as can be.
+            return {"carlini_wagner_l2": detecting.attack()}
+        pgd = functools.partial(attacking.Attack, "pgd", attacks.pgd, numbers)
+        if not knows:
+            return {"pgd cross_entropy": pgd(words)}
+        found = {"pgd margin": pgd(words | {"loss": "margin"})}
+        if self._defense.wrapper == "thermometer":
+            ls_pga = functools.partial(attacking.Attack, "ls_pga", thermometer.ls_pga, numbers)
+            found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
+            dga = functools.partial(attacking.Attack, "dga", thermometer.dga, numbers)
+            found["dga"] = dga(words | dict(self._defense.settings))
+        return found
+
+    def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
+        attacked = self._settings.attacked
+        # Both hand codes to the network themselves.
+        of_codes = attack.name in ("ls_pga", "dga")
+        seen = self._network if of_codes else self._seen if knows else self._naive
+        tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
+        lost = self._lost
+        outcome = attacking.run_attack(attack, seen, tried, f"{self._name}: {text}")
+        norm, budget = ("linf", self._settings.epsilon)
+        if attack.name == "carlini_wagner_l2":
+            norm, budget = ("l2", _DETECTED_L2)
+        # To rounding of the distance.
+        within = getattr(outcome.distances, norm) <= budget + 1e-4
+        broken = lost | (self._is_broken(outcome.images, attacked.labels) & within)
+        record = {"aware": knows, "attack": text, "norm": norm, "budget": budget}
+        record |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
+        if self._detector is not None:
+            fooled = within & ~lost & (outcome.predictions != attacked.labels)
+            detected = int(self._detector.flags(outcome.images)[fooled].sum()) if fooled.any() else 0
+            record |= metrics.rate_fields("detection", detected, int(fooled.sum()))
+            clean = data.to_float(attacked.images)[~lost]
+            record["auc"] = self._detector.auc(clean, outcome.images[fooled])
+        file = f"images/{self._name}_{text.replace(' ', '_')}_{'aware' if knows else 'unaware'}"
+        shown = defending.view(self._defense, outcome.images)
+        views = {} if shown is None else {"defended": shown}
+        self._run.save_arrays(file, images=outcome.images, broken=broken, lost=lost, **views)
+        self._append("attack", **record, file=f"{file}.npz", **attacking.costs(outcome))
+
+    def _worst(self, knows: bool) -> None:
+        """What all that an attacker knows to do leaves; who knows more can do what the others do."""
+        if self._find("worst", aware=knows) is not None:
+            return
+        records = [r for r in self._run.records if r["measure"] == "attack" and r["row"] == self._name]
+        files = [r["file"].removesuffix(".npz") for r in records if r["aware"] <= knows]
+        broken = np.any([self._run.load_arrays(file)["broken"] for file in files], axis=0)
+        self._append("worst", aware=knows, **metrics.rate_fields("accuracy", int((~broken).sum()), len(broken)))
+
+    def _look_at_gradients(self) -> None:
+        """The norms of the margin's gradients, as both attackers see them."""
+        attacked = self._settings.attacked
+        fields = {}
+        for name, seen in (("unaware", self._naive), ("aware", self._seen)):
+            norms = common.evaluate(_gradient_norm, seen, data.to_float(attacked.images), attacked.labels)
+            fields |= {f"norm_{name}": float(np.median(norms)), f"zero_{name}": float((norms == 0).mean())}
+        self._append("gradient", **fields)
+
+    def _train_substitute(self) -> Any:
+        recipe, queries = self._settings.recipe, self._settings.queries
+        return substitutes.train(self._run, self._name, recipe, self._deployed, queries)
+
+    def _transfer(self, substitute: Any) -> None:
+        attacked, lost = self._settings.attacked, self._lost
+        tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
+        attack = self._attacks(True)["pgd margin"]
+        outcome = attacking.run_attack(attack, substitute, tried, f"{self._name}: substitute")
+        broken = lost | self._is_broken(outcome.images, attacked.labels)
+        clean = self._settings.clean
+        images = data.to_float(clean.images)
+        agrees = attacking.decide(substitute, images) == attacking.decide(self._deployed, images)
+        record = metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
+        self._append("transfer", **record, **metrics.rate_fields("agreement", int(agrees.sum()), len(agrees)))
+
+
+def _gradient_norm(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    return base.norm(base.objective_and_gradient(logits_fn, images, labels, None)[2])
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,80 @@
+"""Substitutes for classifiers that can only be asked: networks trained on their answers."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from ddjax import attacks, data, recipes, runs, training
+from launch import attacking, common, loading
+from launch.trainer import Trainer
+
+FLAGS = flags.FLAGS
+_QUERIES = flags.DEFINE_integer("num_queries", 2000, "Images whose answers a substitute learns.", lower_bound=10)
+_ROUNDS = flags.DEFINE_integer("substitute_rounds", 1, "How often these are doubled by augmentation.", lower_bound=0)
+_EPOCHS = flags.DEFINE_integer("substitute_epochs", 15, "Of each training of a substitute.", lower_bound=1)
+# Lambda: by how much augmentation moves every value.
+_STEP_SIZE = 0.1
+
+
+@functools.cache
+def _recipe(of: recipes.Recipe, epochs: int) -> recipes.Recipe:
+    """Another network than the target's, as far as one recipe goes: without the defense, from another key."""
+    return dataclasses.replace(
+        of, epochs=epochs, augmentation=None, transform=None, adversary=None, thermometer_levels=0, warm_start_epochs=0
+    )
+
+
+def _augmented(shared: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
+    return attacks.jacobian_augmentation(shared, images, labels, step_size=_STEP_SIZE)
+
+
+def flags_of_run() -> dict[str, Any]:
+    """The flags that determine what is trained."""
+    return {name: FLAGS[name].value for name in ("num_queries", "substitute_rounds", "substitute_epochs")}
+
+
+def queries(dataset: str, recipe: recipes.Recipe) -> data.Dataset:
+    """Training images to ask about: another subset than what the target was trained on, as far as there are others."""
+    seed = FLAGS.seed + 1
+    return loading.load_split(dataset, "train", _QUERIES.value, recipe.image_size, recipe.skip, seed=seed)
+
+
+def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries: data.Dataset) -> Any:
+    """Trains a substitute on what a classifier answers; with checkpoints, so that a stopped run goes on.
+
+    Args:
+      run: keeps the networks.
+      name: of the target, a directory for them.
+      recipe: undefended, of the substitute's network and optimizer.
+      target: the classifier as it is deployed; its labels alone are looked at.
+      queries: the first images to ask about; their labels are not looked at.
+
+    Returns:
+      The substitute. After each round of `attacks.jacobian_augmentation` it is trained anew.
+
+    Reference:
+      Papernot et al., Practical Black-Box Attacks against Machine Learning, 2017 (arXiv 1602.02697).
+    """
+    chosen = _recipe(recipe, _EPOCHS.value)
+    images, indices = queries.images, queries.indices
+    answers = _ask(target, images)
+    for number in range(_ROUNDS.value + 1):
+        asked = dataclasses.replace(queries, images=images, labels=answers, indices=indices)
+        trainer = Trainer(run, chosen, asked, f"substitute_{name}/round{number}")
+        logits_fn = training.logits_fn(trainer.plain(FLAGS.seed, role="substitute"))
+        if number == _ROUNDS.value:
+            return logits_fn
+        new = common.evaluate(_augmented, logits_fn, data.to_float(images), answers)
+        new = np.rint(255 * new).astype(np.uint8)
+        images, indices = np.concatenate([images, new]), np.concatenate([indices, indices])
+        answers = np.concatenate([answers, _ask(target, new)])
+    raise AssertionError("the last round returns")
+
+
+def _ask(target: Any, images: np.ndarray) -> np.ndarray:
+    """The target's answers; class 0 where it has none."""
+    return np.maximum(attacking.decide(target, data.to_float(images)), 0)
