@@ -142,7 +142,6 @@ def main() -> None:
     test = loading.load_split(dataset, "test", _NUM_CLEAN.value + _HELD_OUT.value, recipe.image_size)
     for name, spec in specs.items():
         loading.check_fits(str(checkpoints[name]), spec, test)
-    train = loading.load_split(dataset, "train", recipe.num_train, recipe.image_size, recipe.skip)
     clean = loading.first(test, _NUM_CLEAN.value)
     settings = _Settings(
         epsilon=_EPSILON.value,
@@ -158,13 +157,12 @@ def main() -> None:
     resolved = {
         "class_names": test.class_names,
         "test_fingerprint": common.fingerprint(test.images, test.labels),
-        "train_fingerprint": common.fingerprint(train.images, train.labels),
     }
     run = runs.Run(workdir, flags_of_run, resolved)
     attacked = settings.attacked
     run.save_arrays("images/clean", images=attacked.images, labels=attacked.labels)
     for name in chosen:
-        _Row(run, name, str(checkpoints[name]), train, settings).fill()
+        _Row(run, name, str(checkpoints[name]), settings).fill()
     common.write_report(run)
 
 
@@ -184,7 +182,7 @@ def _checkpoint(recipe: str) -> pathlib.Path:
 class _Row:
     """One defense before all attackers."""
 
-    def __init__(self, run: runs.Run, name: str, checkpoint: str, train: data.Dataset, settings: _Settings) -> None:
+    def __init__(self, run: runs.Run, name: str, checkpoint: str, settings: _Settings) -> None:
         self._run, self._name, self._settings = run, name, settings
         state, spec = runs.load_network(checkpoint)
         fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
@@ -194,7 +192,12 @@ class _Row:
         self._network = training.logits_fn(state)
         text = ROWS[name].defense
         text = "none" if text == "lid" else text
-        self._defense = defending.prepared(defending.parse_defense(text, spec.dataset), train.images)
+        self._defense = defending.parse_defense(text, spec.dataset)
+        if self._defense.wrapper == "quilting":
+            # The patches that the network was trained with.
+            recipe = recipes.get(spec.recipe)
+            of_training = loading.load_split(spec.dataset, "train", spec.num_train, recipe.image_size, recipe.skip)
+            self._defense = defending.prepared(self._defense, of_training.images)
         self._deployed = defending.deployed(self._defense, self._network)
         self._naive = defending.naive(self._defense, self._network)
         self._seen = defending.seen_through(self._defense, self._network, settings.samples)
