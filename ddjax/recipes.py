@@ -50,8 +50,8 @@ class Recipe:
       momentum_decays: whether SGD's momentum is multiplied, too.
       weight_decay: w in the loss's additional w/2 times the squared norm of the parameters.
       inverse_decay: d in learning_rate / (1 + d step), as in Keras.
-      warm_start_epochs: epochs at temperature 1 on the true labels before teacher and student, both from the same
-        start.
+      warm_start_epochs: epochs at temperature 1 on the true labels and clean images, before teacher and student, both
+        from the same start, and before adversarial training.
       augmentation: a name of `ddjax.augmentation.AUGMENTATIONS`, how training images are varied; None for not.
       transform: a defense of `launch.evaluate` through which training and test images go once, before all else; None
         for as they are.
@@ -345,7 +345,7 @@ def _defended(undefended: Recipe) -> list[Recipe]:
     ending = undefended.name.removeprefix("undefended")
     for name, (changes, how) in _DEFENDED.items():
         if ending and "adversary" in changes:
-            changes = changes | {"epochs": 6}
+            changes = changes | {"epochs": 4, "warm_start_epochs": 5}
         description = f"""The network of `{undefended.name}` {how}.
 
     python -m launch.train --recipe={name}{ending}. For `launch.obfuscated{" --quick" if ending else ""}`."""

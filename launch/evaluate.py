@@ -109,8 +109,7 @@ def main() -> None:
         "batch_size": FLAGS.batch_size,
         "matmul_precision": FLAGS.matmul_precision,
     } | {f"budget_{norm}": budget for norm, budget in budgets.items()}
-    if _MASKING.value:
-        flags_of_run |= {"masking": True} | substitutes.flags_of_run()
+    flags_of_run |= substitutes.flags_of_run()
     runs.check_workdir(workdir, flags_of_run)
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)

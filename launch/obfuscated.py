@@ -228,6 +228,8 @@ class _Row:
                     self._settings.probed,
                     substitute=substitute,
                     epsilon=self._settings.epsilon,
+                    num_steps=self._settings.num_steps // 4 + 1,
+                    num_random=self._settings.num_steps,
                 )
 
     def _find(self, measure: str, **fields: Any) -> dict[str, Any] | None:

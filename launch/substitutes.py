@@ -13,9 +13,9 @@ from launch import attacking, common, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
-_QUERIES = flags.DEFINE_integer("num_queries", 2000, "Images whose answers a substitute learns.", lower_bound=10)
+_QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose answers a substitute learns.", lower_bound=10)
 _ROUNDS = flags.DEFINE_integer("substitute_rounds", 1, "How often these are doubled by augmentation.", lower_bound=0)
-_EPOCHS = flags.DEFINE_integer("substitute_epochs", 15, "Of each training of a substitute.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("substitute_epochs", 10, "Of each training of a substitute.", lower_bound=1)
 # Lambda: by how much augmentation moves every value.
 _STEP_SIZE = 0.1
 

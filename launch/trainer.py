@@ -19,14 +19,14 @@ FLAGS = flags.FLAGS
 
 
 @functools.cache
-def _variations(recipe: recipes.Recipe) -> dict[str, Any]:
-    """What a recipe does to the images of a step, as arguments of `training.train_step`."""
+def _variations(recipe: recipes.Recipe, adversarial: bool) -> dict[str, Any]:
+    """How a recipe varies the images of a step, and perhaps attacks them, as arguments of `training.train_step`."""
     found = {}
     if recipe.augmentation is not None:
         from ddjax import augmentation  # lazily: most recipes do not need its library
 
         found["augment"] = augmentation.AUGMENTATIONS[recipe.augmentation]
-    if recipe.adversary is not None:
+    if recipe.adversary is not None and adversarial:
         attack = adversarial_training.ADVERSARIES[recipe.adversary]
         settings = {"epsilon": recipe.adversary_epsilon, "num_steps": recipe.adversary_steps}
         if recipe.thermometer_levels:
@@ -36,8 +36,10 @@ def _variations(recipe: recipes.Recipe) -> dict[str, Any]:
 
 
 @functools.cache
-def _compiled_epoch(batch_size: int, recipe: recipes.Recipe, stacking: str, over: jax.sharding.Mesh) -> Any:
-    train = functools.partial(training.train_member, batch_size=batch_size, **_variations(recipe))
+def _compiled_epoch(
+    batch_size: int, recipe: recipes.Recipe, adversarial: bool, stacking: str, over: jax.sharding.Mesh
+) -> Any:
+    train = functools.partial(training.train_member, batch_size=batch_size, **_variations(recipe, adversarial))
     train_all = parallel.over_members(train, over, stacking)
 
     def epoch(
@@ -49,9 +51,9 @@ def _compiled_epoch(batch_size: int, recipe: recipes.Recipe, stacking: str, over
 
 
 @functools.cache
-def _compiled_step(recipe: recipes.Recipe, stacking: str, over: jax.sharding.Mesh) -> Any:
+def _compiled_step(recipe: recipes.Recipe, adversarial: bool, stacking: str, over: jax.sharding.Mesh) -> Any:
     """A step of `_compiled_epoch`, given its images."""
-    one = functools.partial(training.step_member, **_variations(recipe))
+    one = functools.partial(training.step_member, **_variations(recipe, adversarial))
     step_all = parallel.over_members(lambda _, given: one(*given), over, stacking)
 
     def step(
@@ -278,7 +280,7 @@ class Trainer:
             members += [members[-1]] * (size - len(members))
             over = common.mesh("sweep", len(members))
             stacked, labels, temperatures = parallel.stack(members, over)
-            epoch_fn = self._epoch_fn(over, images or self._images)
+            epoch_fn = self._epoch_fn(over, images or self._images, networks[0].role != "start")
             names = [f"{network.folder} {network.role}" for network in networks]
             description = names[0] if len(names) == 1 else f"{len(names)} networks"
             saved = time.monotonic()
@@ -315,7 +317,7 @@ class Trainer:
         return one_hot * weights.astype(np.float32)
 
     def _epoch_fn(
-        self, over: jax.sharding.Mesh, images: Callable[[jax.sharding.Mesh], jax.Array]
+        self, over: jax.sharding.Mesh, images: Callable[[jax.sharding.Mesh], jax.Array], adversarial: bool
     ) -> Callable[..., Any]:
         """One epoch: from a stack of states, their targets and temperatures, and which are live, to states and losses.
 
@@ -323,10 +325,10 @@ class Trainer:
         """
         if not self._train.on_disk:
             return functools.partial(
-                _compiled_epoch(self._batch_size, self._recipe, FLAGS.stacking, over), images(over)
+                _compiled_epoch(self._batch_size, self._recipe, adversarial, FLAGS.stacking, over), images(over)
             )
         rows_fn = _compiled_rows(len(self._train), self._batch_size, over)
-        step_fn = _compiled_step(self._recipe, FLAGS.stacking, over)
+        step_fn = _compiled_step(self._recipe, adversarial, FLAGS.stacking, over)
         compiled = False
 
         def epoch(states: Any, targets: jax.Array, temperatures: jax.Array, live: jax.Array) -> Any:
@@ -376,11 +378,9 @@ class Trainer:
     def _warm_started(
         self, networks: list[Network], states: list[training.TrainState], done: list[int]
     ) -> list[training.TrainState]:
-        """Gives teachers and students that have not begun the parameters of their common start, where there is one."""
-        begun = [
-            bool(epoch) or network.role not in ("teacher", "student", "noisy_student")
-            for network, epoch in zip(networks, done, strict=True)
-        ]
+        """Gives networks that have not begun the parameters of their common start, where there is one."""
+        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self._recipe.adversary else []))
+        begun = [bool(epoch) or network.role not in roles for network, epoch in zip(networks, done, strict=True)]
         if self._recipe.warm_start_epochs == 0 or all(begun):
             return states
         seeds = sorted({network.seed for network, is_begun in zip(networks, begun, strict=True) if not is_begun})

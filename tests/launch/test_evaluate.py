@@ -138,3 +138,17 @@ def test_bad_use_ends_in_one_line(launch, pair, tmp_path, arguments, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+def test_lights_are_red_on_the_distilled_network(launch, pair, tmp_path):
+    command = [f"--checkpoint={pair[1]}", "--masking", "--num_examples=60", "--batch_size=60", "--num_calibration=100"]
+    command += ["--num_queries=60", "--substitute_epochs=10", f"--workdir={tmp_path}/run"]
+    done = launch("evaluate", *command)
+    records = runs.read_results(tmp_path / "run")
+    assert of(records, "masking")[0]["color"] == "red"
+    assert len(of(records, "light")) == 6
+    assert "| student T=20 | none |" in done.stdout
+    assert "🔴" in done.stdout
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert of(records, "light")[0]["explanation"] in page
+    assert launch("evaluate", *command).stdout == done.stdout
