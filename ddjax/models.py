@@ -172,7 +172,7 @@ _ARCHITECTURES = {
         "padding": "SAME",
     },
     # For color images of 32 x 32 on two CPU cores.
-    "small_cifar10": {"stages": ((32, 32), (64, 64)), "dense": (128,), "dropout": (0.5,), "padding": "SAME"},
+    "small_cifar10": {"stages": ((16, 16), (32, 32)), "dense": (128,), "dropout": (0.25,), "padding": "SAME"},
     # For 8 x 8 digits: one stage, so that some resolution is left to attack.
     "digits": {"stages": ((16, 32),), "dense": (64,), "dropout": (0.0,), "padding": "SAME"},
 }

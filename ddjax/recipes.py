@@ -345,7 +345,7 @@ def _defended(undefended: Recipe) -> list[Recipe]:
     ending = undefended.name.removeprefix("undefended")
     for name, (changes, how) in _DEFENDED.items():
         if ending and "adversary" in changes:
-            changes = changes | {"epochs": 4, "warm_start_epochs": 5}
+            changes = changes | {"epochs": 6, "warm_start_epochs": 5}
         description = f"""The network of `{undefended.name}` {how}.
 
     python -m launch.train --recipe={name}{ending}. For `launch.obfuscated{" --quick" if ending else ""}`."""

@@ -138,6 +138,9 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
     seen = _defended(defense, logits_fn, aware=True)
     if not isinstance(seen, classifier.Randomized):
         return seen
+    if defense.wrapper == "crop_ensemble":
+        # A draw of it is an expectation over crops already.
+        samples = 1
     return attacks.expectation(seen, _key(_ATTACKING), num_samples=samples)
 
 

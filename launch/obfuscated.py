@@ -12,7 +12,7 @@ without an attack is lost for all of them. The aware attacker can do what the un
 case of both.
 
 The networks are those of `python -m launch.train --recipe=NAME`, where each is looked for in `RUNS/train_NAME`.
-`--quick` takes the recipes whose names end in `_quick`, 50 images and 10 draws: made for two CPU cores. `--defense`
+`--quick` takes the recipes whose names end in `_quick`, 50 images and 5 draws: made for two CPU cores. `--defense`
 chooses rows, by default all. A run that was stopped goes on when it is started again.
 
 Reference:
@@ -41,7 +41,7 @@ _NUM_CLEAN = flags.DEFINE_integer("num_clean", 1000, "Test images for the clean 
 _SAMPLES = flags.DEFINE_integer("samples", None, "The draws of an expectation; default: 30.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the attacks; default: 100.", lower_bound=2)
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
-_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 10 draws.")
+_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 5 draws.")
 _FALSE_POSITIVES = 0.05
 # The budget in L2 of the attack that the detector was made for.
 _DETECTED_L2 = 0.5
@@ -112,7 +112,7 @@ def main() -> None:
         raise ValueError(f"--defense must be different ones, got {', '.join(chosen)}")
     base.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
     quick = _QUICK.value
-    samples = _SAMPLES.value or (10 if quick else 30)
+    samples = _SAMPLES.value or (5 if quick else 30)
     num_steps = _NUM_STEPS.value or 100
     num_examples = FLAGS.num_examples or (50 if quick else 1000)
     ending = "_quick" if quick else ""
