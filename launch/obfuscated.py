@@ -12,8 +12,9 @@ without an attack is lost for all of them. The aware attacker can do what the un
 case of both.
 
 The networks are those of `python -m launch.train --recipe=NAME`, where each is looked for in `RUNS/train_NAME`.
-`--quick` takes the recipes whose names end in `_quick`, 50 images and 5 draws: made for two CPU cores. `--defense`
-chooses rows, by default all. A run that was stopped goes on when it is started again.
+`--quick` is made for two CPU cores: recipes whose names end in `_quick`, 50 images, 5 draws, ensembles of 10 crops, and
+pruning by independent draws. `--defense` chooses rows, by default all. A run that was stopped goes on when it is started
+again.
 
 Reference:
   Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420).
@@ -55,10 +56,17 @@ class Row(NamedTuple):
     Attributes:
       recipe: of the network, without `_quick`.
       defense: in the words of `launch.evaluate`; `lid` for its detector.
+      quick: the same with `--quick`, where that is another.
     """
 
     recipe: str
     defense: str
+    quick: str = ""
+
+    @property
+    def deployed(self) -> str:
+        """The defense of this run."""
+        return self.quick if _QUICK.value and self.quick else self.defense
 
 
 ROWS = {
@@ -70,8 +78,8 @@ ROWS = {
     "jpeg": Row("undefended", "jpeg"),
     "total_variation": Row("total_variation", "total_variation"),
     "quilting": Row("quilting", "quilting"),
-    "crop_ensemble": Row("crops", "crop_ensemble"),
-    "activation_pruning": Row("undefended", "activation_pruning:draws=bernoulli"),
+    "crop_ensemble": Row("crops", "crop_ensemble", "crop_ensemble:num_crops=10"),
+    "activation_pruning": Row("undefended", "activation_pruning", "activation_pruning:draws=bernoulli"),
     "randomization": Row("undefended", "resize_and_pad"),
     "adversarial_training": Row("adversarial", "none"),
 }
@@ -190,9 +198,8 @@ class _Row:
         if known is not None and known["fingerprint"] != fingerprint:
             raise runs.RunError(f"{checkpoint} is another network than the one that {run.workdir} was begun with")
         self._network = training.logits_fn(state)
-        text = ROWS[name].defense
-        text = "none" if text == "lid" else text
-        self._defense = defending.parse_defense(text, spec.dataset)
+        text = ROWS[name].deployed
+        self._defense = defending.parse_defense("none" if text == "lid" else text, spec.dataset)
         if self._defense.wrapper == "quilting":
             # The patches that the network was trained with.
             recipe = recipes.get(spec.recipe)
@@ -203,7 +210,7 @@ class _Row:
         self._seen = defending.seen_through(self._defense, self._network, settings.samples)
         if known is None:
             described = dataclasses.asdict(spec)
-            run.append(measure="network", row=name, defense=ROWS[name].defense, fingerprint=fingerprint, **described)
+            run.append(measure="network", row=name, defense=text, fingerprint=fingerprint, **described)
 
     def fill(self) -> None:
         """Measures what has not been measured."""
