@@ -13,8 +13,8 @@ case of both.
 
 The networks are those of `python -m launch.train --recipe=NAME`, where each is looked for in `RUNS/train_NAME`.
 `--quick` is made for two CPU cores: recipes whose names end in `_quick`, 50 images, 5 draws, ensembles of 10 crops, and
-pruning by independent draws. `--defense` chooses rows, by default all. A run that was stopped goes on when it is started
-again.
+pruning by independent draws. `--defense` chooses rows, by default all. A run that was stopped goes on when it is
+started again.
 
 Reference:
   Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420).
