@@ -18,6 +18,22 @@ _TRAINED_ON_OTHERS = ("total_variation", "quilting", "crop_ensemble")
 # What an attack that knows how the gradient hides should win over one that does not.
 _GAP = 0.30
 _OVER_PUBLISHED = 0.05
+# What is known of why a row falls short of an expectation, in the words of a reader's question.
+_WHY = {
+    "activation_pruning": (
+        "At this size pruning hides little: images that fool the small network without it fool it with it, and one "
+        "draw's gradient is enough to find them."
+    ),
+    "randomization": (
+        "At this size randomization hides little: images that fool the small network without it fool it with it, and "
+        "one draw's gradient is enough to find them. Of 32 pixels, resizing to one or two more and back takes more than "
+        "of 299."
+    ),
+    "crop_ensemble": (
+        "A draw is an ensemble of crops, whose gradient is exact; what fools the crops of one draw fools those of "
+        "another."
+    ),
+}
 # These do not hide gradients.
 _OPEN = ("none", "lid", "adversarial_training")
 
@@ -178,7 +194,8 @@ def expectations(records: Sequence[Record]) -> list[str]:
                 f"it leaves {percent(row['aware'])}, {verdict} {percent(limit)}, five points over the published"
             )
         if parts:
-            said.append(f"{name}: {'; '.join(parts)}.")
+            why = f" {_WHY[name]}" if name in _WHY and any("NOT" in part for part in parts) else ""
+            said.append(f"{name}: {'; '.join(parts)}.{why}")
     return said
 
 
