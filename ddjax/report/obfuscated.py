@@ -26,8 +26,8 @@ _WHY = {
     ),
     "randomization": (
         "At this size randomization hides little: images that fool the small network without it fool it with it, and "
-        "one draw's gradient is enough to find them. Of 32 pixels, resizing to one or two more and back takes more than "
-        "of 299."
+        "one draw's gradient is enough to find them. Of 32 pixels, resizing to one or two more and back takes more "
+        "than of 299."
     ),
     "crop_ensemble": (
         "A draw is an ensemble of crops, whose gradient is exact; what fools the crops of one draw fools those of "

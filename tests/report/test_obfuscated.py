@@ -60,11 +60,8 @@ def test_page_and_table(workdir):
 
 def test_expectations_are_told_as_they_are(workdir):
     jpeg, randomization, quilting = obfuscated.expectations(runs.read_results(workdir))
-    assert none.startswith(
-        "jpeg: loses 3.0 points on clean images, within 5; the aware attack takes 52 points more, at"
-    )
-    assert "it leaves 3.0 %, at most 5.0 %" in none
-    randomization, quilting = others
+    assert jpeg.startswith("jpeg: loses 3.0 points on clean images, within 5; the aware attack takes 52 points more, ")
+    assert "it leaves 3.0 %, at most 5.0 %" in jpeg
     assert "loses 10.0 points on clean images, NOT within 5" in randomization
     assert "takes 10 points more, NOT 30" in randomization
     assert "leaves 10.0 %, NOT at most 5.0 %" in randomization
