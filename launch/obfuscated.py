@@ -274,7 +274,8 @@ class _Row:
         pgd = functools.partial(attacking.Attack, "pgd", attacks.pgd, numbers)
         if not knows:
             return {"pgd cross_entropy": pgd(words)}
-        found = {"pgd margin": pgd(words | {"loss": "margin"})}
+        # What one loss misses, the other finds now and then.
+        found = {"pgd margin": pgd(words | {"loss": "margin"}), "pgd cross_entropy": pgd(words)}
         if self._defense.wrapper == "thermometer":
             ls_pga = functools.partial(attacking.Attack, "ls_pga", thermometer.ls_pga, numbers)
             found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
@@ -312,12 +313,12 @@ class _Row:
 
     def _worst(self, knows: bool) -> None:
         """What all that an attacker knows to do leaves; who knows more can do what the others do."""
-        if self._find("worst", aware=knows) is not None:
-            return
         records = [r for r in self._run.records if r["measure"] == "attack" and r["row"] == self._name]
         files = [r["file"].removesuffix(".npz") for r in records if r["aware"] <= knows]
-        broken = np.any([self._run.load_arrays(file)["broken"] for file in files], axis=0)
-        self._append("worst", aware=knows, **metrics.rate_fields("accuracy", int((~broken).sum()), len(broken)))
+        if self._find("worst", aware=knows, attacks=len(files)) is None:
+            broken = np.any([self._run.load_arrays(file)["broken"] for file in files], axis=0)
+            rate = metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
+            self._append("worst", aware=knows, attacks=len(files), **rate)
 
     def _look_at_gradients(self) -> None:
         """The norms of the margin's gradients, as both attackers see them."""
