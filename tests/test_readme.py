@@ -35,6 +35,8 @@ def test_the_examples_run_as_printed(capsys):
         "carlini_mnist_quick",
         "transfer_mnist_quick",
         "evaluate_mnist_quick",
+        "obfuscated_quick",
+        "masking_mnist_quick",
         "benchmark_mnist",
     ],
 )

@@ -20,6 +20,9 @@ _GAP = 0.30
 _OVER_PUBLISHED = 0.05
 # What is known of why a row falls short of an expectation, in the words of a reader's question.
 _WHY = {
+    "thermometer_adversarial": (
+        "It is trained against the aware attack, and right on so few clean images that there is less to win."
+    ),
     "activation_pruning": (
         "At this size pruning hides little: images that fool the small network without it fool it with it, and one "
         "draw's gradient is enough to find them."
