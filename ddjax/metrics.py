@@ -51,6 +51,24 @@ def rate_fields(name: str, successes: int, n: int) -> dict[str, float | int | No
     return {name: successes / n if n else None, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
 
 
+def auc(clean: Float[np.ndarray, " N"], adversarial: Float[np.ndarray, " M"]) -> float | None:
+    """The area under the ROC curve of a detector.
+
+    Args:
+      clean: scores of clean images.
+      adversarial: scores of adversarial ones, which should be higher.
+
+    Returns:
+      From 0 to 1; None where there is nothing to tell apart.
+    """
+    if not len(clean) or not len(adversarial):
+        return None
+    from sklearn.metrics import roc_auc_score  # lazily: it takes a second, and most runs have no detector
+
+    truth = np.repeat([0, 1], [len(clean), len(adversarial)])
+    return float(roc_auc_score(truth, np.concatenate([clean, adversarial])))
+
+
 class Rate(NamedTuple):
     """A count out of n; its value is 0 where n is."""
 

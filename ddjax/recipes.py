@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -41,14 +42,14 @@ class Recipe:
       network: a name for `ddjax.models.build`.
       epochs: passes over the training set, for each network.
       batch_size: examples of a step.
-      optimizer: `"sgd"`, `"adam"` or `"adadelta"`.
+      optimizer: `"sgd"` or `"adam"`.
       learning_rate: at the start.
       momentum: of SGD, at the start.
       nesterov: whether the momentum is Nesterov's.
       decay: multiplies the learning rate at every `decay_epochs`-th epoch.
       decay_epochs: 0 for never.
       momentum_decays: whether SGD's momentum is multiplied, too.
-      weight_decay: w in the loss's additional w/2 times the squared norm of the parameters.
+      weight_decay: w in the loss's additional w/2 times the squared norm of all kernels.
       inverse_decay: d in learning_rate / (1 + d step), as in Keras.
       warm_start_epochs: epochs at temperature 1 on the true labels and clean images, before teacher and student, both
         from the same start, and before adversarial training.
@@ -142,8 +143,13 @@ def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransf
     """
     optimizer = _without_weight_decay(recipe, steps_per_epoch)
     if recipe.weight_decay:
-        return optax.chain(optax.add_decayed_weights(recipe.weight_decay), optimizer)
+        return optax.chain(optax.add_decayed_weights(recipe.weight_decay, _is_kernel), optimizer)
     return optimizer
+
+
+def _is_kernel(params: Any) -> Any:
+    """Which parameters are kernels, not biases or scales."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def _without_weight_decay(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
@@ -152,10 +158,8 @@ def _without_weight_decay(recipe: Recipe, steps_per_epoch: int) -> optax.Gradien
     )
     if recipe.optimizer == "adam":
         return optax.adam(decayed(recipe.learning_rate) if recipe.decay_epochs else recipe.learning_rate)
-    if recipe.optimizer == "adadelta":
-        return optax.adadelta(recipe.learning_rate, rho=0.95)
     if recipe.optimizer != "sgd":
-        raise ValueError(f"unknown optimizer {recipe.optimizer!r}; known: adadelta, adam, sgd")
+        raise ValueError(f"unknown optimizer {recipe.optimizer!r}; known: adam, sgd")
     if recipe.decay_epochs:
         rate, momentum = decayed(recipe.learning_rate), decayed(recipe.momentum)
         if not recipe.momentum_decays:

@@ -304,8 +304,7 @@ def run_attack(
     seen = classifier.in_bfloat16(logits_fn) if attack.forward == "bfloat16" else logits_fn
     if attack.temperature is not None:
         seen = classifier.at_temperature(seen, attack.temperature)
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(FLAGS.seed)))(tried.indices)
-    columns = [tried.images, tried.labels, np.asarray(jax.random.key_data(keys))]
+    columns = [tried.images, tried.labels, common.key_data(tried.indices)]
     columns += [] if tried.targets is None else [tried.targets]
     columns += [(per_example or {})[name].astype(np.float32) for name in names]
     evaluate = common.compiled_batched(program, (seen, numbers), *columns)

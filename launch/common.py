@@ -287,6 +287,18 @@ def tag(temperature: float | None) -> str:
     return "none" if temperature is None else f"T{temperature:g}"
 
 
+def key_data(indices: np.ndarray, purpose: int | None = None) -> np.ndarray:
+    """A key for each example, by its position in its data set and the flag's seed, as the integers that keys are.
+
+    Args:
+      indices: the positions.
+      purpose: tells keys apart that serve different ends; None for the attacks'.
+    """
+    key = jax.random.key(FLAGS.seed)
+    key = key if purpose is None else jax.random.fold_in(key, purpose)
+    return np.asarray(jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, key))(indices)))
+
+
 def classify(logits_fn: Any, images: np.ndarray) -> np.ndarray:
     """The logits of any number of images, bytes or in [0, 1]."""
     return evaluate(_logits, logits_fn, images)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, defenses
+from ddjax import attacks, classifier, data, defenses, recipes, runs
 from ddjax.classifier import Transform
 from ddjax.defenses import input_transformations, squeezing, thermometer
 from launch import attacking, common
@@ -55,8 +55,9 @@ def parse_defense(text: str, dataset: str) -> Defense:
     """Reads `name` or `name:key=value,key=value`.
 
     `squeezing` takes `squeezers=NAME+NAME`, by default those that the paper found best for the data set, or MNIST's for
-    data sets without a published choice, and either a fixed `threshold` or a `false_positive_rate`; all other names are
-    transforms with their keyword arguments.
+    data sets without a published choice, and either a fixed `threshold` or a `false_positive_rate`; `thermometer` takes
+    `levels`, and is for networks of such codes. All other names are those of `defenses.TRANSFORMS` and
+    `defenses.WRAPPERS`, with their keyword arguments; `quilting` also takes those of its database.
 
     Raises:
       ValueError: for an unknown name or key, or a value that is missing or of the wrong kind; the message lists the
@@ -104,6 +105,23 @@ def _defaults(name: str) -> dict[str, Any]:
         and parameter.name != "straight_through"
     }
     return found | {"quilting": _OF_DATABASE, "crop_ensemble": _OF_CROPS}.get(name, {})
+
+
+def check(defense: Defense, checkpoint: str, spec: runs.NetworkSpec) -> None:
+    """Refuses thermometer codes for a network that does not take them.
+
+    Raises:
+      ValueError: with the recipe that trains one.
+    """
+    if defense.wrapper != "thermometer":
+        return
+    levels = (_THERMOMETER | dict(defense.settings))["levels"]
+    found = recipes.get(spec.recipe).thermometer_levels
+    if found != levels:
+        raise ValueError(
+            f"--defense={defense.text} needs a network of codes with {levels} levels, that of {checkpoint} has "
+            f"{found or 'none'}; --recipe=thermometer_quick trains one of 16"
+        )
 
 
 def prepared(defense: Defense, images: np.ndarray) -> Defense:
@@ -246,12 +264,12 @@ def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
         raise ValueError(f"{defense.text} does not transform images")
     if dataset.on_disk:
         raise ValueError(f"{defense.text} needs the images in memory: give --num_train")
-    key_data = jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, _key(_TRAINING)))(dataset.indices))
+    key_data = common.key_data(dataset.indices, _TRAINING)
     given = () if defense.patches is None else (defense.patches,)
     description = f"{dataset.name} through {defense.text}"
     with common.progress(len(dataset), description, "image") as bar:
         shown = common.evaluate(
-            _shown(defense._replace(patches=None)), given, dataset.images, np.asarray(key_data), progress=bar.update
+            _shown(defense._replace(patches=None)), given, dataset.images, key_data, progress=bar.update
         )
     return dataclasses.replace(dataset, images=shown)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from sklearn import metrics as sklearn_metrics
 
 from ddjax import attacks, data, metrics
 from ddjax.defenses import lid, squeezing
@@ -64,13 +63,6 @@ class LidDetector:
         """Which images it takes for adversarial."""
         return self.scores(images) > np.asarray(self.detector.threshold)
 
-    def auc(self, clean: np.ndarray, adversarial: np.ndarray) -> float | None:
-        """The area under the ROC curve; None where there is nothing to detect."""
-        if not len(clean) or not len(adversarial):
-            return None
-        truth = np.repeat([0, 1], [len(clean), len(adversarial)])
-        return float(sklearn_metrics.roc_auc_score(truth, self.scores(np.concatenate([clean, adversarial]))))
-
 
 def fit(logits_fn: Any, held_out: data.Dataset, false_positive_rate: float, description: str) -> LidDetector:
     """Fits the detector, and sets its threshold for a share of false positives.
@@ -94,9 +86,7 @@ def fit(logits_fn: Any, held_out: data.Dataset, false_positive_rate: float, desc
     outcome = attacking.run_attack(_ATTACK, logits_fn, tried, description)
     correct = attacking.decide(logits_fn, tried.images) == tried.labels
     fooled = correct & outcome.success
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(FLAGS.seed), _NOISE)))(
-        tried.indices[fooled]
-    )
+    keys = jax.random.wrap_key_data(jnp.asarray(common.key_data(tried.indices[fooled], _NOISE)))
     noisy = np.asarray(lid.noisy(jnp.asarray(tried.images[fooled]), jnp.asarray(outcome.images[fooled]), keys))
     seen = functools.partial(common.evaluate, _features, (logits_fn, references))
     detector = lid.fit_detector(seen(tried.images[correct]), seen(noisy), seen(outcome.images[fooled]), seed=FLAGS.seed)

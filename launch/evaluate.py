@@ -27,7 +27,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from sklearn import metrics as sklearn_metrics
 
 from ddjax import attacks, data, metrics, recipes, runs, training
 from ddjax.attacks import base
@@ -120,6 +119,9 @@ def main() -> None:
         how = attacking.resolve_targets("auto", attack.name)
         attacking.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
     known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
+    for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
+        for defense in known.values():
+            defending.check(defense, directory, spec)
     for defense in known.values():
         image = jax.ShapeDtypeStruct((1, *first.image_shape), np.float32)
         jax.eval_shape(defending.deployed(defense, training.logits_fn(loaded[0])), image)
@@ -289,7 +291,7 @@ class _Row:
             fooled = (decisions != labels) & within
             fooled &= metrics.correct(self._network.logits, self._test.labels)[rows]
             record |= metrics.rate_fields("detection", int((fooled & flagged).sum()), int(fooled.sum()))
-            record["auc"] = _auc(self._clean_scores, scores[fooled])
+            record["auc"] = metrics.auc(self._clean_scores, scores[fooled])
             extra = {"scores": scores, "fooled": fooled}
         self._run.save_arrays(f"{file}_judged", broken=broken, **extra)
         self._run.append(measure="evaluate", **record, file=f"{name}.npz", judged=f"{file}_judged.npz")
@@ -321,14 +323,6 @@ def _image_file(*words: str) -> str:
 def _file_name(*words: str) -> str:
     """Words without what a file name cannot hold."""
     return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words))
-
-
-def _auc(clean: np.ndarray, adversarial: np.ndarray) -> float | None:
-    """The area under the ROC curve of a detector; None where there is nothing to detect."""
-    if not len(adversarial):
-        return None
-    truth = np.repeat([0, 1], [len(clean), len(adversarial)])
-    return float(sklearn_metrics.roc_auc_score(truth, np.concatenate([clean, adversarial])))
 
 
 if __name__ == "__main__":

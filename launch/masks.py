@@ -5,14 +5,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from ddjax import data, masking, runs
 from launch import common
 
-FLAGS = flags.FLAGS
 # Keys of what is random in it are others than the attacks'.
 _PURPOSE = 0x3A5C
+# Of a random classifier that judges: so many that few images break by themselves.
 DRAWS = 10
 
 
@@ -55,23 +54,20 @@ def measure(
       run: that is added to.
       where: the fields by which the classifier is known.
       logits_fn: the classifier as an attack sees it that takes its gradients for what they are.
-      judge: the classifier as it is deployed; where it is random, by `DRAWS` draws, or single ones break images.
+      judge: the classifier as it is deployed; where it is random, by `DRAWS` draws.
       test: the images.
       substitute: another network, whose adversarial images are shown to the classifier; None for none.
       epsilon: the radius in Linf.
       num_steps: of the attacks.
       num_random: samples of the random search.
     """
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.fold_in(jax.random.key(FLAGS.seed), _PURPOSE)))(
-        test.indices
-    )
     with common.progress(len(test), f"{' '.join(where.values())}: masking", "image") as bar:
         found = common.evaluate(
             _program(num_steps, num_random),
             (logits_fn, judge, substitute, np.float32(epsilon)),
             data.to_float(test.images),
             test.labels,
-            np.asarray(jax.random.key_data(keys)),
+            common.key_data(test.indices, _PURPOSE),
             progress=bar.update,
         )
     lights = masking.lights(found)

@@ -44,7 +44,7 @@ _NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the attacks; defa
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
 _QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 5 draws.")
 _FALSE_POSITIVES = 0.05
-# The budget in L2 of the attack that the detector was made for.
+# The budget in L2 of the attack that the detector was made for, that of launch.evaluate for photographs.
 _DETECTED_L2 = 0.5
 # With fewer images, of which only those count that are classified correctly, lights stay dark.
 _LEAST_PROBED = 100
@@ -122,7 +122,7 @@ def main() -> None:
     quick = _QUICK.value
     samples = _SAMPLES.value or (5 if quick else 30)
     num_steps = _NUM_STEPS.value or 100
-    num_examples = FLAGS.num_examples or (50 if quick else 1000)
+    num_examples = FLAGS.num_examples if FLAGS.num_examples is not None else (50 if quick else 1000)
     ending = "_quick" if quick else ""
     checkpoints = {name: _checkpoint(f"{ROWS[name].recipe}{ending}") for name in chosen}
     specs = {name: runs.read_spec(path) for name, path in checkpoints.items()}
@@ -162,6 +162,8 @@ def main() -> None:
         queries=substitutes.queries(dataset, recipe),
         recipe=recipe,
     )
+    # Before anything is written, whether all are whole.
+    loaded = {name: runs.load_network(path) for name, path in checkpoints.items()}
     resolved = {
         "class_names": test.class_names,
         "test_fingerprint": common.fingerprint(test.images, test.labels),
@@ -170,33 +172,33 @@ def main() -> None:
     attacked = settings.attacked
     run.save_arrays("images/clean", images=attacked.images, labels=attacked.labels)
     for name in chosen:
-        _Row(run, name, str(checkpoints[name]), settings).fill()
+        _Row(run, name, *loaded[name], settings).fill()
     common.write_report(run)
 
 
 def _checkpoint(recipe: str) -> pathlib.Path:
-    """The network of a recipe, or what to do where it is missing."""
-    recipes.get(recipe)
+    """Where the network of a recipe is, or what to do where it is missing."""
     directory = pathlib.Path(_RUNS.value) / f"train_{recipe}"
-    found = sorted(directory.glob(f"checkpoints/seed{FLAGS.seed}_none/baseline"))
-    if not found:
+    found = directory / "checkpoints" / f"seed{FLAGS.seed}_none" / "baseline"
+    if not found.exists():
         raise ValueError(
             f"no network in {directory}; train it with: python -m launch.train --recipe={recipe} "
             f"--seed={FLAGS.seed} --workdir={directory}"
         )
-    return found[0]
+    return found
 
 
 class _Row:
     """One defense before all attackers."""
 
-    def __init__(self, run: runs.Run, name: str, checkpoint: str, settings: _Settings) -> None:
+    def __init__(
+        self, run: runs.Run, name: str, state: training.TrainState, spec: runs.NetworkSpec, settings: _Settings
+    ) -> None:
         self._run, self._name, self._settings = run, name, settings
-        state, spec = runs.load_network(checkpoint)
         fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
         known = run.find(measure="network", row=name)
         if known is not None and known["fingerprint"] != fingerprint:
-            raise runs.RunError(f"{checkpoint} is another network than the one that {run.workdir} was begun with")
+            raise runs.RunError(f"{name}: this is another network than the one that {run.workdir} was begun with")
         self._network = training.logits_fn(state)
         text = ROWS[name].deployed
         self._defense = defending.parse_defense("none" if text == "lid" else text, spec.dataset)
@@ -235,6 +237,7 @@ class _Row:
                     self._settings.probed,
                     substitute=substitute,
                     epsilon=self._settings.epsilon,
+                    # Six radii, and no need to be the last word: shorter attacks than the table's.
                     num_steps=self._settings.num_steps // 4 + 1,
                     num_random=self._settings.num_steps,
                 )
@@ -303,8 +306,9 @@ class _Row:
             fooled = within & ~lost & (outcome.predictions != attacked.labels)
             detected = int(self._detector.flags(outcome.images)[fooled].sum()) if fooled.any() else 0
             record |= metrics.rate_fields("detection", detected, int(fooled.sum()))
-            clean = data.to_float(attacked.images)[~lost]
-            record["auc"] = self._detector.auc(clean, outcome.images[fooled])
+            clean = self._detector.scores(data.to_float(attacked.images)[~lost]) if not lost.all() else np.zeros(0)
+            found = self._detector.scores(outcome.images[fooled]) if fooled.any() else np.zeros(0)
+            record["auc"] = metrics.auc(clean, found)
         file = f"images/{self._name}_{text.replace(' ', '_')}_{'aware' if knows else 'unaware'}"
         shown = defending.view(self._defense, outcome.images)
         views = {} if shown is None else {"defended": shown}

@@ -23,9 +23,9 @@ _STEP_SIZE = 0.1
 @functools.cache
 def _recipe(of: recipes.Recipe, epochs: int) -> recipes.Recipe:
     """Another network than the target's, as far as one recipe goes: without the defense, from another key."""
-    return dataclasses.replace(
-        of, epochs=epochs, augmentation=None, transform=None, adversary=None, thermometer_levels=0, warm_start_epochs=0
-    )
+    # Without class weights, since the target may never answer with some class.
+    none = {"augmentation": None, "transform": None, "adversary": None, "class_weights": False}
+    return dataclasses.replace(of, epochs=epochs, thermometer_levels=0, warm_start_epochs=0, **none)
 
 
 def _augmented(shared: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
@@ -60,19 +60,21 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
       Papernot et al., Practical Black-Box Attacks against Machine Learning, 2017 (arXiv 1602.02697).
     """
     chosen = _recipe(recipe, _EPOCHS.value)
-    images, indices = queries.images, queries.indices
-    answers = _ask(target, images)
+    asked = dataclasses.replace(queries, labels=_ask(target, queries.images))
+    logits_fn = None
     for number in range(_ROUNDS.value + 1):
-        asked = dataclasses.replace(queries, images=images, labels=answers, indices=indices)
+        if logits_fn is not None:
+            new = common.evaluate(_augmented, logits_fn, data.to_float(asked.images), asked.labels)
+            new = np.rint(255 * new).astype(np.uint8)
+            asked = dataclasses.replace(
+                asked,
+                images=np.concatenate([asked.images, new]),
+                labels=np.concatenate([asked.labels, _ask(target, new)]),
+                indices=np.concatenate([asked.indices, asked.indices]),
+            )
         trainer = Trainer(run, chosen, asked, f"substitute_{name}/round{number}")
         logits_fn = training.logits_fn(trainer.plain(FLAGS.seed, role="substitute"))
-        if number == _ROUNDS.value:
-            return logits_fn
-        new = common.evaluate(_augmented, logits_fn, data.to_float(images), answers)
-        new = np.rint(255 * new).astype(np.uint8)
-        images, indices = np.concatenate([images, new]), np.concatenate([indices, indices])
-        answers = np.concatenate([answers, _ask(target, new)])
-    raise AssertionError("the last round returns")
+    return logits_fn
 
 
 def _ask(target: Any, images: np.ndarray) -> np.ndarray:

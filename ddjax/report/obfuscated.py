@@ -18,19 +18,17 @@ _TRAINED_ON_OTHERS = ("total_variation", "quilting", "crop_ensemble")
 # What an attack that knows how the gradient hides should win over one that does not.
 _GAP = 0.30
 _OVER_PUBLISHED = 0.05
-# What is known of why a row falls short of an expectation, in the words of a reader's question.
+# Why a row falls short of an expectation, as far as its own numbers tell.
 _WHY = {
     "thermometer_adversarial": (
         "It is trained against the aware attack, and right on so few clean images that there is less to win."
     ),
     "activation_pruning": (
-        "At this size pruning hides little: images that fool the small network without it fool it with it, and one "
-        "draw's gradient is enough to find them."
+        "At this size pruning hides little: one draw's gradient is enough to find images that fool other draws, too."
     ),
     "randomization": (
-        "At this size randomization hides little: images that fool the small network without it fool it with it, and "
-        "one draw's gradient is enough to find them. Of 32 pixels, resizing to one or two more and back takes more "
-        "than of 299."
+        "At this size randomization hides little: one draw's gradient is enough to find images that fool other draws, "
+        "too. The network has not been trained on resized images, and shows it."
     ),
     "crop_ensemble": (
         "A draw is an ensemble of crops, whose gradient is exact; what fools the crops of one draw fools those of "

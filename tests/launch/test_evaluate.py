@@ -124,6 +124,7 @@ def test_report_and_a_second_run_that_adds_an_attack(launch, matrix):
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=none:a=1"], "no setting 'a'; known: none"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=median:height=0"], "sides of at least 1, got 0 x 2"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:squeezers=blur"], "unknown squeezer 'blur'"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=thermometer"], "needs a network of codes with 16 levels"),
         (
             ["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:false_positive_rate=1"],
             "must be in [0, 1), got 1",
