@@ -45,7 +45,6 @@ _SHATTERED = (
     feature_distillation.distill_features,
     input_transformations.truncate_bit_depth,
     input_transformations.total_variation,
-    jpeg.jpeg,
 )
 
 
@@ -56,6 +55,9 @@ def is_random(defense: Transform) -> bool:
 
 def aware(defense: Transform) -> Transform:
     """The transform as an attack that knows it looks through it: its own gradient where it has one, else BPDA's."""
+    if defense.function is jpeg.jpeg:
+        settings = {name: value for name, value in defense.settings if name == "subsampling"}
+        return bpda(defense, transform(jpeg.without_rounding, **settings))
     if defense.function in _SHATTERED:
         return bpda(defense)
     if defense.function is feature_distillation.distill_and_distort:

@@ -7,6 +7,7 @@ Reference:
   Loeffler, Ligtenberg and Moschytz, Practical Fast 1-D DCT Algorithms with 11 Multiplications, 1989.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
@@ -118,6 +119,30 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
         planes = jnp.concatenate([bright, color], axis=3)
         decoded = (jnp.einsum("ck,bijk->bijc", _TO_RGB, planes) + 2**15) >> 16
     return base.round_to_levels(decoded.astype(images.dtype) / 255, 256)
+
+
+def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:
+    """What `jpeg` does but for its rounding, which is linear: the chrominances lose half of their resolution.
+
+    The substitute of an attack that knows the defense, for `ddjax.attacks.bpda`: unlike the identity, it does not spend
+    its budget on colors of single pixels, which do not come through.
+
+    Args:
+      images: within [0, 1]; color of three channels or gray of one.
+      subsampling: as for `jpeg`.
+
+    Returns:
+      Images, outside of [0, 1] now and then.
+    """
+    if images.shape[3] == 1 or not subsampling:
+        return images
+    planes = jnp.einsum("kc,bijc->bijk", np.float32(_TO_YCC / 2**16), images)
+    bright, color = planes[..., :1], planes[..., 1:]
+    color = _pad(color, 2, 2)
+    batch, rows, columns, channels = color.shape
+    means = jnp.mean(color.reshape(batch, rows // 2, 2, columns // 2, 2, channels), axis=(2, 4))
+    color = jax.image.resize(means, color.shape, "linear")[:, : images.shape[1], : images.shape[2]]
+    return jnp.einsum("ck,bijk->bijc", np.float32(_TO_RGB / 2**16), jnp.concatenate([bright, color], axis=3))
 
 
 def _pad(planes: Array, rows: int, columns: int) -> Array:

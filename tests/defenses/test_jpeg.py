@@ -7,6 +7,7 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
+from ddjax import defenses
 from ddjax.attacks import bpda
 from ddjax.classifier import transform
 from ddjax.defenses import jpeg
@@ -131,3 +132,33 @@ def test_qualities_that_are_none(quality):
 def test_channels_that_it_does_not_know(channels):
     with pytest.raises(ValueError, match=f"one or three channels, got {channels}"):
         jpeg.jpeg(jnp.zeros((1, 8, 8, channels)))
+
+
+@pytest.mark.parametrize("sides", [(32, 32), (21, 13)])
+def test_without_rounding_is_what_the_best_quality_does(sides):
+    images = unit(fields((3, *sides, 3)))
+    exact = jpeg.jpeg(images, quality=100)
+    np.testing.assert_allclose(jnp.clip(jpeg.without_rounding(images), 0, 1), exact, atol=4 / 255)
+    # Most of what it does to colors that change from pixel to pixel, which the identity leaves.
+    noise = unit(fields((3, *sides, 3), smoothness=0.3))
+    kept, lost = (np.abs(jpeg.jpeg(noise, quality=100) - seen).mean() for seen in (jpeg.without_rounding(noise), noise))
+    assert kept < lost / 3
+
+
+def test_without_rounding_is_linear_and_leaves_gray_images_and_full_colors():
+    images = unit(fields((2, 16, 16, 3)))
+    halves = jpeg.without_rounding(images[:1] / 2) + jpeg.without_rounding(images[1:] / 2)
+    np.testing.assert_allclose(jpeg.without_rounding(images.mean(0, keepdims=True)), halves, atol=1e-6)
+    np.testing.assert_array_equal(jpeg.without_rounding(images[..., :1]), images[..., :1])
+    np.testing.assert_array_equal(jpeg.without_rounding(images, subsampling=False), images)
+
+
+def test_who_knows_it_sees_its_values_and_the_gradient_of_what_rounding_leaves():
+    images = unit(fields((2, 16, 16, 3)))
+    weights = unit(fields((2, 16, 16, 3), smoothness=0.3))
+    seen = defenses.aware(transform(jpeg.jpeg, quality=50))
+    np.testing.assert_array_equal(seen(images), jpeg.jpeg(images, quality=50))
+    found = jax.grad(lambda x: jnp.sum(weights * seen(x)))(images)
+    expected = jax.grad(lambda x: jnp.sum(weights * jpeg.without_rounding(x)))(images)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert np.abs(found - weights).max() > 0.1
