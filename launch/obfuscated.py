@@ -2,17 +2,18 @@
 
 Puts defenses that rest on hidden gradients before two attackers. One differentiates the defended classifier as it is
 deployed and takes what it finds for its gradient: through a rounding that is zero, through randomness it is that of one
-draw. The other knows how the gradient hides, and looks through by BPDA, by an expectation over `--samples` draws, or
-attacks what the defense is made of. A third one may only ask: it trains a substitute on the answers, and shows what
-fools that. All move each value by at most `--epsilon`. Beside the accuracy that is left stand the published one, the
-norms of the gradients, and the lights of `ddjax.masking`.
+draw. The other knows how the gradient hides, and looks through by BPDA, by an expectation over `--samples` draws
+and, with momentum, over those of several steps; or attacks what the defense is made of, or the network alone. A third
+one may only ask: it trains a substitute on the answers, and shows what fools that. All move each value by at most
+`--epsilon`. Beside the accuracy that is left stand the published one, the norms of the gradients, and the lights of
+`ddjax.masking`.
 
 What is judged is the defended classifier, once, with other draws than the attackers saw; an image that it gets wrong
 without an attack is lost for all of them. The aware attacker can do what the unaware one does: its column is the worst
 case of both.
 
 The networks are those of `python -m launch.train --recipe=NAME`, where each is looked for in `RUNS/train_NAME`.
-`--quick` is made for two CPU cores: recipes whose names end in `_quick`, 50 images, 5 draws, ensembles of 10 crops, and
+`--quick` is made for two CPU cores: recipes whose names end in `_quick`, 50 images, 2 draws, ensembles of 10 crops, and
 pruning by independent draws. `--defense` chooses rows, by default all. A run that was stopped goes on when it is
 started again.
 
@@ -39,10 +40,12 @@ _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its run
 _DEFENSE = flags.DEFINE_multi_string("defense", [], "A row of the table; repeats. Default: all.")
 _EPSILON = flags.DEFINE_float("epsilon", 0.031, "The radius in Linf.")
 _NUM_CLEAN = flags.DEFINE_integer("num_clean", 1000, "Test images for the clean accuracy.", lower_bound=1)
-_SAMPLES = flags.DEFINE_integer("samples", None, "The draws of an expectation; default: 30.", lower_bound=1)
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the attacks; default: 100.", lower_bound=2)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", None, "Draws of an expectation; default: 30, or 2 if --quick.", lower_bound=1
+)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the attacks; default: 150.", lower_bound=2)
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
-_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 5 draws.")
+_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 2 draws.")
 _FALSE_POSITIVES = 0.05
 # The budget in L2 of the attack that the detector was made for, that of launch.evaluate for photographs.
 _DETECTED_L2 = 0.5
@@ -120,8 +123,8 @@ def main() -> None:
         raise ValueError(f"--defense must be different ones, got {', '.join(chosen)}")
     base.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
     quick = _QUICK.value
-    samples = _SAMPLES.value or (5 if quick else 30)
-    num_steps = _NUM_STEPS.value or 100
+    samples = _SAMPLES.value or (2 if quick else 30)
+    num_steps = _NUM_STEPS.value or 150
     num_examples = FLAGS.num_examples if FLAGS.num_examples is not None else (50 if quick else 1000)
     ending = "_quick" if quick else ""
     checkpoints = {name: _checkpoint(f"{ROWS[name].recipe}{ending}") for name in chosen}
@@ -238,7 +241,7 @@ class _Row:
                     substitute=substitute,
                     epsilon=self._settings.epsilon,
                     # Six radii, and no need to be the last word: shorter attacks than the table's.
-                    num_steps=self._settings.num_steps // 4 + 1,
+                    num_steps=self._settings.num_steps // 6 + 1,
                     num_random=self._settings.num_steps,
                 )
 
@@ -274,11 +277,16 @@ class _Row:
         if not knows and ROWS[self._name].defense == "lid":
             # What the detector was made for: images as close as can be.
             return {"carlini_wagner_l2": detecting.attack()}
-        pgd = functools.partial(attacking.Attack, "pgd", attacks.pgd, numbers)
         if not knows:
-            return {"pgd cross_entropy": pgd(words)}
+            return {"pgd cross_entropy": attacking.Attack("pgd", attacks.pgd, numbers, words)}
+        # Momentum is an expectation over the draws of several steps, and costs nothing.
+        along = numbers | {"step_size": self._settings.epsilon / 8, "momentum": 0.9}
+        pgd = functools.partial(attacking.Attack, "pgd", attacks.pgd, along)
         # What one loss misses, the other finds now and then.
         found = {"pgd margin": pgd(words | {"loss": "margin"}), "pgd cross_entropy": pgd(words)}
+        if self._defense.text != "none" and self._defense.wrapper != "thermometer":
+            # What the defense does to images is small, or nothing on average: the network alone may be enough.
+            found["pgd margin, network"] = pgd(words | {"loss": "margin"})
         if self._defense.wrapper == "thermometer":
             ls_pga = functools.partial(attacking.Attack, "ls_pga", thermometer.ls_pga, numbers)
             found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
@@ -290,7 +298,8 @@ class _Row:
         attacked = self._settings.attacked
         # Both hand codes to the network themselves.
         of_codes = attack.name in ("ls_pga", "dga")
-        seen = self._network if of_codes else self._seen if knows else self._naive
+        on_network = of_codes or text.endswith(", network")
+        seen = self._network if on_network else self._seen if knows else self._naive
         tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
         lost = self._lost
         outcome = attacking.run_attack(attack, seen, tried, f"{self._name}: {text}")
@@ -309,7 +318,7 @@ class _Row:
             clean = self._detector.scores(data.to_float(attacked.images)[~lost]) if not lost.all() else np.zeros(0)
             found = self._detector.scores(outcome.images[fooled]) if fooled.any() else np.zeros(0)
             record["auc"] = metrics.auc(clean, found)
-        file = f"images/{self._name}_{text.replace(' ', '_')}_{'aware' if knows else 'unaware'}"
+        file = f"images/{self._name}_{text.replace(',', '').replace(' ', '_')}_{'aware' if knows else 'unaware'}"
         shown = defending.view(self._defense, outcome.images)
         views = {} if shown is None else {"defended": shown}
         self._run.save_arrays(file, images=outcome.images, broken=broken, lost=lost, **views)

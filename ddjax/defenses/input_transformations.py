@@ -284,6 +284,13 @@ def _beyond_seam(errors: Float[Array, "B L O"], side: int) -> Array:
     return jnp.arange(side, dtype=jnp.int32)[None, None] >= minimum_error_seam(errors)[:, :, None]
 
 
+def _local_means(images: Array) -> Array:
+    """The mean of each pixel and its eight neighbors; beyond the border stands what is on it."""
+    rows, columns = images.shape[1:3]
+    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    return sum(padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)) / 9.0
+
+
 @dataclasses.dataclass(frozen=True)
 class _Quilted:
     transform: Transform
@@ -307,13 +314,15 @@ def quilted(
       patches: see `quilt`.
       overlap: see `quilt`.
       neighbors: see `quilt`.
-      straight_through: lets gradients pass as if nothing had been quilted, by BPDA; what an attack looks through.
+      straight_through: lets gradients pass, by BPDA, as if each pixel were the mean of those around it; what an attack
+        looks through. Which patch is near a tile depends on no single pixel, so that an attack which takes quilting for
+        the identity spends its budget on what does not come through.
 
     Returns:
       A random classifier; a pytree whose leaves are those of `logits_fn` and the patches.
     """
     quilting = transform(quilt, overlap=overlap, neighbors=neighbors)
-    defended = _Quilted(bpda(quilting) if straight_through else quilting)
+    defended = _Quilted(bpda(quilting, _local_means) if straight_through else quilting)
     return Randomized(jax.tree_util.Partial(defended, as_pytree(logits_fn), patches))
 
 

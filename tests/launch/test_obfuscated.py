@@ -54,6 +54,8 @@ def test_every_row_is_whole(table):
         assert f"| {row} |" in printed
     attacks = {record["attack"] for record in of(records, "attack", row="thermometer", aware=True)}
     assert attacks == {"pgd margin", "pgd cross_entropy", "ls_pga", "dga"}
+    attacks = {record["attack"] for record in of(records, "attack", row="quilting", aware=True)}
+    assert attacks == {"pgd margin", "pgd cross_entropy", "pgd margin, network"}
     assert (workdir / "report.html").exists()
     assert {path.stem for path in (workdir / "figures").iterdir()} == {"accuracy", "gallery"}
 
