@@ -15,6 +15,7 @@ from ddjax.attacks import (
     jsma,
     mim,
     pgd,
+    reparameterized,
     single_draw,
     smallest_epsilon,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "normalized",
     "pgd",
     "randomized",
+    "reparameterized",
     "single_draw",
     "smallest_epsilon",
     "soft_labels",

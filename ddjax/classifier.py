@@ -148,8 +148,8 @@ class Transform:
     function: Callable[..., Array]
     settings: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, images: Float[Array, "B H W C"], *rest: Array) -> Array:
-        """Transforms a batch; what follows it are its keys, and arrays that the function takes beside."""
+    def __call__(self, images: Float[Array, "B H W C"], *rest: Any) -> Array:
+        """Transforms a batch; what follows it are its keys, and arrays or pytrees that the function takes beside."""
         return self.function(images, *rest, **dict(self.settings))
 
 

@@ -8,8 +8,8 @@ parameters and, to rounding, the same values are therefore kept:
 * `"plain"`: `lax.conv_general_dilated` and `lax.reduce_window`. The right one on GPU and TPU, and the only one with
   forward-mode derivatives.
 * `"canonical"`: on CPU. The forward pass and both gradients are emitted as forward convolutions in the layout that
-  XLA:CPU hands to its fast multi-threaded kernel, with half the multiplications where Winograd's algorithm pays;
-  pooling is a reshape and a maximum.
+  XLA:CPU hands to its fast multi-threaded kernel, with half the multiplications where Winograd's algorithm pays; the
+  gradients of gradients likewise. Pooling is a reshape and a maximum.
 
 `"auto"` chooses by `jax.default_backend()` at trace time. Nothing outside this file knows about any of it;
 `python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib.
@@ -149,7 +149,8 @@ def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotang
     # The barriers keep XLA from folding the rearrangements back into dimension numbers, which would bring the naive
     # loop back.
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-    input_gradient = _fast_forward(
+    # Again in this form, so that the derivatives of gradients are fast, too: a gradient penalty takes them.
+    input_gradient = _canonical_conv(
         cotangent,
         flipped,
         (
@@ -165,14 +166,14 @@ def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotang
         _kernel_gradient(padded[start : start + part], cotangent[start : start + part])
         for start in range(0, inputs.shape[0], part)
     ]
-    return input_gradient, functools.reduce(jnp.add, gradients)
+    return input_gradient, functools.reduce(jnp.add, gradients)  # pyright: ignore[reportReturnType]
 
 
 def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
     """Channels take the place of the batch, the batch that of the channels, and the cotangent that of the kernel."""
     channels_first = lax.optimization_barrier(inputs.transpose(3, 1, 2, 0))
     cotangent_kernel = lax.optimization_barrier(cotangent.transpose(1, 2, 0, 3))
-    return _fast_forward(channels_first, cotangent_kernel, ((0, 0), (0, 0))).transpose(1, 2, 0, 3)
+    return jnp.transpose(_canonical_conv(channels_first, cotangent_kernel, ((0, 0), (0, 0))), (1, 2, 0, 3))
 
 
 _canonical_conv.defvjp(_canonical_conv_fwd, _canonical_conv_bwd)

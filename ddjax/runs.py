@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddjax import parallel, recipes, training
+from ddjax.generative import recipes as generative_recipes
 
 PathLike = str | os.PathLike[str]
 
@@ -248,7 +249,7 @@ class NetworkSpec:
 
     Attributes:
       recipe: the name of the recipe it was trained with.
-      network: of the recipe; a name for `ddjax.models.build`.
+      network: of the recipe; a name for `ddjax.models.build`, or the kind of a generative model.
       dataset: a name for `ddjax.data.load`.
       num_classes: K.
       image_shape: (H, W, C).
@@ -272,8 +273,10 @@ class NetworkSpec:
     num_train: int
     batch_size: int
 
-    def build(self, key: jax.Array) -> training.TrainState:
+    def build(self, key: jax.Array) -> Any:
         """The network before training."""
+        if self.recipe in generative_recipes.RECIPES:
+            return generative_recipes.create_state(generative_recipes.RECIPES[self.recipe], self.image_shape, key)
         recipe = recipes.get(self.recipe)
         module = recipes.make_network(recipe, self.num_classes, self.image_shape[2])
         optimizer = recipes.make_optimizer(recipe, training.steps_per_epoch(self.num_train, self.batch_size))
@@ -319,7 +322,7 @@ class Checkpoints:
             )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, epoch: int, state: training.TrainState) -> None:
+    def save(self, epoch: int, state: Any) -> None:
         """Stores the state after an epoch, whole or not at all."""
         if not parallel.is_primary():
             return
@@ -330,7 +333,7 @@ class Checkpoints:
         self._manager.save(epoch, args=items)
         self._manager.wait_until_finished()
 
-    def restore(self, like: training.TrainState) -> tuple[training.TrainState, int]:
+    def restore(self, like: Any) -> tuple[Any, int]:
         """The newest state and its epoch, or `like` and 0 where there is none.
 
         Raises:
@@ -342,7 +345,7 @@ class Checkpoints:
         plain = jax.tree.unflatten(jax.tree.structure(_to_plain(like)), map(jnp.asarray, leaves))
         return like.replace(**plain | {"key": jax.random.wrap_key_data(plain["key"])}), epoch
 
-    def _restore(self, like: training.TrainState) -> tuple[list[np.ndarray] | None, int]:
+    def _restore(self, like: Any) -> tuple[list[np.ndarray] | None, int]:
         epoch = self._manager.latest_step()
         if epoch is None:
             return None, 0
@@ -354,7 +357,7 @@ class Checkpoints:
             self._manager.close()
 
 
-def _to_plain(state: training.TrainState) -> dict[str, Any]:
+def _to_plain(state: Any) -> dict[str, Any]:
     """The arrays of a state, on the host; typed keys as the integers they are."""
     plain = {
         **state.variables,
@@ -365,9 +368,7 @@ def _to_plain(state: training.TrainState) -> dict[str, Any]:
     return jax.tree.map(np.asarray, plain)
 
 
-def _restore_leaves(
-    manager: ocp.CheckpointManager, epoch: int, like: training.TrainState, directory: pathlib.Path
-) -> list[np.ndarray]:
+def _restore_leaves(manager: ocp.CheckpointManager, epoch: int, like: Any, directory: pathlib.Path) -> list[np.ndarray]:
     wanted = _to_plain(like)
     try:
         plain = manager.restore(
@@ -421,14 +422,14 @@ def _differences(stored: NetworkSpec, wanted: NetworkSpec) -> str:
     )
 
 
-def load_network(directory: PathLike) -> tuple[training.TrainState, NetworkSpec]:
+def load_network(directory: PathLike) -> tuple[Any, NetworkSpec]:
     """Loads a trained network.
 
     Args:
       directory: of one network's checkpoints, as a launcher wrote it.
 
     Returns:
-      Its state and what it is.
+      Its state, a `TrainState` or that of a generative model, and what it is.
 
     Raises:
       CheckpointError: when the directory is missing, empty, damaged, or its training did not finish.

@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 from ddjax import layers, losses
 from ddjax.classifier import LogitsFn, bind, check_temperature
 from ddjax.data import to_float
+from ddjax.generative.state import GenerativeState
 
 
 class TrainState(train_state.TrainState):
@@ -186,7 +187,7 @@ def train_epoch(
     return state, jnp.mean(step_losses)
 
 
-def epoch_rows(state: TrainState, num_examples: int, batch_size: int) -> Int[Array, "steps batch"]:
+def epoch_rows(state: TrainState | GenerativeState, num_examples: int, batch_size: int) -> Int[Array, "steps batch"]:
     """The examples of each step of the epoch that a state is in: batches of a random permutation.
 
     Args:

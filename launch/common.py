@@ -16,10 +16,13 @@ import tqdm
 from absl import app, flags, logging
 
 from ddjax import data, folders, layers, metrics, parallel, recipes, report, runs, training
+from ddjax.generative import recipes as generative_recipes
 
 FLAGS = flags.FLAGS
 
-flags.DEFINE_string("recipe", "digits", f"The settings, by name: {', '.join(recipes.RECIPES)}.")
+flags.DEFINE_string(
+    "recipe", "digits", f"The settings, by name: {', '.join((*recipes.RECIPES, *generative_recipes.RECIPES))}."
+)
 flags.DEFINE_string(
     "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
 )
@@ -147,17 +150,18 @@ def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
 def recipe_from_flags() -> recipes.Recipe:
     """The recipe with the flags' replacements."""
     recipe = recipes.get(FLAGS.recipe)
-    given = {
-        name: FLAGS[name].value
-        for name in ("dataset", "num_train", "num_test", "epochs", "image_size")
-        if FLAGS[name].value is not None
-    }
+    replaced = replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
+    if replaced.dataset == recipe.dataset:
+        return replaced
+    # Nothing was published about another data set.
+    return dataclasses.replace(replaced, published_jsma_success={}, published_source="")
+
+
+def replaced_by_flags(recipe: Any, names: Sequence[str]) -> Any:
+    """A recipe with the values of those of the named flags that were given."""
     if FLAGS.epochs is not None and FLAGS.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {FLAGS.epochs}")
-    if given.get("dataset", recipe.dataset) != recipe.dataset:
-        # Nothing was published about another data set.
-        given |= {"published_jsma_success": {}, "published_source": ""}
-    return dataclasses.replace(recipe, **given)
+    return dataclasses.replace(recipe, **{name: FLAGS[name].value for name in names if FLAGS[name].value is not None})
 
 
 def flags_of_training(*names: str) -> dict[str, Any]:

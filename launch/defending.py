@@ -13,7 +13,9 @@ from absl import flags
 
 from ddjax import attacks, classifier, data, defenses, recipes, runs
 from ddjax.classifier import Transform
-from ddjax.defenses import input_transformations, squeezing, thermometer
+from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
+from ddjax.generative import recipes as generative_recipes
+from ddjax.generative.state import GenerativeState
 from launch import attacking, common
 
 FLAGS = flags.FLAGS
@@ -21,6 +23,14 @@ NAMES = ("none", "squeezing", *defenses.TRANSFORMS, *defenses.WRAPPERS, "thermom
 _DETECTOR_SETTINGS = {"squeezers": "", "threshold": 0.0, "false_positive_rate": 0.05}
 # What the database of quilting is made with.
 _OF_DATABASE = {"num_patches": 10_000, "patch": 5}
+# Where the models of these defenses are, and what they are.
+_ROLES = {"pixel_defend": "density", "defense_gan": "generator"}
+_MODELS = {
+    name: {"model": f"runs/train_{recipe}/checkpoints/seed0_none/{_ROLES[name]}"}
+    for name, recipe in (("pixel_defend", "pixelcnn_mnist"), ("defense_gan", "gan_mnist"))
+}
+# Settings that `prepared` uses up.
+_PREPARING = {"quilting": _OF_DATABASE, **_MODELS}
 _OF_CROPS = {"size": 24}
 _THERMOMETER = {"levels": 16}
 # Keys of the draws that judge are others than those of the draws that attack.
@@ -35,7 +45,8 @@ class Defense(NamedTuple):
       transform: what is done to images; None for the network as it is, or with a detector beside it.
       wrapper: one of `defenses.WRAPPERS`, for a defense that is more than a transform; empty for none.
       settings: of the wrapper.
-      patches: the database of quilting, which `prepared` makes.
+      given: what the wrapper takes beside the classifier, which `prepared` makes or loads: the patches of quilting, the
+        density of PixelDefend, the generator of Defense-GAN.
       squeezers: of the detector; empty where there is none.
       threshold: of the detector; None to calibrate it.
       false_positive_rate: for which it is calibrated.
@@ -45,7 +56,7 @@ class Defense(NamedTuple):
     transform: Transform | None = None
     wrapper: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
-    patches: np.ndarray | None = None
+    given: Any = None
     squeezers: tuple[Transform, ...] = ()
     threshold: float | None = None
     false_positive_rate: float = 0.05
@@ -57,7 +68,8 @@ def parse_defense(text: str, dataset: str) -> Defense:
     `squeezing` takes `squeezers=NAME+NAME`, by default those that the paper found best for the data set, or MNIST's for
     data sets without a published choice, and either a fixed `threshold` or a `false_positive_rate`; `thermometer` takes
     `levels`, and is for networks of such codes. All other names are those of `defenses.TRANSFORMS` and
-    `defenses.WRAPPERS`, with their keyword arguments; `quilting` also takes those of its database.
+    `defenses.WRAPPERS`, with their keyword arguments; `quilting` also takes those of its database, `pixel_defend` and
+    `defense_gan` a `model`, the checkpoint of the density or the generator.
 
     Raises:
       ValueError: for an unknown name or key, or a value that is missing or of the wrong kind; the message lists the
@@ -104,7 +116,7 @@ def _defaults(name: str) -> dict[str, Any]:
         and isinstance(parameter.default, bool | int | float | str | None)
         and parameter.name != "straight_through"
     }
-    return found | {"quilting": _OF_DATABASE, "crop_ensemble": _OF_CROPS}.get(name, {})
+    return found | (_PREPARING | {"crop_ensemble": _OF_CROPS}).get(name, {})
 
 
 def check(defense: Defense, checkpoint: str, spec: runs.NetworkSpec) -> None:
@@ -125,12 +137,45 @@ def check(defense: Defense, checkpoint: str, spec: runs.NetworkSpec) -> None:
 
 
 def prepared(defense: Defense, images: np.ndarray) -> Defense:
-    """The defense with what it takes from training images, the patches of quilting."""
-    if defense.wrapper != "quilting":
+    """The defense with what it takes beside the classifier: the patches of quilting, the trained model of others.
+
+    Args:
+      defense: the defense.
+      images: training images, or others of their shape where there is no database to be made of them.
+
+    Raises:
+      CheckpointError: where there is no trained model, or a damaged one.
+      ValueError: when it is another kind of model, or of other images.
+    """
+    defaults = _PREPARING.get(defense.wrapper)
+    if defaults is None:
         return defense
-    settings = {name: dict(defense.settings).get(name, default) for name, default in _OF_DATABASE.items()}
-    patches = input_transformations.patch_database(jnp.asarray(data.to_float(images)), _key(_DATABASE), **settings)
-    return defense._replace(patches=np.asarray(patches))
+    settings = {name: dict(defense.settings).get(name, default) for name, default in defaults.items()}
+    rest = tuple((name, value) for name, value in defense.settings if name not in defaults)
+    if defense.wrapper == "quilting":
+        patches = input_transformations.patch_database(jnp.asarray(data.to_float(images)), _key(_DATABASE), **settings)
+        return defense._replace(given=patches, settings=rest)
+    state = _load_model(settings["model"], _ROLES[defense.wrapper], images.shape[1:])
+    latent = generative_recipes.latent_of(state)
+    return defense._replace(
+        given=generative_recipes.model_fn(state), settings=rest + ((("latent", latent),) if latent else ())
+    )
+
+
+def _load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> GenerativeState:
+    """The trained model of a defense, `"density"` or `"generator"`."""
+    names = [name for name, recipe in generative_recipes.RECIPES.items() if recipe.role == role]
+    try:
+        spec = runs.read_spec(checkpoint)
+    except runs.CheckpointError as error:
+        advice = f"train it with: python -m launch.train --recipe={names[0]}"
+        raise runs.CheckpointError(f"{error}; {advice}") from error
+    if spec.role != role:
+        raise ValueError(f"{checkpoint} holds a {spec.role}, not a {role}; recipes of one: {', '.join(names)}")
+    if spec.image_shape != image_shape:
+        raise ValueError(f"the {role} of {checkpoint} is of images of shape {spec.image_shape}, not {image_shape}")
+    state, _ = runs.load_network(checkpoint)
+    return state
 
 
 def deployed(defense: Defense, logits_fn: Any, draws: int = 1) -> Any:
@@ -156,8 +201,8 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
     seen = _defended(defense, logits_fn, aware=True)
     if not isinstance(seen, classifier.Randomized):
         return seen
-    if defense.wrapper == "crop_ensemble":
-        # A draw of it is an expectation over crops already.
+    if defense.wrapper in ("crop_ensemble", "defense_gan"):
+        # A draw is an expectation over crops already, or the best of several starts.
         samples = 1
     return attacks.expectation(seen, _key(_ATTACKING), num_samples=samples)
 
@@ -165,12 +210,11 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
 def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
     """The network behind the defense, a `Randomized` where that is random."""
     settings = dict(defense.settings)
-    if defense.wrapper == "quilting":
-        if defense.patches is None:
-            raise ValueError("quilting needs its patches: pass the defense through `prepared`")
-        given = {name: value for name, value in settings.items() if name not in _OF_DATABASE}
-        patches = jnp.asarray(defense.patches)
-        return input_transformations.quilted(logits_fn, patches, **given, straight_through=aware)
+    if defense.wrapper in _PREPARING:
+        if defense.given is None:
+            raise ValueError(f"{defense.wrapper} is not whole: pass the defense through `prepared`")
+        wrap = defenses.WRAPPERS[defense.wrapper]
+        return wrap(logits_fn, defense.given, **settings, straight_through=aware)
     if defense.wrapper == "crop_ensemble":
         return input_transformations.crop_ensemble(logits_fn, **_OF_CROPS | settings)
     if defense.wrapper in defenses.WRAPPERS:
@@ -247,11 +291,10 @@ def view(defense: Defense, images: np.ndarray) -> np.ndarray | None:
     if defense.wrapper == "thermometer":
         levels = dict(defense.settings)
         return np.asarray(thermometer.decode(thermometer.encode(jnp.asarray(images), **levels), **levels))
-    if defense.transform is None and defense.patches is None:
+    if defense.transform is None and defense.given is None:
         return None
     keys = jax.random.split(_key(_JUDGING), len(images))
-    patches = () if defense.patches is None else (jnp.asarray(defense.patches),)
-    return np.asarray(_transform(defense, jnp.asarray(images), keys, *patches))
+    return np.asarray(_transform(defense._replace(given=None), jnp.asarray(images), keys, defense.given))
 
 
 def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
@@ -260,16 +303,15 @@ def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
     Raises:
       ValueError: for a defense that does not transform images, or images on disk, which may not fit into memory.
     """
-    if defense.transform is None and defense.patches is None:
+    if defense.transform is None and defense.given is None:
         raise ValueError(f"{defense.text} does not transform images")
     if dataset.on_disk:
         raise ValueError(f"{defense.text} needs the images in memory: give --num_train")
     key_data = common.key_data(dataset.indices, _TRAINING)
-    given = () if defense.patches is None else (defense.patches,)
     description = f"{dataset.name} through {defense.text}"
     with common.progress(len(dataset), description, "image") as bar:
         shown = common.evaluate(
-            _shown(defense._replace(patches=None)), given, dataset.images, key_data, progress=bar.update
+            _shown(defense._replace(given=None)), defense.given, dataset.images, key_data, progress=bar.update
         )
     return dataclasses.replace(dataset, images=shown)
 
@@ -278,18 +320,21 @@ def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
 def _shown(defense: Defense) -> Callable[..., jax.Array]:
     """The transform as one object for one program, from and to bytes."""
 
-    def show(given: tuple[jax.Array, ...], images: jax.Array, key_data: jax.Array) -> jax.Array:
-        seen = _transform(defense, data.to_float(images), jax.random.wrap_key_data(key_data), *given)
+    def show(given: Any, images: jax.Array, key_data: jax.Array) -> jax.Array:
+        seen = _transform(defense, data.to_float(images), jax.random.wrap_key_data(key_data), given)
         return jnp.round(255 * seen).astype(jnp.uint8)
 
     return show
 
 
-def _transform(defense: Defense, images: jax.Array, keys: jax.Array, *patches: jax.Array) -> jax.Array:
-    """What the transform or the quilting of a defense makes of images."""
+def _transform(defense: Defense, images: jax.Array, keys: jax.Array, given: Any) -> jax.Array:
+    """What a transform, or a wrapper that transforms images by what it was given, makes of them."""
     if defense.transform is None:
-        settings = {name: value for name, value in defense.settings if name not in _OF_DATABASE}
-        return input_transformations.quilt(images, keys, *patches, **settings)
+        settings = dict(defense.settings)
+        if defense.wrapper == "pixel_defend":
+            return pixel_defend.purify(images, given, **settings)
+        function = {"quilting": input_transformations.quilt, "defense_gan": defense_gan.reconstruct}[defense.wrapper]
+        return function(images, keys, given, **settings)
     return defense.transform(images, keys) if defenses.is_random(defense.transform) else defense.transform(images)
 
 

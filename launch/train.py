@@ -3,13 +3,14 @@
 Writes `config.json`, `results.jsonl` with the test accuracy, and a checkpoint under `checkpoints/` for `launch.attack`.
 `--temperature` divides the logits in training, as for the teacher of defensive distillation. Photographs are trained on
 by `--recipe=animals10 --dataset=folder:PATH`, where PATH holds a directory of images for each class; how fast they were
-decoded, read and trained on is told and recorded.
+decoded, read and trained on is told and recorded. The density of PixelDefend and the generator of Defense-GAN are
+trained by their recipes, such as `pixelcnn_mnist` and `gan_mnist`, which leave a report with samples.
 """
 
 from absl import flags
 
 from ddjax import classifier
-from launch import common, loading
+from launch import common, generating, loading
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
@@ -19,6 +20,11 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature i
 def main() -> None:
     """Trains one network and measures its accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
+    if generating.is_generative(FLAGS.recipe):
+        if _TEMPERATURE.value != 1.0:
+            raise ValueError(f"--temperature is for classifiers, not for {FLAGS.recipe}")
+        generating.train()
+        return
     run, recipe, train, test = loading.open_training_run("train", "temperature")
     trainer = Trainer(run, recipe, train)
     teacher = _TEMPERATURE.value != 1.0

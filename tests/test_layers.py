@@ -196,3 +196,17 @@ def test_parts_that_stay_in_the_cache(count, shape, size):
 def test_other_backends_take_whole_batches(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert layers.images_at_once(128, (28, 28, 1)) == 128
+
+
+def test_second_derivatives_of_canonical_convolutions():
+    inputs = jax.random.normal(jax.random.key(5), (3, 5, 6, 4))
+    kernel = jax.random.normal(jax.random.key(6), (3, 3, 4, 7))
+    found = []
+    for lowering in ("plain", "canonical"):
+        value = lambda x, k, lowering=lowering: jnp.sum(jnp.sin(layers.conv(x, k, padding="SAME", lowering=lowering)))
+        of_gradients = lambda x, k, value=value: sum(
+            jnp.sum(jnp.cos(leaf)) for leaf in jax.grad(value, argnums=(0, 1))(x, k)
+        )
+        found.append(jax.jit(jax.grad(of_gradients, argnums=(0, 1)))(inputs, kernel))
+    for wanted, got in zip(*found, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * np.abs(wanted).max())

@@ -6,7 +6,7 @@ from ddjax.attacks.ddn import ddn
 from ddjax.attacks.deepfool import deepfool
 from ddjax.attacks.gradient_sign import fgsm
 from ddjax.attacks.jsma import jsma
-from ddjax.attacks.obfuscated_gradients import bpda, expectation, single_draw
+from ddjax.attacks.obfuscated_gradients import bpda, expectation, reparameterized, single_draw
 from ddjax.attacks.pgd import bim, mim, pgd
 from ddjax.attacks.smallest_epsilon import smallest_epsilon
 from ddjax.attacks.substitute import jacobian_augmentation
@@ -41,6 +41,7 @@ __all__ = [
     "jsma",
     "mim",
     "pgd",
+    "reparameterized",
     "single_draw",
     "smallest_epsilon",
 ]

@@ -37,10 +37,12 @@ _PROGRESS = 0.9999
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 Scalar = float | Float[Array, ""]
+# From a gradient with respect to images to that with respect to what they are made from.
+Pull = Callable[[Array], Array]
 PerExample = float | Float[Array, ""] | Float[Array, " B"]
 
 
-class _Problem(NamedTuple):
+class Problem(NamedTuple):
     """What does not change; one entry for each example, so that it is compacted with the rest."""
 
     clean: Float[Array, "B H W C"]
@@ -52,9 +54,9 @@ class _Problem(NamedTuple):
 class _Adam(NamedTuple):
     """A variable and its optimizer state, with a count of its own for each example."""
 
-    variable: Float[Array, "B H W C"]
-    mean: Float[Array, "B H W C"]
-    square: Float[Array, "B H W C"]
+    variable: Float[Array, "B h w c"]
+    mean: Float[Array, "B h w c"]
+    square: Float[Array, "B h w c"]
     count: Int[Array, " B"]
 
 
@@ -81,15 +83,20 @@ def _select(condition: Bool[Array, " B"], new: Any, old: Any) -> Any:
     return jax.tree.map(where, new, old)
 
 
-def _step(adam: _Adam, gradient: Array, learning_rate: Scalar | Float[Array, "B 1 1 1"]) -> _Adam:
-    """One step of Adam, the variable kept where its images are in the box."""
+def _step(
+    adam: _Adam, gradient: Array, learning_rate: Scalar | Float[Array, "B 1 1 1"], *, bounded: bool = True
+) -> _Adam:
+    """One step of Adam, a `bounded` variable kept where its images are in the box."""
     count = adam.count + 1
     mean = _BETA1 * adam.mean + (1 - _BETA1) * gradient
     square = _BETA2 * adam.square + (1 - _BETA2) * gradient**2
     time = count.astype(gradient.dtype)[:, None, None, None]
     update = mean / (1 - _BETA1**time) / (jnp.sqrt(square / (1 - _BETA2**time)) + _EPSILON)
-    limit = jnp.arctanh(jnp.asarray(_SPAN, gradient.dtype))
-    return _Adam(jnp.clip(adam.variable - learning_rate * update, -limit, limit), mean, square, count)
+    variable = adam.variable - learning_rate * update
+    if bounded:
+        limit = jnp.arctanh(jnp.asarray(_SPAN, gradient.dtype))
+        variable = jnp.clip(variable, -limit, limit)
+    return _Adam(variable, mean, square, count)
 
 
 class _Progress(NamedTuple):
@@ -117,7 +124,7 @@ def _advance(
     return _Progress(count, lowest, previous), (count >= num_steps) | (stalled & abort_early), stalled
 
 
-def _check(
+def check_search(
     attack: str,
     num_steps: int,
     positive: dict[str, Any],
@@ -128,6 +135,7 @@ def _check(
     bounds: base.Bounds,
     confidence: Any,
 ) -> None:
+    """Refuses what can be known to be wrong with the arguments of a search."""
     base.check_arguments(logits_fn, images, labels, targets, bounds)
     base.check_number("confidence", confidence, least=0.0)
     for name, value in positive.items():
@@ -138,8 +146,9 @@ def _check(
         base.check_number("bounds", bound)
 
 
-def _problem(images: Array, labels: Array, targets: Array | None, confidence: PerExample) -> _Problem:
-    return _Problem(images, labels, targets, base.per_image(confidence, images)[:, 0, 0, 0])
+def problem_of(images: Array, labels: Array, targets: Array | None, confidence: PerExample) -> Problem:
+    """What an attack is asked for, with a confidence for each example."""
+    return Problem(images, labels, targets, base.per_image(confidence, images)[:, 0, 0, 0])
 
 
 class _Evaluation(NamedTuple):
@@ -157,7 +166,7 @@ class _Evaluation(NamedTuple):
     reached: Bool[Array, " B"]
 
 
-def _evaluate(logits_fn: LogitsFn, images: Array, problem: _Problem) -> _Evaluation:
+def _evaluate(logits_fn: LogitsFn, images: Array, problem: Problem) -> _Evaluation:
     _, labels, targets, confidence = problem
     logits, distance, gradient = base.objective_and_gradient(logits_fn, images, labels, targets)
     missing = distance + base.required_margin(logits, confidence)
@@ -190,7 +199,8 @@ def _constrained(found: _Evaluation, constraint: Callable[[Array], Array], image
 class _L2State(NamedTuple):
     """One entry for each example. `progress` and `succeeded` are of the search under way."""
 
-    problem: _Problem
+    problem: Problem
+    start: Float[Array, "B h w c"]
     adam: _Adam
     progress: _Progress
     constant: Float[Array, " B"]
@@ -253,8 +263,61 @@ def carlini_wagner_l2(
     """
     del key
     positive = {"learning_rate": learning_rate, "initial_const": initial_const, "search_steps": search_steps}
-    _check("carlini_wagner_l2", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence)
+    check_search("carlini_wagner_l2", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence)
     low, high = base.box(bounds, images)
+
+    def view(variable: Array) -> tuple[Array, Pull]:
+        return _images_of(variable, low, high), lambda gradient: gradient * _slope_of(variable, low, high)
+
+    return search_l2(
+        logits_fn,
+        problem_of(images, labels, targets, confidence),
+        view,
+        _tanh_variable(images, low, high),
+        from_clean=True,
+        learning_rate=learning_rate,
+        initial_const=initial_const,
+        search_steps=search_steps,
+        num_steps=num_steps,
+        abort_early=abort_early,
+        constraint=constraint,
+    )
+
+
+def search_l2(
+    logits_fn: LogitsFn,
+    problem: Problem,
+    view: Callable[[Float[Array, "N h w c"]], tuple[Float[Array, "N H W C"], Pull]],
+    start: Float[Array, "B h w c"],
+    *,
+    from_clean: bool,
+    learning_rate: Scalar,
+    initial_const: Scalar,
+    search_steps: int,
+    num_steps: int,
+    abort_early: bool,
+    constraint: Callable[[Float[Array, "N H W C"]], Float[Array, " N"]] | None = None,
+) -> base.AttackResult:
+    """The search of `carlini_wagner_l2`, over any variable that images are a function of.
+
+    Args:
+      logits_fn: a classifier.
+      problem: of the images, as `problem_of` makes it.
+      view: from the variables of a batch of any size to their images, and to a function that takes a gradient with
+        respect to the images to that with respect to the variables.
+      start: the variables that the search for each constant starts from.
+      from_clean: whether these are tanh variables of the clean images, which then count as they are and stay in the
+        box.
+      learning_rate: see `carlini_wagner_l2`, as for all that follow.
+      initial_const: the first constant.
+      search_steps: how many constants are tried.
+      num_steps: the steps for each.
+      abort_early: whether the search for one constant ends when it brings nothing any more.
+      constraint: what else must hold.
+
+    Returns:
+      As `carlini_wagner_l2`.
+    """
 
     def live(state: _L2State) -> Array:
         # A distance of zero cannot be improved: the clean image is what was asked for.
@@ -263,9 +326,11 @@ def carlini_wagner_l2(
     def step(state: _L2State) -> _L2State:
         problem, adam, constant = state.problem, state.adam, state.constant
         is_live = live(state)
-        # First the clean image itself, which the tanh gives back but for the last bit.
-        is_first = (state.steps == 0)[:, None, None, None]
-        moved = jnp.where(is_first, problem.clean, _images_of(adam.variable, low, high))
+        moved, pull = view(adam.variable)
+        if from_clean:
+            # First the clean image itself, which the tanh gives back but for the last bit.
+            is_first = (state.steps == 0)[:, None, None, None]
+            moved = jnp.where(is_first, problem.clean, moved)
         found = _evaluate(logits_fn, moved, problem)
         if constraint is not None:
             found = _constrained(found, constraint, moved)
@@ -275,7 +340,7 @@ def carlini_wagner_l2(
         succeeded = state.succeeded | found.reached
         loss = squared + constant * found.hinge
         gradient = 2 * change + constant[:, None, None, None] * found.gradient
-        stepped = _step(adam, gradient * _slope_of(adam.variable, low, high), learning_rate)
+        stepped = _step(adam, pull(gradient), learning_rate, bounded=from_clean)
 
         progress, ends, _ = _advance(state.progress, loss, num_steps, abort_early)
         upper = jnp.where(ends & succeeded, jnp.minimum(state.upper, constant), state.upper)
@@ -285,9 +350,10 @@ def carlini_wagner_l2(
             # As the authors' code: the last search is with the least constant that is known to succeed.
             is_last = (state.search + 2 == search_steps) & jnp.isfinite(upper)
             next_constant = jnp.where(is_last, upper, next_constant)
-        fresh = _start(_tanh_variable(problem.clean, low, high), adam.count)
+        fresh = _start(state.start, adam.count)
         new = _L2State(
             problem=problem,
+            start=state.start,
             adam=_select(ends, fresh, stepped),
             progress=_select(ends, _no_progress(loss, adam.count), progress),
             constant=jnp.where(ends, next_constant, constant),
@@ -301,11 +367,13 @@ def carlini_wagner_l2(
         )
         return _select(is_live, new, state)
 
+    images, labels, targets, _ = problem
     zeros = jnp.zeros_like(labels, jnp.int32)
     blank = jnp.zeros_like(images[:, 0, 0, 0])
     state = _L2State(
-        problem=_problem(images, labels, targets, confidence),
-        adam=_start(_tanh_variable(images, low, high), zeros),
+        problem=problem,
+        start=start,
+        adam=_start(start, zeros),
         progress=_no_progress(blank, zeros),
         constant=blank + jnp.asarray(initial_const, images.dtype),
         lower=blank,
@@ -318,16 +386,16 @@ def carlini_wagner_l2(
     )
     end = base.while_live(step, live, state)
     result = base.finish(logits_fn, images, end.best_images, labels, targets, steps=end.steps, gradients=end.steps)
-    if constraint is None:
+    if constraint is None and from_clean:
         return result
-    # An image that is misclassified as it is need not satisfy the constraint.
+    # An image that is misclassified as it is need not satisfy the constraint, nor be one that a variable has.
     return dataclasses.replace(result, success=result.success & jnp.isfinite(end.best))
 
 
 class _L0State(NamedTuple):
     """One entry for each example. `progress` is of the constant under way."""
 
-    problem: _Problem
+    problem: Problem
     adam: _Adam
     progress: _Progress
     free: Bool[Array, "B H W C"]
@@ -397,7 +465,7 @@ def carlini_wagner_l0(
     """
     del key
     positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
-    _check("carlini_wagner_l0", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence)
+    check_search("carlini_wagner_l0", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence)
     base.check_number("const_factor", const_factor, above=1.0)
     base.check_choice("by", by, ("pixel", "value"))
     low, high = base.box(bounds, images)
@@ -437,7 +505,7 @@ def carlini_wagner_l0(
     zeros = jnp.zeros_like(labels, jnp.int32)
     blank = jnp.zeros_like(images[:, 0, 0, 0])
     state = _L0State(
-        problem=_problem(images, labels, targets, confidence),
+        problem=problem_of(images, labels, targets, confidence),
         adam=_start(_tanh_variable(images, low, high), zeros),
         progress=_no_progress(blank, zeros),
         free=jnp.zeros_like(images) == 0,
@@ -484,7 +552,7 @@ def _freeze(free: Array, change: Array, gradient: Array, solved: Array, by: str)
 class _LinfState(NamedTuple):
     """One entry for each example. `progress` is of the constant under way."""
 
-    problem: _Problem
+    problem: Problem
     adam: _Adam
     progress: _Progress
     tau: Float[Array, " B"]
@@ -556,7 +624,7 @@ def carlini_wagner_linf(
     """
     del key
     positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
-    _check("carlini_wagner_linf", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence)
+    check_search("carlini_wagner_linf", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence)
     base.check_number("const_factor", const_factor, above=1.0)
     base.check_number("decrease_factor", decrease_factor, above=0.0, most=1.0 - 1e-6)
     low, high = base.box(bounds, images)
@@ -611,7 +679,7 @@ def carlini_wagner_linf(
     zeros = jnp.zeros_like(labels, jnp.int32)
     blank = jnp.zeros_like(images[:, 0, 0, 0])
     state = _LinfState(
-        problem=_problem(images, labels, targets, confidence),
+        problem=problem_of(images, labels, targets, confidence),
         adam=_start(_tanh_variable(images, low, high), zeros),
         progress=_no_progress(blank, zeros),
         tau=blank + width,

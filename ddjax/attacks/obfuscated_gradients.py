@@ -1,4 +1,6 @@
-"""Gradients of defenses that have none, or random ones: BPDA and EOT, as wrappers that every attack accepts.
+"""Gradients of defenses that have none, or random ones, or vanishing ones: BPDA, EOT and reparameterization.
+
+All three are wrappers that every attack accepts.
 
 Reference:
   Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420).
@@ -7,6 +9,7 @@ Reference:
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +17,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, UInt32
 
 from ddjax.attacks import base
-from ddjax.classifier import LogitsFn, Randomized, Transform, transform
+from ddjax.classifier import LogitsFn, Randomized, Transform, as_pytree, transform
 
 AVERAGES = ("logits", "probs")
 # 2654435761, the prime next to 2^32 over the golden ratio, as multiplicative hashing takes it: odd, and far from any
@@ -24,15 +27,15 @@ _GOLDEN = 0x9E3779B1
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _substituted(
-    exact: Transform, substitute: Callable[[Array], Array] | None, images: Array, keys: tuple[Array, ...]
+    exact: Transform, substitute: Callable[[Array], Array] | None, images: Array, rest: tuple[Any, ...]
 ) -> Array:
-    return exact(images, *keys)
+    return exact(images, *rest)
 
 
 def _substituted_fwd(
-    exact: Transform, substitute: Callable[[Array], Array] | None, images: Array, keys: tuple[Array, ...]
+    exact: Transform, substitute: Callable[[Array], Array] | None, images: Array, rest: tuple[Any, ...]
 ) -> tuple[Array, Array]:
-    found = exact(images, *keys)
+    found = exact(images, *rest)
     like = images if substitute is None else jax.eval_shape(substitute, images)
     if like.shape != found.shape:
         raise ValueError(
@@ -53,8 +56,8 @@ def _substituted_bwd(
 _substituted.defvjp(_substituted_fwd, _substituted_bwd)
 
 
-def _bpda(images: Array, *keys: Array, exact: Transform, substitute: Callable[[Array], Array] | None) -> Array:
-    return _substituted(exact, substitute, images, keys)
+def _bpda(images: Array, *rest: Any, exact: Transform, substitute: Callable[[Array], Array] | None) -> Array:
+    return _substituted(exact, substitute, images, rest)
 
 
 def bpda(exact: Transform, substitute: Callable[[Array], Array] | None = None) -> Transform:
@@ -169,6 +172,34 @@ def single_draw(classifier: Randomized, key: Key[Array, ""]) -> LogitsFn:
     """
     _check_key("a single draw", key)
     return jax.tree_util.Partial(_SingleDraw(), classifier, key)
+
+
+def _of_decoded(logits_fn: LogitsFn, decode: Callable[[Array], Array], codes: Array) -> Array:
+    return logits_fn(decode(codes))
+
+
+def reparameterized(
+    logits_fn: LogitsFn, decode: Callable[[Float[Array, "B h w c"]], Float[Array, "B H W C"]]
+) -> LogitsFn:
+    """The classifier of codes: it decodes them to images before it looks at them.
+
+    Against a defense that projects images onto the range of a function h by an optimization, through which no gradient
+    gets: what lies in the range already is projected onto itself, and an attack that moves the code z of x = h(z)
+    stays in the range. Any attack then runs on codes; its bounds and its radius are those of codes, and the images
+    are `decode` of what it returns.
+
+    Args:
+      logits_fn: a classifier of images.
+      decode: from codes, shaped like images of any size, to images; differentiable. A `Partial` whose leaves are
+        parameters, such as `ddjax.defenses.defense_gan.decoder` makes, or else hashable.
+
+    Returns:
+      A classifier of codes; a pytree whose leaves are those of both.
+
+    Reference:
+      Athalye et al., 2018 (arXiv 1802.00420), section 4.3.
+    """
+    return jax.tree_util.Partial(_of_decoded, as_pytree(logits_fn), as_pytree(decode))
 
 
 def _check_key(name: str, key: Key[Array, "..."]) -> None:

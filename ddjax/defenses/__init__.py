@@ -2,7 +2,7 @@
 
 Most are functions of images, a `ddjax.classifier.Transform`. As it is deployed it is
 `classifier.transformed(logits_fn, transform)` or, where it is random, `classifier.randomized(logits_fn, transform)`; an
-attack that knows it looks through `aware` and `attacks.expectation`. Some make of a classifier a random one themselves:
+attack that knows it looks through `aware` and `attacks.expectation`. Some make of a classifier another one themselves:
 `WRAPPERS`. Others are detectors beside the classifier, `squeezing` and `lid`, or ways to train it:
 `adversarial_training`, `thermometer`.
 """
@@ -13,9 +13,11 @@ from ddjax.attacks import bpda
 from ddjax.classifier import Transform, transform
 from ddjax.defenses import (
     activation_pruning,
+    defense_gan,
     feature_distillation,
     input_transformations,
     jpeg,
+    pixel_defend,
     randomization,
     squeezing,
 )
@@ -32,10 +34,12 @@ TRANSFORMS = {
     "total_variation": input_transformations.total_variation,
     "resize_and_pad": randomization.resize_and_pad,
 }
-# From a classifier, and in the case of quilting its patches, to a `classifier.Randomized`.
+# From a classifier to another one; quilting takes its patches, too, PixelDefend its density, Defense-GAN its generator.
 WRAPPERS = {
     "activation_pruning": activation_pruning.pruned,
     "crop_ensemble": input_transformations.crop_ensemble,
+    "defense_gan": defense_gan.defended,
+    "pixel_defend": pixel_defend.defended,
     "quilting": input_transformations.quilted,
 }
 # Those without a useful gradient, which about give back what they are given.

@@ -288,7 +288,8 @@ def _local_means(images: Array) -> Array:
     """The mean of each pixel and its eight neighbors; beyond the border stands what is on it."""
     rows, columns = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    return sum(padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)) / 9.0
+    shifted = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
+    return jnp.mean(jnp.stack(shifted), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)

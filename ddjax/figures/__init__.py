@@ -8,6 +8,7 @@ from ddjax.figures.attack import brackets, strip
 from ddjax.figures.benchmark import growth, speedups
 from ddjax.figures.carlini import comparison
 from ddjax.figures.evaluate import matrix, roc_curves, squeezed_gallery
+from ddjax.figures.generative import image_rows, training_curves
 from ddjax.figures.obfuscated import claims_and_breaks
 from ddjax.figures.pictures import class_grid
 from ddjax.figures.style import BLUE, GRAY, GREEN, PURPLE, RED, temperature_name, to_png
@@ -16,6 +17,7 @@ from ddjax.figures.transfer import transfer_curves
 
 __all__ = [
     "BLUE", "CAPTIONS", "GRAY", "GREEN", "PURPLE", "RED", "accuracy_variation", "brackets", "claims_and_breaks",
-    "class_grid", "comparison", "fgsm", "gradients", "growth", "jsma_grid", "matrix", "robustness", "roc_curves",
-    "speedups", "squeezed_gallery", "strip", "success", "temperature_name", "to_png", "transfer_curves",
+    "class_grid", "comparison", "fgsm", "gradients", "growth", "image_rows", "jsma_grid", "matrix", "robustness",
+    "roc_curves", "speedups", "squeezed_gallery", "strip", "success", "temperature_name", "to_png", "training_curves",
+    "transfer_curves",
 ]  # fmt: skip

@@ -2,8 +2,8 @@
 
 Everything is computed from `config.json`, `results.jsonl` and the saved arrays, so a report can be made again at any
 time, also of a run that is still going or was stopped. `page` holds what all pages share; each of the other modules is
-the page of one kind of run: a sweep over temperatures, and the launchers `attack`, `benchmark`, `carlini`, `evaluate`,
-`obfuscated` and `transfer`; `masking` is what two of them share.
+the page of one kind of run: a sweep over temperatures, the training of a generative model, and the launchers `attack`,
+`benchmark`, `carlini`, `evaluate`, `obfuscated` and `transfer`; `masking` is what two of them share.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ddjax import runs
-from ddjax.report import attack, benchmark, carlini, evaluate, generic, obfuscated, page, sweep, transfer
+from ddjax.report import attack, benchmark, carlini, evaluate, generative, generic, obfuscated, page, sweep, transfer
 from ddjax.report.page import update_readme, write_table
 from ddjax.report.sweep import conclude, gradient_decades, markdown_table, missing_measurements, summarize
 
@@ -25,6 +25,7 @@ _OF_LAUNCHER = {
     "benchmark": benchmark,
     "carlini": carlini,
     "evaluate": evaluate,
+    "generate": generative,
     "obfuscated": obfuscated,
     "transfer": transfer,
 }

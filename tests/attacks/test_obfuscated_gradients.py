@@ -186,3 +186,90 @@ class TestSingleDraw:
             np.testing.assert_allclose(fixed(x), random(x, keys), rtol=1e-6)
         np.testing.assert_allclose(fixed(images)[2:3], fixed(images[2:3]), rtol=1e-5)
         assert np.abs(fixed(images) - attacks.single_draw(random, jax.random.key(6))(images)).max() > 1e-3
+
+
+def _stretched(parameters, codes):
+    """An affine map from codes `[B, h, w, c]` to images of another shape."""
+    return 0.5 + (codes.reshape(len(codes), -1) @ parameters).reshape(-1, 4, 4, 1)
+
+
+@pytest.fixture(scope="module")
+def decode():
+    return jax.tree_util.Partial(_stretched, 0.1 * jax.random.normal(jax.random.key(11), (6, 16)))
+
+
+@pytest.fixture(scope="module")
+def linear():
+    weights = jax.random.normal(jax.random.key(12), (16, 3))
+    return jax.tree_util.Partial(lambda weights, x: (x - 0.5).reshape(len(x), -1) @ weights, weights)
+
+
+@pytest.fixture(scope="module")
+def codes():
+    return jax.random.uniform(jax.random.key(13), (5, 1, 3, 2), minval=-1.0, maxval=1.0)
+
+
+class TestReparameterized:
+    def test_is_the_classifier_of_what_is_decoded(self, linear, decode, codes):
+        seen = attacks.reparameterized(linear, decode)
+        np.testing.assert_array_equal(seen(codes), linear(decode(codes)))
+        np.testing.assert_allclose(jax.jit(seen)(codes), linear(decode(codes)), rtol=1e-5, atol=1e-6)
+        gradient = jax.grad(lambda z: seen(z)[:, 0].sum())(codes)
+        along = (decode.args[0] @ linear.args[0][:, 0]).reshape(1, 1, 3, 2)
+        np.testing.assert_allclose(gradient, jnp.broadcast_to(along, codes.shape), rtol=1e-4, atol=1e-6)
+
+    @pytest.mark.parametrize("name", ["fgsm", "pgd", "ddn", "carlini_wagner_l2"])
+    def test_an_attack_is_that_on_the_composed_classifier(self, linear, decode, codes, name):
+        composed = jax.tree_util.Partial(
+            lambda weights, z: z.reshape(len(z), -1) @ weights, decode.args[0] @ linear.args[0]
+        )
+        labels = jnp.argmax(composed(codes), axis=1)
+        budget = {"epsilon": 0.2} if name in ("fgsm", "pgd") else {"num_steps": 150}
+        budget |= {"learning_rate": 0.05, "initial_const": 1.0} if name == "carlini_wagner_l2" else {}
+        attack = lambda fn: jax.jit(
+            lambda fn, z: attacks.ATTACKS[name](fn, z, labels, jax.random.key(14), bounds=(-3.0, 3.0), **budget)
+        )(fn, codes)
+        found, wanted = attack(attacks.reparameterized(linear, decode)), attack(composed)
+        np.testing.assert_array_equal(found.success, wanted.success)
+        moved = [np.asarray(jnp.abs(result.images - codes), np.float64).reshape(5, -1) for result in (found, wanted)]
+        if name in ("fgsm", "pgd"):
+            # On a linear classifier both end in a corner of the ball, but where two classes tie.
+            assert np.isclose(moved[0].max(1), 0.2, atol=1e-5).all()
+            np.testing.assert_allclose(found.logits, wanted.logits, rtol=1e-3, atol=1e-3)
+            return
+        assert bool(found.success.all())
+        size, like = (np.linalg.norm(change, axis=1) for change in moved)
+        np.testing.assert_allclose(size, like, rtol=0.03)
+        if name == "ddn":
+            return
+        slopes = np.asarray(composed.args[0], np.float64)
+        least = []
+        for point, label in zip(np.asarray(codes, np.float64).reshape(5, -1), np.asarray(labels), strict=True):
+            gaps = slopes[:, label : label + 1] - np.delete(slopes, label, axis=1)
+            least.append((point @ gaps / np.linalg.norm(gaps, axis=0)).min())
+        assert (size >= 0.999 * np.asarray(least)).all()
+        assert (size <= 1.03 * np.asarray(least)).all()
+
+    def test_is_a_pytree_of_both(self, linear, decode, codes):
+        traces = []
+
+        @jax.jit
+        def run(seen, codes):
+            traces.append(1)
+            return seen(codes)
+
+        seen = attacks.reparameterized(linear, decode)
+        assert len(jax.tree.leaves(seen)) == 2
+        for scale in (1.0, 2.0):
+            run(jax.tree.map(lambda leaf, scale=scale: scale * leaf, seen), codes)
+        assert len(traces) == 1
+        scales = jnp.asarray([1.0, 3.0])
+        many = jax.vmap(lambda scale: jax.tree.map(lambda leaf: scale * leaf, seen)(codes))(scales)
+        np.testing.assert_allclose(many[1], 9 * many[0], rtol=1e-4, atol=1e-5)
+
+    def test_a_transform_may_decode(self, linear):
+        images = jax.random.uniform(jax.random.key(15), (3, 4, 4, 1))
+        seen = attacks.reparameterized(linear, ROUND)
+        np.testing.assert_array_equal(seen(images), linear(ROUND(images)))
+        again = attacks.reparameterized(linear, squeezing.squeezer("bit_depth_2"))
+        assert jax.tree.structure(seen) == jax.tree.structure(again)

@@ -1,0 +1,296 @@
+"""Defense-GAN: images go through the nearest one that a generator makes, and how that is attacked.
+
+Reference:
+  Samangouei, Kabkab and Chellappa, Defense-GAN: Protecting Classifiers Against Adversarial Attacks Using Generative
+  Models, 2018 (arXiv 1805.06605).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, Float, Int, Key
+
+from ddjax.attacks import base, bpda, carlini_wagner
+from ddjax.classifier import LogitsFn, Randomized, Transform, as_pytree, transform
+
+# From codes `[B, L]` to images `[B, H, W, C]` in [0, 1]; a pytree whose leaves are the parameters.
+GeneratorFn = Callable[[Array], Array]
+Scalar = float | Float[Array, ""]
+# The last fifth of the steps are this much shorter.
+_LATE, _SHORTER = 0.8, 0.1
+
+
+def invert(
+    images: Float[Array, "B H W C"],
+    keys: Key[Array, " B"],
+    generator_fn: GeneratorFn,
+    *,
+    latent: int,
+    num_steps: int = 200,
+    restarts: int = 10,
+    learning_rate: Scalar = 10.0,
+    momentum: Scalar = 0.7,
+) -> tuple[Float[Array, "B L"], Float[Array, " B"]]:
+    """Looks for the codes whose images are the nearest.
+
+    Minimizes the squared difference of the pixels, their mean over an image, by gradient descent with momentum, from
+    several starts of which the best end counts. Examples do not influence each other.
+
+    Args:
+      images: within [0, 1].
+      keys: one for each image. Starts are drawn from the standard normal distribution, the r-th from the key folded
+        with r: more of them never do worse.
+      generator_fn: from codes to images, such as `ddjax.generative.gan.generator_fn` makes.
+      latent: the length of a code, L.
+      num_steps: of descent, at least 1.
+      restarts: the number of starts, at least 1.
+      learning_rate: above 0; a tenth of it in the last fifth of the steps; may be traced. That of the authors, whose
+        generator ends in a sigmoid and whose error is the mean over the pixels.
+      momentum: what is kept of the last step, in [0, 1); may be traced.
+
+    Returns:
+      The codes, and the mean squared error of each image that they make. Neither carries a gradient.
+
+    Raises:
+      ValueError: for a generator whose images have another shape, or a setting out of its range.
+
+    Reference:
+      Samangouei et al., 2018 (arXiv 1805.06605), section 4, with the settings of the authors' code.
+
+    Departures from the paper:
+      The authors' code chooses among the starts by the errors before the last step, and draws starts of 1 / L of the
+      variance that the generator was trained on.
+    """
+    base.check_number("learning_rate", learning_rate, above=0.0)
+    base.check_number("momentum", momentum, least=0.0)
+    if not isinstance(momentum, Tracer) and not momentum < 1:
+        raise ValueError(f"momentum must be below 1, got {momentum}")
+    for name, value in (("latent", latent), ("num_steps", num_steps), ("restarts", restarts)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    images, generator_fn = lax.stop_gradient((images, as_pytree(generator_fn)))
+    draw = lambda restart: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, restart), (latent,)))(keys)
+    starts = jax.vmap(draw)(jnp.arange(restarts))
+    made = jax.eval_shape(generator_fn, starts[0]).shape
+    if made != images.shape:
+        raise ValueError(f"the generator makes images of the shape {made[1:]}, not {images.shape[1:]}")
+    rate, late = jnp.asarray(learning_rate, images.dtype), math.ceil(_LATE * num_steps)
+
+    def errors_of(codes: Array) -> Array:
+        return jnp.mean((generator_fn(codes) - images) ** 2, axis=(1, 2, 3))
+
+    def descend(codes: Array) -> tuple[Array, Array]:
+        def step(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+            codes, velocity = state
+            # The sum, so that each example's gradient is its own whatever the batch.
+            gradient = jax.grad(lambda codes: jnp.sum(errors_of(codes)))(codes)
+            velocity = momentum * velocity + jnp.where(jnp.isfinite(gradient), gradient, 0)
+            return codes - jnp.where(index < late, rate, _SHORTER * rate) * velocity, velocity
+
+        codes, _ = lax.fori_loop(0, num_steps, step, (codes, jnp.zeros_like(codes)))
+        return codes, errors_of(codes)
+
+    # One start after the other where each keeps all cores busy, with less memory.
+    codes, errors = lax.map(descend, starts) if jax.default_backend() == "cpu" else jax.vmap(descend)(starts)
+    best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf), axis=0)[None]
+    chosen = jnp.take_along_axis(codes, best[:, :, None], axis=0)[0]
+    return chosen, jnp.take_along_axis(errors, best, axis=0)[0]
+
+
+def reconstruct(
+    images: Float[Array, "B H W C"],
+    keys: Key[Array, " B"],
+    generator_fn: GeneratorFn,
+    *,
+    latent: int,
+    num_steps: int = 200,
+    restarts: int = 10,
+    learning_rate: Scalar = 10.0,
+    momentum: Scalar = 0.7,
+) -> Float[Array, "B H W C"]:
+    """Puts in the place of each image the nearest that is found among those of a generator.
+
+    Args:
+      images: within [0, 1].
+      keys: one for each image, for the starts of the search.
+      generator_fn: see `invert`, as for all that follow.
+      latent: the length of a code.
+      num_steps: of descent.
+      restarts: the number of starts.
+      learning_rate: of descent.
+      momentum: of descent.
+
+    Returns:
+      Images that the generator makes. They carry no gradient: that of the descent, unrolled, is another thing than
+      what the defense's attackers use, which is `ddjax.attacks.bpda` or `ddjax.attacks.reparameterized`.
+
+    Raises:
+      ValueError: as `invert`.
+
+    Reference:
+      Samangouei et al., 2018 (arXiv 1805.06605).
+    """
+    settings = {"num_steps": num_steps, "restarts": restarts, "learning_rate": learning_rate, "momentum": momentum}
+    codes, _ = invert(images, keys, generator_fn, latent=latent, **settings)
+    return lax.stop_gradient(generator_fn(codes))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reconstructed:
+    transform: Transform
+
+    def __call__(self, logits_fn: LogitsFn, generator_fn: GeneratorFn, images: Array, keys: Array) -> Array:
+        return logits_fn(self.transform(images, keys, generator_fn))
+
+
+def defended(
+    logits_fn: LogitsFn,
+    generator_fn: GeneratorFn,
+    *,
+    latent: int,
+    num_steps: int = 200,
+    restarts: int = 10,
+    learning_rate: float = 10.0,
+    momentum: float = 0.7,
+    straight_through: bool = False,
+) -> Randomized:
+    """The classifier that looks at what a generator makes of images.
+
+    Args:
+      logits_fn: a classifier.
+      generator_fn: see `invert`, as for all that follow.
+      latent: the length of a code.
+      num_steps: of descent.
+      restarts: the number of starts.
+      learning_rate: of descent.
+      momentum: of descent.
+      straight_through: lets gradients pass as if images were what they are reconstructed to, by BPDA; what an attack
+        looks through.
+
+    Returns:
+      A classifier that is random, by the starts; a pytree whose leaves are those of `logits_fn` and of the generator.
+    """
+    settings = {"num_steps": num_steps, "restarts": restarts, "learning_rate": learning_rate, "momentum": momentum}
+    through = transform(reconstruct, latent=latent, **settings)
+    deployed = _Reconstructed(bpda(through) if straight_through else through)
+    return Randomized(jax.tree_util.Partial(deployed, as_pytree(logits_fn), as_pytree(generator_fn)))
+
+
+def as_images(codes: Float[Array, "B L"]) -> Float[Array, "B 1 1 L"]:
+    """Codes in the shape of images, which attacks on `ddjax.attacks.reparameterized` take."""
+    return codes[:, None, None, :]
+
+
+def _decode(generator_fn: GeneratorFn, codes: Array) -> Array:
+    return generator_fn(codes[:, 0, 0, :])
+
+
+def decoder(generator_fn: GeneratorFn) -> jax.tree_util.Partial:
+    """The generator as `ddjax.attacks.reparameterized` takes it, of codes in the shape of images.
+
+    Args:
+      generator_fn: from codes to images.
+
+    Returns:
+      From `as_images` of codes to images; a pytree whose leaves are those of `generator_fn`.
+    """
+    return jax.tree_util.Partial(_decode, as_pytree(generator_fn))
+
+
+def manifold_attack(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    key: Key[Array, "..."] | None,
+    *,
+    generator_fn: GeneratorFn,
+    latent: int,
+    targets: Int[Array, " B"] | None = None,
+    confidence: carlini_wagner.PerExample = 0.0,
+    learning_rate: Scalar = 0.1,
+    initial_const: Scalar = 1.0,
+    search_steps: int = 5,
+    num_steps: int = 1000,
+    abort_early: bool = True,
+    inversion_steps: int = 200,
+    restarts: int = 10,
+    inversion_rate: Scalar = 10.0,
+    momentum: Scalar = 0.7,
+) -> base.AttackResult:
+    """Finds an image of the generator that is near in L2 and decided otherwise: the attack by reparameterization.
+
+    Inverts the image, and from the code z that it finds on minimizes ||G(z) - x||^2 + c (max(Z_other - Z_target) +
+    confidence)^+ over z, for the constants c of `ddjax.attacks.carlini_wagner_l2`. An image of the generator is what a
+    perfect reconstruction gives back, so that an attack which succeeds on the classifier breaks the defense in theory.
+    Whether the reconstruction as deployed gives it back is for the evaluation to tell: show the images to `defended`.
+
+    Args:
+      logits_fn: the classifier behind the reconstruction.
+      images: within [0, 1].
+      labels: the true classes.
+      key: one, or one for each image, for the starts of the inversion.
+      generator_fn: from codes to images within [0, 1].
+      latent: the length of a code.
+      targets: the classes to reach, for the targeted attack; none may be the true one.
+      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
+      learning_rate: of Adam, on the codes; may be traced.
+      initial_const: the first c; may be traced.
+      search_steps: how many constants are tried.
+      num_steps: the steps for each; the authors' code takes 30,000.
+      abort_early: whether the search for one constant ends when a tenth of its steps brought less than 0.01 percent.
+      inversion_steps: of descent, see `invert`.
+      restarts: of the inversion.
+      inversion_rate: of the inversion.
+      momentum: of the inversion.
+
+    Returns:
+      The closest images of the generator that have the margin, or the clean image, as no success, where there was
+      none. `steps` and `gradients` count those of the search; the inversion takes no gradients of the classifier.
+
+    Raises:
+      ValueError: for bad images, labels or targets (see `base.check_arguments`), no key, or a setting out of its range.
+
+    Reference:
+      Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420),
+      section 5.4.
+
+    Departures from the authors' code:
+      The closest success is returned, not the latest. The margin is one of logits, not of logarithms of probabilities,
+      which differ by the same number for all classes. The inversion is the defense's, by descent with momentum.
+    """
+    positive = {"learning_rate": learning_rate, "initial_const": initial_const, "search_steps": search_steps}
+    bounds = (0.0, 1.0)
+    carlini_wagner.check_search(
+        "manifold_attack", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence
+    )
+    keys = base.example_keys("manifold_attack", key, images.shape[0])
+    settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
+    codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
+    decode = decoder(generator_fn)
+
+    def view(variable: Array) -> tuple[Array, carlini_wagner.Pull]:
+        made, pull = jax.vjp(decode, variable)
+
+        def guarded(gradient: Array) -> Array:
+            (found,) = pull(gradient)
+            return jnp.where(jnp.isfinite(found), found, 0)
+
+        return made, guarded
+
+    return carlini_wagner.search_l2(
+        logits_fn,
+        carlini_wagner.problem_of(images, labels, targets, confidence),
+        view,
+        as_images(codes),
+        from_clean=False,
+        learning_rate=learning_rate,
+        initial_const=initial_const,
+        search_steps=search_steps,
+        num_steps=num_steps,
+        abort_early=abort_early,
+    )

@@ -1,0 +1,115 @@
+"""PixelDefend: images are moved, within a ball, to where a density model finds them likely.
+
+Reference:
+  Song, Kim, Nowozin, Ermon and Kushman, PixelDefend: Leveraging Generative Models to Understand and Defend against
+  Adversarial Examples, 2018 (arXiv 1710.10766).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from ddjax.attacks import base, bpda
+from ddjax.classifier import LogitsFn, Transform, as_pytree, transform
+from ddjax.generative import pixelcnn
+
+# In levels: what rounding may have added to a distance.
+_SLACK = 1e-3
+
+
+def purify(
+    images: Float[Array, "B H W C"],
+    density: jax.tree_util.Partial,
+    *,
+    epsilon: float = 16 / 255,
+    most_bits: float = 0.0,
+) -> Float[Array, "B H W C"]:
+    """Sets each pixel, in raster order, to the likeliest value within a ball, given those that have been set before it.
+
+    A greedy search for the likeliest image of the ball: each choice is the best one by itself.
+
+    Args:
+      images: within [0, 1].
+      density: of levels from 0 to 255, as `ddjax.generative.pixelcnn.density` makes it.
+      epsilon: the radius of the ball in Linf, at least 0.
+      most_bits: images that take less bits for each dimension than this, and so look like those that the density was
+        trained on, stay as they are; 0 for none. The paper's adaptive defense.
+
+    Returns:
+      Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient:
+      what the defense's attackers use is `ddjax.attacks.bpda`.
+
+    Raises:
+      ValueError: for a radius or a number of bits that is negative or not finite.
+
+    Reference:
+      Song et al., 2018 (arXiv 1710.10766), algorithm 1.
+
+    Departures from the authors' code:
+      The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel
+      from the channels before it in its pixel, as the density has it.
+    """
+    base.check_number("epsilon", epsilon, least=0.0)
+    base.check_number("most_bits", most_bits, least=0.0)
+    images, density = lax.stop_gradient((images, density))
+    levels = 255 * images
+    nearest = jnp.clip(jnp.round(levels), 0, 255)
+    least = jnp.clip(jnp.ceil(levels - 255 * epsilon - _SLACK), 0, 255)
+    most = jnp.clip(jnp.floor(levels + 255 * epsilon + _SLACK), 0, 255)
+    # A ball between two levels.
+    least, most = (jnp.where(least > most, nearest, bound) for bound in (least, most))
+    candidates = jnp.arange(256, dtype=jnp.float32)
+
+    def choose(parameters: Array, pixel: Array, row: Array, column: Array) -> Array:
+        low, high = (lax.dynamic_slice_in_dim(bound, row, 1, 1) for bound in (least, most))
+        low, high = (lax.dynamic_slice_in_dim(bound, column, 1, 2)[:, 0, 0] for bound in (low, high))
+        for channel in range(pixel.shape[1]):
+            log_probs = pixelcnn.channel_log_probs(parameters, pixel, channel)
+            bounds = low[:, channel, None], high[:, channel, None]
+            allowed = (candidates[None] >= bounds[0]) & (candidates[None] <= bounds[1])
+            best = jnp.argmax(jnp.where(allowed, log_probs, -jnp.inf), axis=1)
+            is_channel = jnp.arange(pixel.shape[1]) == channel
+            pixel = jnp.where(is_channel[None], best.astype(pixel.dtype)[:, None], pixel)
+        return pixel
+
+    purified = pixelcnn.autoregress(density, nearest, choose)
+    if most_bits > 0:
+        is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
+        purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
+    return base.round_to_levels(purified / 255, 256)
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfPurified:
+    transform: Transform
+
+    def __call__(self, logits_fn: LogitsFn, density: jax.tree_util.Partial, images: Array) -> Array:
+        return logits_fn(self.transform(images, density))
+
+
+def defended(
+    logits_fn: LogitsFn,
+    density: jax.tree_util.Partial,
+    *,
+    epsilon: float = 16 / 255,
+    most_bits: float = 0.0,
+    straight_through: bool = False,
+) -> LogitsFn:
+    """The classifier that looks at purified images.
+
+    Args:
+      logits_fn: a classifier.
+      density: see `purify`.
+      epsilon: see `purify`.
+      most_bits: see `purify`.
+      straight_through: lets gradients pass as if nothing had been purified, by BPDA; what an attack looks through.
+
+    Returns:
+      A classifier; a pytree whose leaves are those of `logits_fn` and of the density.
+    """
+    purifying = transform(purify, epsilon=epsilon, most_bits=most_bits)
+    deployed = _OfPurified(bpda(purifying) if straight_through else purifying)
+    return jax.tree_util.Partial(deployed, as_pytree(logits_fn), density)

@@ -1,0 +1,357 @@
+"""Wasserstein GAN with gradient penalty: a generator of small images and the critic that it learns from.
+
+Reference:
+  Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028),
+  with the networks of Samangouei, Kabkab and Chellappa, Defense-GAN, 2018 (arXiv 1805.06605).
+
+Departures from the papers:
+  Neither network has batch normalization, as in the code of Defense-GAN: the penalty is of each image by itself.
+  In the place of convolutions of 5 x 5 with stride 2 and their transposed stand those of 3 x 3 with stride 1 between
+  rearrangements of 2 x 2 pixels to channels and back, which see 6 x 6 pixels. XLA:CPU runs strided and transposed
+  convolutions in loops as naive code.
+  The norm of the penalty goes over all values of an image. The public code takes it over the rows only, and so
+  penalizes each column by itself.
+  Codes are standard normal wherever they are drawn, in training as in reconstruction; the code of Defense-GAN starts
+  reconstructions much closer to zero than what the generator was trained on.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Key, Num
+
+from ddjax import layers, training
+from ddjax.attacks import base
+from ddjax.classifier import bind
+from ddjax.data import to_float
+from ddjax.generative.state import GenerativeState
+
+_SLOPE = 0.2
+_HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()
+# Within the root of the penalty, whose derivative at zero is infinite.
+_TINY = 1e-12
+# What a step's key is folded with, after the numbers of the critic's steps.
+_FOR_GENERATOR = 0x6E4
+
+
+def space_to_depth(images: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C4"]:
+    """Stacks the pixels of each block of 2 x 2 along the channels.
+
+    Args:
+      images: of an even height and width.
+
+    Returns:
+      Feature maps of half the height and width and four times the channels.
+    """
+    batch, height, width, channels = images.shape
+    blocks = images.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, height // 2, width // 2, 4 * channels)
+
+
+def depth_to_space(features: Float[Array, "B H W C4"]) -> Float[Array, "B H2 W2 C"]:
+    """The inverse of `space_to_depth`.
+
+    Args:
+      features: whose channels are a multiple of 4.
+
+    Returns:
+      Images of twice the height and width and a fourth of the channels.
+    """
+    batch, height, width, channels = features.shape
+    blocks = features.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
+    return blocks.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+class Generator(nn.Module):
+    """From codes to images: a dense layer and three convolutions that double the height and width.
+
+    Attributes:
+      image_shape: (H, W, C).
+      width: the features of the last hidden layer; those before it have two and four times as many.
+      latent: the length of a code.
+      lowering: see `ddjax.layers`.
+    """
+
+    image_shape: tuple[int, int, int]
+    width: int = 64
+    latent: int = 128
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, codes: Float[Array, "B L"]) -> Float[Array, "B H W C"]:
+        """Generates a batch of images in [0, 1]."""
+        height, width, channels = self.image_shape
+        # Rounded up, and cut off after each doubling.
+        sizes = [(-(-height // part), -(-width // part)) for part in (8, 4, 2, 1)]
+        first = (*sizes[0], 4 * self.width)
+        features = nn.Dense(first[0] * first[1] * first[2], kernel_init=_HE, name="dense")(codes)
+        features = features.reshape(codes.shape[0], *first)
+        for stage, ((rows, columns), filters) in enumerate(
+            zip(sizes[1:], (2 * self.width, self.width, channels), strict=True)
+        ):
+            # The last layer is not followed by a rectifier.
+            init = _HE if stage < 2 else _GLOROT
+            name = f"up_{stage}"
+            conv = layers.Conv(4 * filters, padding="SAME", kernel_init=init, lowering=self.lowering, name=name)
+            features = conv(nn.relu(features))
+            features = depth_to_space(features)[:, :rows, :columns]
+        return nn.sigmoid(features)
+
+
+class Critic(nn.Module):
+    """From images to scores, higher for those that look real: the generator's mirror image.
+
+    Attributes:
+      width: the features of the first layer; those after it have two and four times as many.
+      lowering: see `ddjax.layers`.
+    """
+
+    width: int = 64
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, " B"]:
+        """Scores a batch of images."""
+        features = images
+        for stage in range(3):
+            odd = [(0, side % 2) for side in features.shape[1:3]]
+            features = space_to_depth(jnp.pad(features, ((0, 0), *odd, (0, 0))))
+            filters = 2**stage * self.width
+            conv = layers.Conv(filters, padding="SAME", kernel_init=_HE, lowering=self.lowering, name=f"down_{stage}")
+            features = nn.leaky_relu(conv(features), _SLOPE)
+        return nn.Dense(1, name="dense")(features.reshape(images.shape[0], -1))[:, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """The two networks; compared by value."""
+
+    generator: Generator
+    critic: Critic
+
+
+@functools.cache
+def _adam(learning_rate: float, beta1: float, beta2: float) -> optax.GradientTransformation:
+    """One object for equal settings, so that states of equal settings share one program."""
+    return optax.adam(learning_rate, b1=beta1, b2=beta2)
+
+
+def create_state(
+    image_shape: tuple[int, int, int],
+    key: Key[Array, ""],
+    *,
+    width: int = 64,
+    latent: int = 128,
+    learning_rate: float = 1e-4,
+    beta1: float = 0.5,
+    beta2: float = 0.9,
+    lowering: str = "auto",
+) -> GenerativeState:
+    """Initializes the networks and their optimizers.
+
+    Args:
+      image_shape: (H, W, C).
+      key: makes the parameters and all later randomness.
+      width: of both networks, at least 1; 64 in the paper.
+      latent: the length of a code, at least 1.
+      learning_rate: of Adam, for both networks.
+      beta1: of Adam.
+      beta2: of Adam.
+      lowering: see `ddjax.layers`.
+
+    Returns:
+      The state before the first step; `params` and `opt_state` have entries "generator" and "critic".
+
+    Raises:
+      ValueError: for a width, length or rate out of its range.
+    """
+    for name, value in (("width", width), ("latent", latent), *zip("HWC", image_shape, strict=True)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    base.check_number("learning_rate", learning_rate, above=0.0)
+    model = Gan(Generator(image_shape, width, latent, lowering), Critic(width, lowering))
+    for_generator, for_critic, for_training = jax.random.split(key, 3)
+    params = {
+        "generator": model.generator.init(for_generator, jnp.zeros((1, latent)))["params"],
+        "critic": model.critic.init(for_critic, jnp.zeros((1, *image_shape)))["params"],
+    }
+    optimizer = _adam(learning_rate, beta1, beta2)
+    return GenerativeState(
+        params=params,
+        opt_state={name: optimizer.init(part) for name, part in params.items()},
+        # As it comes back from a step and from a checkpoint; a Python integer would be a program of its own.
+        step=jnp.zeros((), jnp.int32),
+        key=for_training,
+        model=model,
+        optimizer=optimizer,
+    )
+
+
+def draw_codes(key: Key[Array, ""], count: int, latent: int) -> Float[Array, "B L"]:
+    """Draws codes from the prior, the standard normal distribution.
+
+    Args:
+      key: a single one.
+      count: B.
+      latent: the length of a code.
+
+    Returns:
+      The codes.
+    """
+    return jax.random.normal(key, (count, latent))
+
+
+def generator_fn(model: Gan, params: Any) -> jax.tree_util.Partial:
+    """The generator as a function from codes `[B, L]` to images `[B, H, W, C]` in [0, 1].
+
+    Args:
+      model: both networks.
+      params: of both, as in the state.
+
+    Returns:
+      A pytree whose leaves are the parameters, as `ddjax.bind` makes of a classifier.
+    """
+    return bind(model.generator, {"params": params["generator"]})
+
+
+def sample(
+    generator_fn: jax.tree_util.Partial, key: Key[Array, ""], count: int, *, latent: int
+) -> Float[Array, "B H W C"]:
+    """Generates images from the prior.
+
+    Args:
+      generator_fn: from codes to images.
+      key: a single one.
+      count: how many.
+      latent: the length of a code.
+
+    Returns:
+      The images.
+    """
+    return generator_fn(draw_codes(key, count, latent))
+
+
+def gradient_penalty(critic: nn.Module, params: Any, images: Float[Array, "B H W C"]) -> Float[Array, ""]:
+    """The mean squared difference from 1 of the norm of the critic's gradient with respect to an image.
+
+    Args:
+      critic: the module.
+      params: its parameters.
+      images: where to take the gradient; between real and generated ones.
+
+    Returns:
+      The penalty without its factor.
+
+    Reference:
+      Gulrajani et al., 2017 (arXiv 1704.00028), equation 3.
+    """
+    gradient = jax.grad(lambda inputs: jnp.sum(_scores(critic, params, inputs)))(images)
+    norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3)) + _TINY)
+    return jnp.mean((norms - 1) ** 2)
+
+
+def _scores(critic: nn.Module, params: Any, images: Array) -> Array:
+    return critic.apply({"params": params}, images)  # pyright: ignore[reportReturnType]
+
+
+def _update(state: GenerativeState, name: str, gradient: Any) -> GenerativeState:
+    """Steps one of the networks."""
+    updates, opt_state = state.optimizer.update(gradient, state.opt_state[name], state.params[name])
+    params = optax.apply_updates(state.params[name], updates)
+    return state.replace(params=state.params | {name: params}, opt_state=state.opt_state | {name: opt_state})
+
+
+def train_step(
+    state: GenerativeState, images: Num[Array, "S B H W C"], *, penalty: float | Float[Array, ""] = 10.0
+) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    """Takes S steps of the critic, each on B images and as many generated ones, and then one of the generator.
+
+    Args:
+      state: of both networks.
+      images: uint8 or floats in [0, 1], other ones for each step of the critic.
+      penalty: the factor of the gradient penalty, at least 0.
+
+    Returns:
+      The state after the step, and by name: "wasserstein", the critic's estimate of the distance between the real and
+      the generated distribution, and "penalty", without its factor, both means over the steps of the critic; and
+      "generator_loss", minus the mean score of generated images.
+
+    Raises:
+      ValueError: for a negative penalty, or images without the axis of the critic's steps.
+
+    Reference:
+      Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
+    """
+    base.check_number("penalty", penalty, least=0.0)
+    if images.ndim != 5 or 0 in images.shape[:2]:
+        raise ValueError(
+            f"a step needs images for each step of the critic, [S, B, H, W, C], got the shape {images.shape}"
+        )
+    count, (generator, critic) = images.shape[1], (state.model.generator, state.model.critic)
+    generate = lambda params, key: generator.apply({"params": params}, draw_codes(key, count, generator.latent))
+    step_key = jax.random.fold_in(state.key, state.step)
+
+    def step_critic(state: GenerativeState, given: tuple[Array, Array]) -> tuple[GenerativeState, dict[str, Array]]:
+        real, (of_codes, of_places) = to_float(given[0]), jax.random.split(jax.random.fold_in(step_key, given[1]))
+        generated = generate(state.params["generator"], of_codes)
+        place = jax.random.uniform(of_places, (count, 1, 1, 1))
+        between = place * real + (1 - place) * generated
+
+        def loss_fn(params: Any) -> tuple[Array, dict[str, Array]]:
+            scores = _scores(critic, params, jnp.concatenate([real, generated]))
+            wasserstein = jnp.mean(scores[:count]) - jnp.mean(scores[count:])
+            missed = gradient_penalty(critic, params, between)
+            return penalty * missed - wasserstein, {"wasserstein": wasserstein, "penalty": missed}
+
+        gradient, metrics = jax.grad(loss_fn, has_aux=True)(state.params["critic"])
+        return _update(state, "critic", gradient), metrics
+
+    state, metrics = lax.scan(step_critic, state, (images, jnp.arange(images.shape[0])))
+    of_codes = jax.random.fold_in(step_key, images.shape[0] + _FOR_GENERATOR)
+    loss_fn = lambda params: -jnp.mean(_scores(critic, state.params["critic"], generate(params, of_codes)))
+    loss, gradient = jax.value_and_grad(loss_fn)(state.params["generator"])
+    state = _update(state, "generator", gradient)
+    metrics = {name: jnp.mean(values) for name, values in metrics.items()} | {"generator_loss": loss}
+    return state.replace(step=state.step + 1), metrics
+
+
+def train_epoch(
+    state: GenerativeState,
+    images: Num[Array, "N H W C"],
+    *,
+    batch_size: int = 50,
+    critic_steps: int = 5,
+    penalty: float | Float[Array, ""] = 10.0,
+) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    """Trains for one epoch, in which the critic sees each image once: a scan over a random permutation of the data.
+
+    Args:
+      state: at the start of an epoch.
+      images: the training set, uint8 or floats in [0, 1], on the device.
+      batch_size: the images of a step of the critic; `critic_steps` of them at most N, and a rest smaller than that
+        waits for another epoch's permutation.
+      critic_steps: the steps of the critic for each of the generator, at least 1.
+      penalty: the factor of the gradient penalty, at least 0.
+
+    Returns:
+      The state after the epoch, and the means of the metrics of `train_step`.
+
+    Raises:
+      ValueError: when there are not enough images for one step, or for a negative penalty.
+    """
+
+    def step(state: GenerativeState, rows: Array) -> tuple[GenerativeState, dict[str, Array]]:
+        batches = images[rows].reshape(critic_steps, batch_size, *images.shape[1:])
+        return train_step(state, batches, penalty=penalty)
+
+    if critic_steps < 1:
+        raise ValueError(f"critic_steps must be at least 1, got {critic_steps}")
+    rows = training.epoch_rows(state, images.shape[0], batch_size * critic_steps)
+    state, metrics = lax.scan(step, state, rows)
+    return state, {name: jnp.mean(values) for name, values in metrics.items()}

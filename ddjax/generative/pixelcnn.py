@@ -1,0 +1,616 @@
+"""PixelCNN++: the density of an image, pixel by pixel from what stands above it and to its left.
+
+Reference:
+  Salimans, Karpathy, Chen and Kingma, PixelCNN++: Improving the PixelCNN with Discretized Logistic Mixture Likelihood
+  and Other Modifications, 2017 (arXiv 1701.05517).
+
+Departures from the paper:
+  No weight normalization; kernels start by He et al.'s rule instead of from a batch of data. Halving and doubling of
+  the resolution go by blocks of 2 x 2 pixels without overlap, in both streams. The running mean of the parameters
+  starts with a short memory. Log-probabilities are differences of logistic functions in a form that needs no case for
+  small ones.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, Num
+
+from ddjax import data, layers, training
+from ddjax.generative.state import GenerativeState
+
+# The least logarithm of a scale, in units in which pixels are from -1 to 1.
+_LEAST_LOG_SCALE = -7.0
+_LEVELS = 256
+_HE = nn.initializers.he_normal()
+_SMALL = nn.initializers.variance_scaling(0.02, "fan_in", "truncated_normal")
+
+
+class _At(NamedTuple):
+    """Where in a feature map a strip of one row stands, when the map is computed bit by bit.
+
+    Attributes:
+      row: of the strip.
+      column: of its first entry.
+      height: of the map.
+      width: of the map.
+    """
+
+    row: Any
+    column: Any
+    height: int
+    width: int
+
+    def halved(self) -> "_At":
+        """The same place at half the resolution."""
+        return _At(self.row // 2, self.column // 2, -(-self.height // 2), -(-self.width // 2))
+
+
+def _window(padded: Array, at: _At, height: int, width: int) -> Array:
+    zero = jnp.zeros_like(at.row)
+    return lax.dynamic_slice(padded, (zero, at.row, at.column, zero), (padded.shape[0], height, width, padded.shape[3]))
+
+
+class _Remembering(nn.Module):
+    """A layer that looks at several places of its input, of which it may be given one strip after the other."""
+
+    def seen(self, inputs: Array, at: _At | None, kernel: tuple[int, int], left: int, right: int) -> Array:
+        """The padded input or, of one that comes strip by strip, what the layer sees of it from this strip.
+
+        A strip is one row of the map or one entry of it. It is kept, in the collection `cache`, for those that follow.
+        """
+        top = kernel[0] - 1
+        if at is None:
+            return jnp.pad(inputs, ((0, 0), (top, 0), (left, right), (0, 0)))
+        shape = (inputs.shape[0], at.height + top, at.width + left + right, inputs.shape[3])
+        kept = self.variable("cache", "inputs", jnp.zeros, shape, inputs.dtype)
+        zero = jnp.zeros_like(at.row)
+        kept.value = lax.dynamic_update_slice(kept.value, inputs, (zero, at.row + top, at.column + left, zero))
+        return _window(kept.value, at, kernel[0], inputs.shape[2] + kernel[1] - 1)
+
+
+class _Conv(_Remembering):
+    """A convolution that looks up and to both sides, or up and to the left.
+
+    Attributes:
+      features: of the output.
+      down: whether it is of the first stream, which sees the row above and its own from side to side; else of the
+        second one, which sees what is above, left, and the place itself.
+      kernel_init: of the kernel.
+    """
+
+    features: int
+    down: bool
+    kernel_init: Any = _HE
+
+    @nn.compact
+    def __call__(self, inputs: Array, at: _At | None) -> Array:
+        kernel, right = ((2, 3), 1) if self.down else ((2, 2), 0)
+        return _Valid(self.features, kernel, self.kernel_init)(self.seen(inputs, at, kernel, 1, right))
+
+
+class _Valid(nn.Module):
+    """A convolution without padding; where one place is left, it is a matrix product."""
+
+    features: int
+    kernel_size: tuple[int, int]
+    kernel_init: Any = _HE
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        shape = (*self.kernel_size, inputs.shape[3], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        if inputs.shape[1:3] == self.kernel_size:
+            flat = inputs.reshape(inputs.shape[0], -1) @ kernel.reshape(-1, self.features)
+            return (flat + bias[None])[:, None, None]
+        return layers.conv(inputs, kernel) + bias[None, None, None]
+
+
+class _Halve(_Remembering):
+    """To half the resolution: each place sees a block of 2 x 2 that ends at its first pixel."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, at: _At | None) -> Array:
+        if at is None:
+            batch, height, width, channels = inputs.shape
+            blocks = jnp.pad(inputs, ((0, 0), (1, height % 2), (1, width % 2), (0, 0)))
+            blocks = blocks[:, : height + height % 2, : width + width % 2]
+            blocks = blocks.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels)
+        else:
+            # The strip is the last to be seen; of the block that its half stands for, all has been before.
+            self.seen(inputs, at, (2, 2), 1, 1)
+            kept = self.get_variable("cache", "inputs")
+            count = -(-inputs.shape[2] // 2)
+            first = _At(at.row // 2 * 2, at.column // 2 * 2, at.height, at.width)
+            seen = _window(kept, first, 2, 2 * count)
+            blocks = seen.reshape(seen.shape[0], 1, 2, count, 2, seen.shape[3])
+        blocks = jnp.swapaxes(blocks, 2, 3)
+        return nn.Dense(self.features, kernel_init=_HE)(blocks.reshape(*blocks.shape[:3], -1))
+
+
+class _Double(nn.Module):
+    """To twice the resolution: each place becomes a block of 2 x 2."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, inputs: Array, at: _At | None, shape: tuple[int, int]) -> Array:
+        batch, height, width, _ = inputs.shape
+        blocks = nn.Dense(4 * self.features, kernel_init=_HE)(inputs)
+        blocks = blocks.reshape(batch, height, width, 2, 2, self.features)
+        if at is None:
+            blocks = jnp.swapaxes(blocks, 2, 3)
+            return blocks.reshape(batch, 2 * height, 2 * width, -1)[:, : shape[0], : shape[1]]
+        # Of each block, the row that the strip is in, and of a single place the column.
+        rows = lax.dynamic_index_in_dim(blocks, at.row % 2, 3, keepdims=False)
+        if shape[1] == 1:
+            return lax.dynamic_index_in_dim(rows, at.column % 2, 3, keepdims=False)
+        return rows.reshape(batch, 1, 2 * width, -1)[:, :, : shape[1]]
+
+
+def _concat_elu(inputs: Array) -> Array:
+    return nn.elu(jnp.concatenate([inputs, -inputs], axis=-1))
+
+
+class _Gated(nn.Module):
+    """A residual unit with a gate: two convolutions, a shortcut, and perhaps what another stream has."""
+
+    features: int
+    down: bool
+    dropout: float
+
+    @nn.compact
+    def __call__(self, inputs: Array, other: Array | None, at: _At | None, train: bool) -> Array:
+        hidden = _Conv(self.features, self.down)(_concat_elu(inputs), at)
+        if other is not None:
+            hidden = hidden + nn.Dense(self.features, kernel_init=_HE)(_concat_elu(other))
+        hidden = nn.Dropout(self.dropout)(_concat_elu(hidden), deterministic=not train)
+        value, gate = jnp.split(_Conv(2 * self.features, self.down, _SMALL)(hidden, at), 2, axis=-1)
+        return inputs + value * nn.sigmoid(gate)
+
+
+class PixelCNN(nn.Module):
+    """PixelCNN++: parameters of a mixture of logistics for each pixel, from the pixels before it in raster order.
+
+    Two streams go over the image. The first one sees all rows above, the second one also what is to the left in the
+    same row. Each passes units at the full resolution, at a half and so on, and back with shortcuts across.
+
+    Attributes:
+      channels: of the images.
+      width: the features of each stream.
+      blocks: units at each resolution on the way down; on the way back there is one more, but for the lowest.
+      levels: how many resolutions there are.
+      mixtures: logistics in the mixture.
+      dropout: the rate in each unit.
+    """
+
+    channels: int
+    width: int = 160
+    blocks: int = 5
+    levels: int = 3
+    mixtures: int = 10
+    dropout: float = 0.5
+
+    def setup(self) -> None:
+        """Makes the layers."""
+        gated = lambda down: _Gated(self.width, down, self.dropout)
+        counts = [self.blocks] * self.levels + [self.blocks] + [self.blocks + 1] * (self.levels - 1)
+        self.above_first = _Valid(self.width, (2, 3))
+        self.before_first = _Valid(self.width, (1, 3)), _Valid(self.width, (2, 1))
+        self.above_units = [[gated(True) for _ in range(count)] for count in counts]
+        self.before_units = [[gated(False) for _ in range(count)] for count in counts]
+        halves = lambda: [_Halve(self.width) for _ in range(self.levels - 1)]
+        doubles = lambda: [_Double(self.width) for _ in range(self.levels - 1)]
+        self.above_halves, self.before_halves = halves(), halves()
+        self.above_doubles, self.before_doubles = doubles(), doubles()
+        per_mixture = 1 + 2 * self.channels + self.channels * (self.channels - 1) // 2
+        self.last = nn.Dense(per_mixture * self.mixtures, kernel_init=_SMALL)
+
+    def __call__(self, levels: Num[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W P"]:
+        """The parameters for every pixel of images of levels from 0 to 255; `train` drops out."""
+        padded = _padded(levels)
+        return self.before(padded, self.above(padded, None, train), None, train)
+
+    def above(self, padded: Array, at: _At | None, train: bool = False) -> list[Array]:
+        """The first stream, or one row of it: what each unit of the second one takes of it."""
+        # In this stream a row depends on those above alone.
+        seen = padded[:, :-1] if at is None else _window(padded, at, 2, padded.shape[2])
+        return self._stream(
+            self.above_first(seen), at, train, self.above_units, self.above_halves, self.above_doubles, None
+        )
+
+    def before(self, padded: Array, above: list[Array], at: _At | None, train: bool = False) -> Array:
+        """The second stream, or one place of it, and the parameters from it."""
+        of_rows, of_column = self.before_first
+        if at is None:
+            hidden = of_rows(padded[:, 1:-1]) + of_column(padded[:, 1:, :-2])
+        else:
+            lower = at._replace(row=at.row + 1)
+            hidden = of_rows(_window(padded, lower, 1, 3)) + of_column(_window(padded, lower, 2, 1))
+        outputs = self._stream(
+            hidden, at, train, self.before_units, self.before_halves, self.before_doubles, list(above)
+        )
+        return self.last(nn.elu(outputs[-1]))
+
+    def _stream(
+        self,
+        hidden: Array,
+        at: _At | None,
+        train: bool,
+        units: Sequence[Sequence[_Gated]],
+        halves: Sequence[_Halve],
+        doubles: Sequence[_Double],
+        above: list[Array] | None,
+    ) -> list[Array]:
+        """Down to the lowest resolution and back; the outputs of all units.
+
+        Args:
+          hidden: the output of the first layer.
+          at: the place, where only a strip is computed.
+          train: whether units drop out.
+          units: at each resolution, on the way down and back.
+          halves: between them on the way down.
+          doubles: between them on the way back.
+          above: of the second stream, what the units of the first one gave.
+        """
+        of_above = iter(above or [])
+        shape_of = lambda hidden: (hidden.shape[1], hidden.shape[2])
+        places, shapes, kept, outputs = [at], [shape_of(hidden)], [hidden], []
+        for level in range(self.levels):
+            if level:
+                hidden = halves[level - 1](hidden, at)
+                at = None if at is None else at.halved()
+                places.append(at)
+                shapes.append(shape_of(hidden))
+                kept.append(hidden)
+            for each in units[level]:
+                other = None if above is None else _strip(next(of_above), at, hidden)
+                hidden = each(hidden, other, at, train)
+                kept.append(hidden)
+                outputs.append(hidden)
+        kept.pop()
+        for level in reversed(range(self.levels)):
+            if level + 1 < self.levels:
+                hidden = doubles[level](hidden, places[level], shapes[level])
+            at = places[level]
+            for each in units[2 * self.levels - 1 - level]:
+                other = kept.pop()
+                if above is not None:
+                    other = jnp.concatenate([_strip(next(of_above), at, hidden), other], axis=-1)
+                hidden = each(hidden, other, at, train)
+                outputs.append(hidden)
+        return outputs
+
+
+def _strip(row: Array, at: _At | None, like: Array) -> Array:
+    """Of a row of the first stream, the place where the second one is."""
+    if at is None or row.shape == like.shape:
+        return row
+    return lax.dynamic_slice_in_dim(row, at.column, like.shape[2], 2)
+
+
+def _padded(levels: Array) -> Array:
+    """From -1 to 1, with a channel of ones that ends where the image does, and room for what looks beyond it."""
+    values = levels.astype(jnp.float32) / 127.5 - 1
+    return jnp.pad(jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=3), ((0, 0), (2, 0), (1, 1), (0, 0)))
+
+
+class _Mixture(NamedTuple):
+    """Mixtures of logistics, in units in which levels are from -1 to 1.
+
+    Attributes:
+      logits: of the weights.
+      means: of each channel, before what the channels before it add.
+      log_scales: of each channel.
+      coefficients: of the channels before, for channel 1, then for channel 2 and so on.
+    """
+
+    logits: Float[Array, "... M"]
+    means: Float[Array, "... M C"]
+    log_scales: Float[Array, "... M C"]
+    coefficients: Float[Array, "... M L"]
+
+
+def _mixture(parameters: Array, channels: int) -> _Mixture:
+    per_mixture = 1 + 2 * channels + channels * (channels - 1) // 2
+    table = parameters.reshape(*parameters.shape[:-1], -1, per_mixture)
+    logits, means, scales, coefficients = jnp.split(table, [1, 1 + channels, 1 + 2 * channels], axis=-1)
+    return _Mixture(logits[..., 0], means, jnp.maximum(scales, _LEAST_LOG_SCALE), jnp.tanh(coefficients))
+
+
+def _log_logistic(levels: Array, mean: Array, log_scale: Array) -> Array:
+    """The logarithm of what a logistic distribution has between half a level below a level and half a level above.
+
+    The lowest and the highest level have all beyond them, too.
+    """
+    centered = levels / 127.5 - 1 - mean
+    upper, lower = ((centered + side / 255) * jnp.exp(-log_scale) for side in (1, -1))
+    # s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)), which loses no digits.
+    between = jnp.log(-jnp.expm1(-2 / 255 * jnp.exp(-log_scale)))
+    below, above = jax.nn.log_sigmoid(upper), jax.nn.log_sigmoid(-lower)
+    inner = below + above + between
+    return jnp.where(levels <= 0, below, jnp.where(levels >= _LEVELS - 1, above, inner))
+
+
+def channel_log_probs(
+    parameters: Float[Array, "B P"], levels: Num[Array, "B C"], channel: int
+) -> Float[Array, "B 256"]:
+    """The logarithms of the probabilities of all levels of a channel, given the channels before it in its pixel.
+
+    Args:
+      parameters: of a pixel.
+      levels: of the channels, from 0 to 255; those from `channel` on do not matter.
+      channel: which.
+
+    Returns:
+      Logarithms of probabilities that sum to 1.
+    """
+    values = levels.astype(jnp.float32)
+    mixture = _mixture(parameters, levels.shape[1])
+    # What came before says which of the logistics it was.
+    weights = jax.nn.log_softmax(mixture.logits)
+    for before in range(channel):
+        mean = _mean(mixture, values, before)
+        weights = weights + _log_logistic(values[:, None, before], mean, mixture.log_scales[..., before])
+    weights = jax.nn.log_softmax(weights)
+    all_levels = jnp.arange(_LEVELS, dtype=jnp.float32)[None, :, None]
+    mean, log_scale = (each[:, None] for each in (_mean(mixture, values, channel), mixture.log_scales[..., channel]))
+    return jax.nn.logsumexp(weights[:, None] + _log_logistic(all_levels, mean, log_scale), axis=2)
+
+
+def _mean(mixture: _Mixture, levels: Array, channel: int) -> Array:
+    """The means of a channel, given those before it."""
+    first = channel * (channel - 1) // 2
+    mean = mixture.means[..., channel]
+    for before in range(channel):
+        value = levels[..., None, before] / 127.5 - 1
+        mean = mean + mixture.coefficients[..., first + before] * value
+    return mean
+
+
+def log_prob(parameters: Float[Array, "B H W P"], levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:
+    """The logarithm of the probability of images.
+
+    Args:
+      parameters: as the network gives them for the images.
+      levels: the images, from 0 to 255.
+
+    Returns:
+      A natural logarithm for each image.
+    """
+    values = levels.astype(jnp.float32)
+    mixture = _mixture(parameters, levels.shape[3])
+    total = jax.nn.log_softmax(mixture.logits)
+    for channel in range(levels.shape[3]):
+        mean = _mean(mixture, values, channel)
+        total = total + _log_logistic(values[..., None, channel], mean, mixture.log_scales[..., channel])
+    return jnp.sum(jax.nn.logsumexp(total, axis=3), axis=(1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Density:
+    """A trained network as a distribution of images; compared by value, so that equal ones share a program.
+
+    Attributes:
+      model: the network.
+    """
+
+    model: PixelCNN
+
+    def __call__(self, params: Any, levels: Num[Array, "B H W C"]) -> Float[Array, "B H W P"]:
+        """The parameters for every pixel."""
+        return self.model.apply({"params": params}, levels)  # pyright: ignore[reportReturnType]
+
+
+def density(model: PixelCNN, params: Any) -> jax.tree_util.Partial:
+    """The distribution of a network and its parameters, a pytree like `ddjax.classifier.bind`'s.
+
+    Args:
+      model: the network.
+      params: trained; `GenerativeState.in_use`.
+
+    Returns:
+      A function from levels `[B, H, W, C]` to the parameters for every pixel.
+    """
+    return jax.tree_util.Partial(Density(model), params)
+
+
+def bits_per_dimension(density: jax.tree_util.Partial, levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:
+    """How many bits a pixel's channel takes by the distribution, on average over each image.
+
+    Args:
+      density: see `density`.
+      levels: images of levels from 0 to 255.
+
+    Returns:
+      Bits, less for likelier images; 8 for the uniform distribution.
+    """
+    return -log_prob(density(levels), levels) / (math.prod(levels.shape[1:]) * math.log(2))
+
+
+# From the parameters of a pixel `[B, P]`, the pixel as it is `[B, C]`, its row and its column to what it becomes.
+Choose = Callable[[Array, Array, Array, Array], Array]
+
+
+def autoregress(
+    density: jax.tree_util.Partial, levels: Float[Array, "B H W C"], choose: Choose
+) -> Float[Array, "B H W C"]:
+    """Goes over images in raster order and sets each pixel, given the parameters that follow from those before it.
+
+    What has been computed for the pixels before is kept: the first stream is computed once for each row, and the second
+    once for each pixel, instead of the whole network once for each pixel. The values are the same to rounding.
+
+    Args:
+      density: see `density`.
+      levels: images of levels from 0 to 255.
+      choose: from the parameters of a pixel `[B, P]`, the pixel `[B, C]`, its row and its column to the new pixel
+        `[B, C]`.
+
+    Returns:
+      The images as they have been set.
+
+    Reference:
+      For keeping what was computed: Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017
+      (arXiv 1704.06001).
+    """
+    model, (params,) = density.func.model, density.args
+    height, width = levels.shape[1:3]
+
+    def run(method: Any, cache: Any, *arguments: Any) -> Any:
+        return model.apply({"params": params, "cache": cache}, *arguments, method=method, mutable=["cache"])
+
+    def blank(method: Any, *arguments: Any) -> tuple[Any, Any]:
+        shapes = jax.eval_shape(lambda *given: run(method, {}, *given, _At(zero, zero, height, width)), *arguments)
+        outputs, changed = shapes
+        return outputs, jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), changed["cache"])
+
+    zero = jnp.zeros((), jnp.int32)
+    padded = jax.eval_shape(_padded, levels)
+    above, above_cache = blank(PixelCNN.above, padded)
+    _, before_cache = blank(PixelCNN.before, padded, above)
+
+    def of_row(carry: tuple[Array, Any, Any], row: Array) -> tuple[tuple[Array, Any, Any], None]:
+        images, above_cache, before_cache = carry
+        above, changed = run(PixelCNN.above, above_cache, _padded(images), _At(row, zero, height, width))
+
+        def of_pixel(carry: tuple[Array, Any], column: Array) -> tuple[tuple[Array, Any], None]:
+            images, cache = carry
+            at = _At(row, column, height, width)
+            # Of the image it takes what is near the place alone.
+            parameters, changed = run(PixelCNN.before, cache, _padded(images), above, at)
+            place = (zero, row, column, zero)
+            pixel = lax.dynamic_slice(images, place, (images.shape[0], 1, 1, images.shape[3]))
+            chosen = choose(parameters[:, 0, 0], pixel[:, 0, 0], row, column)
+            images = lax.dynamic_update_slice(images, chosen[:, None, None].astype(images.dtype), place)
+            return (images, changed["cache"]), None
+
+        columns = jnp.arange(width, dtype=jnp.int32)
+        (images, before_cache), _ = lax.scan(of_pixel, (images, before_cache), columns)
+        return (images, changed["cache"], before_cache), None
+
+    carry, _ = lax.scan(of_row, (levels, above_cache, before_cache), jnp.arange(height, dtype=jnp.int32))
+    return carry[0]
+
+
+def sample(
+    density: jax.tree_util.Partial, keys: Key[Array, " B"], image_shape: tuple[int, int, int]
+) -> Float[Array, "B H W C"]:
+    """Draws images from the distribution.
+
+    Args:
+      density: see `density`.
+      keys: one for each image.
+      image_shape: (H, W, C).
+
+    Returns:
+      Images of levels from 0 to 255.
+    """
+
+    def choose(parameters: Array, pixel: Array, row: Array, column: Array) -> Array:
+        place = row * image_shape[1] + column
+        for channel in range(image_shape[2]):
+            log_probs = channel_log_probs(parameters, pixel, channel)
+            own = jax.vmap(lambda key, channel=channel: jax.random.fold_in(jax.random.fold_in(key, place), channel))(
+                keys
+            )
+            drawn = jax.vmap(jax.random.categorical)(own, log_probs).astype(pixel.dtype)
+            pixel = pixel.at[:, channel].set(drawn)
+        return pixel
+
+    return autoregress(density, jnp.zeros((keys.shape[0], *image_shape)), choose)
+
+
+@functools.cache
+def make_optimizer(learning_rate: float, decay: float) -> optax.GradientTransformation:
+    """Adam whose rate is multiplied by `decay` at every step; the same object for the same arguments."""
+    return optax.adam(lambda step: learning_rate * decay ** jnp.asarray(step, jnp.float32))
+
+
+def create_state(
+    model: PixelCNN, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], key: Key[Array, ""]
+) -> GenerativeState:
+    """The network before training.
+
+    Args:
+      model: the network.
+      optimizer: of its parameters.
+      image_shape: (H, W, C).
+      key: makes the parameters and all later randomness.
+    """
+    init_key, train_key = jax.random.split(key)
+    params = jax.jit(model.init)(init_key, jnp.zeros((1, *image_shape)))["params"]
+    return GenerativeState(
+        params=params,
+        # Arrays of their own, so that a step may be given both.
+        averages=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        step=jnp.zeros((), jnp.int32),
+        key=train_key,
+        model=model,
+        optimizer=optimizer,
+    )
+
+
+def train_step(
+    state: GenerativeState, images: Num[Array, "B H W C"], *, memory: float = 0.9995
+) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    """Takes a step of maximum likelihood.
+
+    Args:
+      state: of a `PixelCNN`.
+      images: uint8, or floats in [0, 1], which are rounded to 8 bits.
+      memory: of the running mean of the parameters, in [0, 1).
+
+    Returns:
+      The state after the step, and `bits_per_dimension` of the images before it, with dropout.
+    """
+    levels = jnp.round(255 * data.to_float(images))
+    dropout = jax.random.fold_in(state.key, state.step)
+
+    def loss_fn(params: Any, levels: Array, key: Array) -> Array:
+        parameters = state.model.apply({"params": params}, levels, train=True, rngs={"dropout": key})
+        return -jnp.mean(log_prob(parameters, levels)) / (math.prod(levels.shape[1:]) * np.float32(math.log(2)))
+
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params, levels, dropout)
+    updates, opt_state = state.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # At first a short memory, since the first parameters are worth nothing.
+    steps = state.step.astype(jnp.float32)
+    kept = jnp.minimum(memory, (1 + steps) / (10 + steps))
+    averages = jax.tree.map(lambda mean, new: kept * mean + (1 - kept) * new, state.averages, params)
+    new = state.replace(params=params, averages=averages, opt_state=opt_state, step=state.step + 1)
+    return new, {"bits_per_dimension": loss}
+
+
+def train_epoch(
+    state: GenerativeState, images: Num[Array, "N H W C"], *, batch_size: int, memory: float = 0.9995
+) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    """Trains for one epoch: a scan over a random permutation of the images, which stay on the device.
+
+    Args:
+      state: at the start of an epoch.
+      images: as for `train_step`.
+      batch_size: the images of a step, at most N; a rest smaller than that waits for another epoch's permutation.
+      memory: as for `train_step`.
+
+    Returns:
+      The state after the epoch, and the means of what `train_step` tells.
+    """
+
+    def step(state: GenerativeState, rows: Int[Array, " B"]) -> tuple[GenerativeState, dict[str, Array]]:
+        return train_step(state, images[rows], memory=memory)
+
+    state, told = lax.scan(step, state, training.epoch_rows(state, images.shape[0], batch_size))
+    return state, jax.tree.map(jnp.mean, told)

@@ -1,0 +1,177 @@
+"""How `launch.train` trains generative models."""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from ddjax import data, runs, training
+from ddjax.defenses import defense_gan
+from ddjax.generative import gan, pixelcnn
+from ddjax.generative.recipes import RECIPES, GenerativeRecipe, epoch_fn, latent_of, model_fn
+from ddjax.generative.state import GenerativeState
+from launch import common, loading
+
+FLAGS = flags.FLAGS
+# Keys of samples and of searches for codes are others than those of the training.
+_SAMPLES, _SEARCHES = 0x5A3B, 0x5EA4
+_NUM_SAMPLES = 32
+# Samples are kept of so many epochs, the last one among them.
+_NUM_LOOKS = 6
+# Of the held-out images, so many are looked for among a generator's, by so many steps and starts.
+_NUM_RECONSTRUCTED = 50
+_SEARCHED = ((25, 1), (25, 4), (100, 1), (100, 4), (200, 10))
+
+
+def is_generative(recipe: str) -> bool:
+    """Whether a recipe is one of a generative model."""
+    return recipe in RECIPES
+
+
+@functools.cache
+def _compiled_epoch(recipe: GenerativeRecipe) -> Any:
+    # A function of its own, whose arguments are donated.
+    return common.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
+
+
+def _bits(density: Any, images: jax.Array) -> jax.Array:
+    return pixelcnn.bits_per_dimension(density, jnp.round(255 * data.to_float(images)))
+
+
+@functools.cache
+def _sampler(image_shape: tuple[int, int, int], latent: int) -> Any:
+    def draw(model: Any, key_data: jax.Array) -> jax.Array:
+        keys = jax.random.wrap_key_data(key_data)
+        if latent:
+            return model(jax.vmap(lambda key: gan.draw_codes(key, 1, latent)[0])(keys))
+        return pixelcnn.sample(model, keys, image_shape) / 255
+
+    return draw
+
+
+@functools.cache
+def _searcher(latent: int, num_steps: int, restarts: int) -> Any:
+    def search(model: Any, images: jax.Array, key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.random.wrap_key_data(key_data)
+        settings = {"latent": latent, "num_steps": num_steps, "restarts": restarts}
+        codes, errors = defense_gan.invert(data.to_float(images), keys, model, **settings)
+        return model(codes), errors
+
+    return search
+
+
+def train() -> None:
+    """Trains the model of a recipe, and tells after each epoch how it does on held-out images."""
+    recipe = common.replaced_by_flags(RECIPES[FLAGS.recipe], ("dataset", "num_train", "num_test", "epochs"))
+    directory = common.workdir("train")
+    flags_of_run = {"launcher": "generate"} | common.flags_of_training()
+    runs.check_workdir(directory, flags_of_run)
+    train = loading.load_split(recipe.dataset, "train", recipe.num_train, None, recipe.skip)
+    test = loading.load_split(recipe.dataset, "test", recipe.num_test, None)
+    if train.on_disk:
+        raise ValueError("a generative model needs the images in memory: give --num_train")
+    steps = recipe.batch_size * recipe.training.get("critic_steps", 1)
+    training.steps_per_epoch(len(train), steps)
+    resolved = {
+        "dataset": recipe.dataset,
+        "model": recipe.model,
+        "network": dict(recipe.network),
+        "training": dict(recipe.training),
+        "batch_size": recipe.batch_size,
+        "learning_rate": recipe.learning_rate,
+        "epochs": recipe.epochs,
+        "image_shape": list(train.image_shape),
+        "num_train": len(train),
+        "num_test": len(test),
+        "train_fingerprint": common.fingerprint(train.images),
+        "test_fingerprint": common.fingerprint(test.images),
+    }
+    run = runs.Run(directory, flags_of_run, resolved)
+    spec = runs.NetworkSpec(
+        recipe=recipe.name,
+        network=recipe.model,
+        dataset=recipe.dataset,
+        num_classes=train.num_classes,
+        image_shape=train.image_shape,
+        role=recipe.role,
+        temperature=1.0,
+        seed=FLAGS.seed,
+        epochs=recipe.epochs,
+        num_train=len(train),
+        batch_size=recipe.batch_size,
+    )
+    path = run.workdir / "checkpoints" / f"seed{FLAGS.seed}_none" / recipe.role
+    checkpoints = runs.Checkpoints(path, spec)
+    try:
+        state = _fit(run, recipe, checkpoints, spec, train, test)
+    finally:
+        checkpoints.close()
+    _look_back(run, state, test)
+    common.write_report(run, table=False)
+    last = run.find(measure="epoch", epoch=recipe.epochs) or {}
+    told = ", ".join(f"{name} {value:.4f}" for name, value in last.items() if isinstance(value, float))
+    print(f"{path}: after {recipe.epochs} epochs {told}")
+
+
+def _fit(
+    run: runs.Run,
+    recipe: GenerativeRecipe,
+    checkpoints: runs.Checkpoints,
+    spec: runs.NetworkSpec,
+    train: data.Dataset,
+    test: data.Dataset,
+) -> GenerativeState:
+    state, done = checkpoints.restore(spec.build(jax.random.key(FLAGS.seed)))
+    images = jnp.asarray(train.images)
+    looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
+    saved = time.monotonic()
+    with common.progress(recipe.epochs, f"{recipe.name}", "epoch") as bar:
+        bar.update(done)
+        for epoch in range(done + 1, recipe.epochs + 1):
+            begun = time.monotonic()
+            state, told = _compiled_epoch(recipe)(state, images)
+            known = {name: float(value) for name, value in told.items()}
+            for name, value in known.items():
+                training.check_loss(value, f"epoch {epoch} ({name})")
+            if run.find(measure="epoch", epoch=epoch) is None:
+                seconds = time.monotonic() - begun
+                if recipe.model == "pixelcnn":
+                    bits = common.evaluate(_bits, model_fn(state), test.images)
+                    known["held_out_bits_per_dimension"] = float(np.mean(bits))
+                if epoch in looks:
+                    _draw(run, state, test.image_shape, epoch)
+                run.append(measure="epoch", epoch=epoch, **known, seconds=seconds)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in known.items()})
+            bar.update()
+            if epoch == recipe.epochs or time.monotonic() - saved > FLAGS.checkpoint_seconds:
+                checkpoints.save(epoch, state)
+                saved = time.monotonic()
+    return state
+
+
+def _draw(run: runs.Run, state: GenerativeState, image_shape: tuple[int, int, int], epoch: int) -> None:
+    """Keeps samples of the model as it is, by the same keys at all times."""
+    keys = common.key_data(np.arange(_NUM_SAMPLES), _SAMPLES)
+    images = common.evaluate(_sampler(image_shape, latent_of(state)), model_fn(state), keys)
+    run.save_arrays(f"samples/epoch{epoch}", images=images)
+
+
+def _look_back(run: runs.Run, state: GenerativeState, test: data.Dataset) -> None:
+    """What a generator makes of held-out images, by how much its search for codes may cost."""
+    latent = latent_of(state)
+    if not latent:
+        return
+    shown = loading.rows_of(test, slice(_NUM_RECONSTRUCTED))
+    keys = common.key_data(shown.indices, _SEARCHES)
+    for num_steps, restarts in _SEARCHED:
+        where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}
+        if run.find(**where) is None:
+            search = _searcher(latent, num_steps, restarts)
+            made, errors = common.evaluate(search, model_fn(state), shown.images, keys)
+            name = f"reconstructions/steps{num_steps}_starts{restarts}"
+            run.save_arrays(name, images=made, originals=shown.images)
+            run.append(**where, mean_error=float(np.mean(errors)), median_error=float(np.median(errors)), n=len(errors))
