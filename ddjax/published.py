@@ -126,5 +126,7 @@ BROKEN = {
     "crop_ensemble": Broken(0, "ImageNet", _L2),
     "activation_pruning": Broken(0, "CIFAR-10", _LINF),
     "randomization": Broken(0, "ImageNet", _LINF),
+    "pixel_defend": Broken(9, "CIFAR-10", _LINF),
+    "defense_gan": Broken(55, "MNIST", "L2 0.005, mean square"),
     "adversarial_training": Broken(47, "CIFAR-10", _LINF),
 }

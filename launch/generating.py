@@ -70,7 +70,9 @@ def train() -> None:
     directory = common.workdir("train")
     flags_of_run = {"launcher": "generate"} | common.flags_of_training()
     runs.check_workdir(directory, flags_of_run)
-    train = loading.load_split(recipe.dataset, "train", recipe.num_train, None, recipe.skip)
+    # What a recipe leaves out, it does of its own data set.
+    skip = recipe.skip if recipe.dataset == RECIPES[FLAGS.recipe].dataset else 0
+    train = loading.load_split(recipe.dataset, "train", recipe.num_train, None, skip)
     test = loading.load_split(recipe.dataset, "test", recipe.num_test, None)
     if train.on_disk:
         raise ValueError("a generative model needs the images in memory: give --num_train")

@@ -32,7 +32,8 @@ from absl import flags
 
 from ddjax import attacks, data, metrics, recipes, runs, training
 from ddjax.attacks import base
-from ddjax.defenses import thermometer
+from ddjax.defenses import defense_gan, thermometer
+from ddjax.generative import recipes as generative_recipes
 from launch import attacking, common, defending, detecting, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
@@ -57,42 +58,70 @@ class Row(NamedTuple):
     """A row of the table.
 
     Attributes:
-      recipe: of the network, without `_quick`.
+      recipe: of the network.
       defense: in the words of `launch.evaluate`; `lid` for its detector.
-      quick: the same with `--quick`, where that is another.
+      model: the recipe of the generative model that the defense takes; empty for none.
+      undefended: the recipe of the network without a defense, for the substitute; empty for the table's.
+      norm: `"linf"` or `"l2"`.
+      epsilon: the radius, in L2 the root of the mean square over the values of an image; 0 for the flag's.
+      costly: whether one look at an image takes so long that there is a fifth of the steps, of the images for the clean
+        accuracy and of the queries, and that lights stay dark.
     """
 
     recipe: str
     defense: str
-    quick: str = ""
+    model: str = ""
+    undefended: str = ""
+    norm: str = "linf"
+    epsilon: float = 0.0
+    costly: bool = False
 
-    @property
-    def deployed(self) -> str:
-        """The defense of this run."""
-        return self.quick if _QUICK.value and self.quick else self.defense
 
-
-ROWS = {
-    "none": Row("undefended", "none"),
-    "thermometer": Row("thermometer", "thermometer"),
-    "thermometer_adversarial": Row("thermometer_adversarial", "thermometer"),
-    "lid": Row("undefended", "lid"),
-    "bit_depth": Row("undefended", "truncate_bit_depth:bits=3"),
-    "jpeg": Row("undefended", "jpeg"),
-    "total_variation": Row("total_variation", "total_variation"),
-    "quilting": Row("quilting", "quilting"),
-    "crop_ensemble": Row("crops", "crop_ensemble", "crop_ensemble:num_crops=10"),
-    "activation_pruning": Row("undefended", "activation_pruning", "activation_pruning:draws=bernoulli"),
-    "randomization": Row("undefended", "resize_and_pad"),
-    "adversarial_training": Row("adversarial", "none"),
+_MNIST = {"recipe": "mnist_quick", "undefended": "mnist_quick", "epsilon": 0.3}
+_GAN_RADIUS = 0.005**0.5
+# Each row, and what `--quick` changes of it beside taking the recipe's quick form.
+_ALL: dict[str, tuple[Row, dict[str, Any]]] = {
+    "none": (Row("undefended", "none"), {}),
+    "thermometer": (Row("thermometer", "thermometer"), {}),
+    "thermometer_adversarial": (Row("thermometer_adversarial", "thermometer"), {}),
+    "lid": (Row("undefended", "lid"), {}),
+    "bit_depth": (Row("undefended", "truncate_bit_depth:bits=3"), {}),
+    "jpeg": (Row("undefended", "jpeg"), {}),
+    "total_variation": (Row("total_variation", "total_variation"), {}),
+    "quilting": (Row("quilting", "quilting"), {}),
+    "crop_ensemble": (Row("crops", "crop_ensemble"), {"defense": "crop_ensemble:num_crops=10"}),
+    "activation_pruning": (
+        Row("undefended", "activation_pruning"),
+        {"defense": "activation_pruning:draws=bernoulli"},
+    ),
+    "randomization": (Row("undefended", "resize_and_pad"), {}),
+    "adversarial_training": (Row("adversarial", "none"), {}),
+    # What generative models are trained on here is MNIST; Defense-GAN was published for it.
+    "none_mnist": (Row("papernot_mnist", "none", undefended="papernot_mnist", epsilon=0.3), _MNIST),
+    "pixel_defend": (
+        Row("undefended", "pixel_defend:epsilon=0.0627", "pixelcnn_cifar10", costly=True),
+        _MNIST | {"defense": "pixel_defend:epsilon=0.3", "model": "pixelcnn_mnist"},
+    ),
+    "defense_gan": (
+        Row("papernot_mnist", "defense_gan", "gan_mnist_full", "papernot_mnist", "l2", _GAN_RADIUS, costly=True),
+        _MNIST | {"defense": "defense_gan:num_steps=100,restarts=2", "model": "gan_mnist", "epsilon": _GAN_RADIUS},
+    ),
 }
+ROWS = tuple(_ALL)
+
+
+def _row(name: str) -> Row:
+    """A row as this run has it."""
+    row, changes = _ALL[name]
+    return row._replace(**{"recipe": f"{row.recipe}_quick"} | changes) if _QUICK.value else row
 
 
 class _Settings(NamedTuple):
-    """What the rows share.
+    """What the rows of a data set share.
 
     Attributes:
       epsilon: the radius.
+      norm: of the radius.
       samples: the draws of an expectation.
       num_steps: of the attacks.
       clean: test images for the clean accuracy; the first of them are attacked.
@@ -104,6 +133,7 @@ class _Settings(NamedTuple):
     """
 
     epsilon: float
+    norm: str
     samples: int
     num_steps: int
     clean: data.Dataset
@@ -127,7 +157,8 @@ def main() -> None:
     num_steps = _NUM_STEPS.value or 150
     num_examples = FLAGS.num_examples if FLAGS.num_examples is not None else (50 if quick else 1000)
     ending = "_quick" if quick else ""
-    checkpoints = {name: _checkpoint(f"{ROWS[name].recipe}{ending}") for name in chosen}
+    rows = {name: _row(name) for name in chosen}
+    checkpoints = {name: _checkpoint(row.recipe, "baseline") for name, row in rows.items()}
     specs = {name: runs.read_spec(path) for name, path in checkpoints.items()}
     recipe = recipes.get(f"undefended{ending}")
     dataset = FLAGS.dataset or recipe.dataset
@@ -150,39 +181,68 @@ def main() -> None:
     runs.check_workdir(workdir, flags_of_run)
     if num_examples > _NUM_CLEAN.value:
         raise ValueError(f"--num_examples must be at most --num_clean={_NUM_CLEAN.value}, got {num_examples}")
-    test = loading.load_split(dataset, "test", _NUM_CLEAN.value + _HELD_OUT.value, recipe.image_size)
+
+    @functools.cache
+    def load(dataset: str, image_size: int | None) -> data.Dataset:
+        return loading.load_split(dataset, "test", _NUM_CLEAN.value + _HELD_OUT.value, image_size)
+
+    def settings_of(row: Row) -> _Settings:
+        undefended = recipes.get(row.undefended or recipe.name)
+        source = FLAGS.dataset or undefended.dataset
+        test, part = load(source, undefended.image_size), 5 if row.costly else 1
+        clean = loading.first(test, max(_NUM_CLEAN.value // part, num_examples))
+        epsilon = row.epsilon or _EPSILON.value
+        queries = substitutes.queries(source, undefended)
+        return _Settings(
+            # The root of a mean square is shorter than the norm.
+            epsilon=epsilon * np.sqrt(np.prod(test.image_shape)) if row.norm == "l2" else epsilon,
+            norm=row.norm,
+            samples=samples,
+            num_steps=max(num_steps // part, 2),
+            clean=clean,
+            attacked=loading.first(clean, num_examples),
+            probed=loading.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
+            held_out=loading.rows_of(test, slice(_NUM_CLEAN.value, None)),
+            queries=loading.rows_of(queries, slice(-(-len(queries) // part))),
+            recipe=undefended,
+        )
+
+    settings = {name: settings_of(row) for name, row in rows.items()}
     for name, spec in specs.items():
-        loading.check_fits(str(checkpoints[name]), spec, test)
-    clean = loading.first(test, _NUM_CLEAN.value)
-    settings = _Settings(
-        epsilon=_EPSILON.value,
-        samples=samples,
-        num_steps=num_steps,
-        clean=clean,
-        attacked=loading.first(clean, num_examples),
-        probed=loading.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
-        held_out=loading.rows_of(test, slice(_NUM_CLEAN.value, None)),
-        queries=substitutes.queries(dataset, recipe),
-        recipe=recipe,
-    )
+        loading.check_fits(str(checkpoints[name]), spec, settings[name].clean)
     # Before anything is written, whether all are whole.
     loaded = {name: runs.load_network(path) for name, path in checkpoints.items()}
+    prepared = {name: _defense(row, specs[name]) for name, row in rows.items()}
+    test = load(dataset, recipe.image_size)
     resolved = {
         "class_names": test.class_names,
         "test_fingerprint": common.fingerprint(test.images, test.labels),
     }
     run = runs.Run(workdir, flags_of_run, resolved)
-    attacked = settings.attacked
-    run.save_arrays("images/clean", images=attacked.images, labels=attacked.labels)
-    for name in chosen:
-        _Row(run, name, *loaded[name], settings).fill()
+    for name, row in rows.items():
+        _Row(run, name, row, prepared[name], *loaded[name], settings[name]).fill()
     common.write_report(run)
 
 
-def _checkpoint(recipe: str) -> pathlib.Path:
+def _defense(row: Row, spec: runs.NetworkSpec) -> defending.Defense:
+    """The defense of a row with what it takes beside the network."""
+    text = "none" if row.defense == "lid" else row.defense
+    if row.model:
+        role = generative_recipes.RECIPES[row.model].role
+        text += f"{',' if ':' in text else ':'}model={_checkpoint(row.model, role)}"
+    defense = defending.parse_defense(text, spec.dataset)
+    if defense.wrapper != "quilting":
+        return defending.prepared(defense, np.zeros((0, *spec.image_shape), np.uint8))
+    # The patches that the network was trained with.
+    recipe = recipes.get(spec.recipe)
+    images = loading.load_split(spec.dataset, "train", spec.num_train, recipe.image_size, recipe.skip).images
+    return defending.prepared(defense, images)
+
+
+def _checkpoint(recipe: str, role: str) -> pathlib.Path:
     """Where the network of a recipe is, or what to do where it is missing."""
     directory = pathlib.Path(_RUNS.value) / f"train_{recipe}"
-    found = directory / "checkpoints" / f"seed{FLAGS.seed}_none" / "baseline"
+    found = directory / "checkpoints" / f"seed{FLAGS.seed}_none" / role
     if not found.exists():
         raise ValueError(
             f"no network in {directory}; train it with: python -m launch.train --recipe={recipe} "
@@ -195,27 +255,30 @@ class _Row:
     """One defense before all attackers."""
 
     def __init__(
-        self, run: runs.Run, name: str, state: training.TrainState, spec: runs.NetworkSpec, settings: _Settings
+        self,
+        run: runs.Run,
+        name: str,
+        row: Row,
+        defense: defending.Defense,
+        state: training.TrainState,
+        spec: runs.NetworkSpec,
+        settings: _Settings,
     ) -> None:
-        self._run, self._name, self._settings = run, name, settings
+        self._run, self._name, self._row, self._defense, self._settings = run, name, row, defense, settings
         fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
         known = run.find(measure="network", row=name)
         if known is not None and known["fingerprint"] != fingerprint:
             raise runs.RunError(f"{name}: this is another network than the one that {run.workdir} was begun with")
         self._network = training.logits_fn(state)
-        text = ROWS[name].deployed
-        self._defense = defending.parse_defense("none" if text == "lid" else text, spec.dataset)
-        if self._defense.wrapper == "quilting":
-            # The patches that the network was trained with.
-            recipe = recipes.get(spec.recipe)
-            of_training = loading.load_split(spec.dataset, "train", spec.num_train, recipe.image_size, recipe.skip)
-            self._defense = defending.prepared(self._defense, of_training.images)
         self._deployed = defending.deployed(self._defense, self._network)
         self._naive = defending.naive(self._defense, self._network)
         self._seen = defending.seen_through(self._defense, self._network, settings.samples)
         if known is None:
             described = dataclasses.asdict(spec)
-            run.append(measure="network", row=name, defense=text, fingerprint=fingerprint, **described)
+            radius = {"norm": settings.norm, "epsilon": float(settings.epsilon)}
+            run.append(measure="network", row=name, defense=row.defense, fingerprint=fingerprint, **radius, **described)
+            attacked = settings.attacked
+            run.save_arrays(f"images/{name}_clean", images=attacked.images, labels=attacked.labels)
 
     def fill(self) -> None:
         """Measures what has not been measured."""
@@ -226,7 +289,10 @@ class _Row:
             self._worst(knows)
         if self._find("gradient") is None:
             self._look_at_gradients()
-        missing = [measure for measure in ("transfer", "masking") if self._find(measure) is None]
+        if self._defense.wrapper == "defense_gan" and self._find("reparameterization") is None:
+            self._reparameterize()
+        wanted = ("transfer",) if self._row.costly else ("transfer", "masking")
+        missing = [measure for measure in wanted if self._find(measure) is None]
         if missing:
             substitute = self._train_substitute()
             if "transfer" in missing:
@@ -253,7 +319,7 @@ class _Row:
 
     @functools.cached_property
     def _detector(self) -> detecting.LidDetector | None:
-        if ROWS[self._name].defense != "lid":
+        if self._row.defense != "lid":
             return None
         return detecting.fit(self._network, self._settings.held_out, _FALSE_POSITIVES, f"{self._name}: fitted on")
 
@@ -273,8 +339,8 @@ class _Row:
     def _attacks(self, knows: bool) -> dict[str, attacking.Attack]:
         """The attacks of an attacker, by their names in the results."""
         numbers = {"epsilon": self._settings.epsilon}
-        words = {"num_steps": self._settings.num_steps}
-        if not knows and ROWS[self._name].defense == "lid":
+        words = {"num_steps": self._settings.num_steps, "norm": self._settings.norm}
+        if not knows and self._row.defense == "lid":
             # What the detector was made for: images as close as can be.
             return {"carlini_wagner_l2": detecting.attack()}
         if not knows:
@@ -288,6 +354,7 @@ class _Row:
             # What the defense does to images is small, or nothing on average: the network alone may be enough.
             found["pgd margin, network"] = pgd(words | {"loss": "margin"})
         if self._defense.wrapper == "thermometer":
+            del words["norm"]
             ls_pga = functools.partial(attacking.Attack, "ls_pga", thermometer.ls_pga, numbers)
             found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
             dga = functools.partial(attacking.Attack, "dga", thermometer.dga, numbers)
@@ -303,7 +370,7 @@ class _Row:
         tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
         lost = self._lost
         outcome = attacking.run_attack(attack, seen, tried, f"{self._name}: {text}")
-        norm, budget = ("linf", self._settings.epsilon)
+        norm, budget = self._settings.norm, float(self._settings.epsilon)
         if attack.name == "carlini_wagner_l2":
             norm, budget = ("l2", _DETECTED_L2)
         # To rounding of the distance.
@@ -342,6 +409,26 @@ class _Row:
             fields |= {f"norm_{name}": float(np.median(norms)), f"zero_{name}": float((norms == 0).mean())}
         self._append("gradient", **fields)
 
+    def _reparameterize(self) -> None:
+        """Whether images of the generator that fool the network do so through the reconstruction, too."""
+        attacked, lost, steps = self._settings.attacked, self._lost, 10 * self._settings.num_steps
+        attack = _manifold_attack(dict(self._defense.settings)["latent"], steps)
+        shared = (self._network, self._defense.given)
+        images = data.to_float(attacked.images)
+        with common.progress(len(attacked), f"{self._name}: reparameterization", "image") as bar:
+            found, success = common.evaluate(
+                attack, shared, images, attacked.labels, common.key_data(attacked.indices), progress=bar.update
+            )
+        kept = success & (attacking.decide(self._deployed, found) != attacked.labels)
+        distances = np.sqrt(((found - images) ** 2).sum((1, 2, 3)))[success]
+        record = metrics.rate_fields("success", int(success.sum()), len(success))
+        record |= metrics.rate_fields("kept", int(kept.sum()), int(success.sum()))
+        within = distances <= self._settings.epsilon + 1e-4
+        file = f"images/{self._name}_reparameterized"
+        self._run.save_arrays(file, images=found, success=success, kept=kept, lost=lost)
+        mean = float(distances.mean()) if len(distances) else None
+        self._append("reparameterization", **record, mean_l2=mean, within=int(within.sum()), file=f"{file}.npz")
+
     def _train_substitute(self) -> Any:
         recipe, queries = self._settings.recipe, self._settings.queries
         return substitutes.train(self._run, self._name, recipe, self._deployed, queries)
@@ -357,6 +444,20 @@ class _Row:
         agrees = attacking.decide(substitute, images) == attacking.decide(self._deployed, images)
         record = metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
         self._append("transfer", **record, **metrics.rate_fields("agreement", int(agrees.sum()), len(agrees)))
+
+
+@functools.cache
+def _manifold_attack(latent: int, num_steps: int) -> Any:
+    """The attack by reparameterization as one object for one program."""
+
+    def attack(shared: Any, images: jax.Array, labels: jax.Array, key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits_fn, generator_fn = shared
+        settings = {"generator_fn": generator_fn, "latent": latent, "num_steps": num_steps}
+        keys = jax.random.wrap_key_data(key_data)
+        result = defense_gan.manifold_attack(logits_fn, images, labels, keys, **settings)
+        return result.images, result.success
+
+    return attack
 
 
 def _gradient_norm(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ Record = Mapping[str, Any]
 # What a defense that costs little may lose on clean images, and what one may that shows its network other images.
 _LOSS, _LARGER_LOSS = 0.05, 0.10
 _TRAINED_ON_OTHERS = ("total_variation", "quilting", "crop_ensemble")
+_GENERATIVE = ("pixel_defend", "defense_gan")
 # What an attack that knows how the gradient hides should win over one that does not.
 _GAP = 0.30
 _OVER_PUBLISHED = 0.05
@@ -36,7 +37,7 @@ _WHY = {
     ),
 }
 # These do not hide gradients.
-_OPEN = ("none", "lid", "adversarial_training")
+_OPEN = ("none", "none_mnist", "lid", "adversarial_training")
 
 
 def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path) -> list[str]:
@@ -59,6 +60,9 @@ def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path
     if lights:
         written.append(page.section("Masked gradients", lights))
     detected = _detections(records)
+    for record in records:
+        if record.get("measure") == "reparameterization":
+            written.append(page.section("Reparameterization", page.paragraph(_reparameterized(record))))
     if detected:
         header = ["attack", "", "detected", "AUC"]
         written.append(page.section("Detector", f"{page.grid(header, detected)}\n{page.note(_DETECTOR_NOTE)}"))
@@ -86,7 +90,7 @@ _NOTE = (
     "margin's gradient as the unaware / the aware attacker sees it. Lights: one step beats many, transfer beats many, "
     "the whole box does not suffice, random search finds more, a larger radius does not help, gradients are zero; "
     "green means not seen. With --quick, networks are small and images few: compare rows with each other, not with the "
-    "published numbers."
+    "published numbers. Rows on which a single look takes long have a fifth of the steps, and no lights."
 )
 _DETECTOR_NOTE = (
     "Of the images that deceive the network within the budget; AUC against the clean ones that were attacked."
@@ -102,6 +106,8 @@ def _rows(records: Sequence[Record]) -> list[Row]:
             continue
         row = found.setdefault(name, {"defense": name})
         measure = record["measure"]
+        if measure == "network" and "norm" in record:
+            row |= {name: record[name] for name in ("dataset", "norm", "epsilon")}
         column = {"clean": "clean", "transfer": "transfer"}.get(measure)
         if measure == "worst":
             column = "aware" if record["aware"] else "unaware"
@@ -121,7 +127,7 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     columns = ("clean", "unaware", "aware", "transfer")
     cells = []
     for row in rows:
-        line = [row["defense"]]
+        line = [row["defense"], _threat(row)]
         for column in columns:
             record = row.get(f"{column}_record")
             line.append("" if record is None else page.rate_cell(record, "accuracy", "accuracy_n"))
@@ -129,17 +135,36 @@ def _table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         line.append("" if known is None else f"{known.percent:g} %\n{known.dataset}, {known.distance}")
         line.append(" / ".join(number(row.get(name)) for name in ("norm_unaware", "norm_aware")))
         cells.append([*line, row["lights"]])
-    return ["defense", *columns, "published", "gradient", "lights"], cells
+    return ["defense", "data set, radius", *columns, "published", "gradient", "lights"], cells
+
+
+def _threat(row: Row) -> str:
+    if "norm" not in row:
+        return ""
+    return f"{row['dataset']}, {row['epsilon']:.3g} {row['norm'].capitalize()}"
+
+
+def _reparameterized(record: Record) -> str:
+    """What images of the generator that fool the network do to the defense."""
+    n, success = record["success_n"], round(record["success"] * record["success_n"])
+    if not success:
+        return f"{record['row']}: the search over codes found none of {n} images that the network gets wrong."
+    return (
+        f"{record['row']}: the search over codes found for {success} of {n} images one of the generator's that the "
+        f"network gets wrong, at a mean L2 distance of {record['mean_l2']:.2f}, {record['within']} of them within the "
+        f"radius. A perfect reconstruction gives such an image back; as it is deployed, {percent(record['kept'])} still "
+        f"fool the classifier after it."
+    )
 
 
 def _gallery(records: Sequence[Record], workdir: Path) -> Any:
-    clean = page.load_arrays(workdir / "images" / "clean.npz")
     lines = []
     for record in records:
-        if record.get("measure") != "attack" or not record["aware"] or not clean:
+        if record.get("measure") != "attack" or not record["aware"]:
             continue
+        clean = page.load_arrays(workdir / "images" / f"{record['row']}_clean.npz")
         shown = page.load_arrays(workdir / record["file"])
-        if not shown:
+        if not shown or not clean:
             continue
         fresh = (shown["broken"] & ~shown["lost"]).nonzero()[0]
         if len(fresh) and all(title != record["row"] for title, _ in lines):
@@ -177,10 +202,12 @@ def expectations(records: Sequence[Record]) -> list[str]:
         if any(row.get(column) is None for column in ("clean", "unaware", "aware")):
             continue
         parts = []
-        undefended = rows.get("none", {}).get("clean")
+        # Of the same data set.
+        bare = "none_mnist" if row.get("dataset") == "mnist" else "none"
+        undefended = rows.get(bare, {}).get("clean")
         # Another network, trained for more than clean accuracy, has another price.
-        if undefended is not None and name not in ("none", "adversarial_training", "thermometer_adversarial"):
-            limit = _LARGER_LOSS if name in _TRAINED_ON_OTHERS else _LOSS
+        if undefended is not None and name not in (bare, "adversarial_training", "thermometer_adversarial"):
+            limit = _LARGER_LOSS if name in (*_TRAINED_ON_OTHERS, *_GENERATIVE) else _LOSS
             lost = undefended - row["clean"]
             verdict = "within" if lost <= limit else "NOT within"
             parts.append(f"loses {100 * lost:.1f} points on clean images, {verdict} {100 * limit:.0f}")
