@@ -162,21 +162,22 @@ def transform(function: Callable[..., Array], **settings: Any) -> Transform:
 class _OfTransformed:
     transform: Transform
 
-    def __call__(self, logits_fn: LogitsFn, images: Array) -> Array:
-        return logits_fn(self.transform(images))
+    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], images: Array) -> Array:
+        return logits_fn(self.transform(images, *given))
 
 
-def transformed(logits_fn: LogitsFn, transform: Transform) -> LogitsFn:
+def transformed(logits_fn: LogitsFn, transform: Transform, *given: Any) -> LogitsFn:
     """The classifier that transforms its images before it looks at them.
 
     Args:
       logits_fn: a classifier.
       transform: from images to images, the same each time.
+      *given: arrays and pytrees that the transform takes beside, such as the parameters of a model.
 
     Returns:
-      A classifier; a pytree like `bind`'s where `logits_fn` is one.
+      A classifier; a pytree like `bind`'s where `logits_fn` is one, whose leaves are also those of `given`.
     """
-    return jax.tree_util.Partial(_OfTransformed(transform), as_pytree(logits_fn))
+    return jax.tree_util.Partial(_OfTransformed(transform), as_pytree(logits_fn), given)
 
 
 @jax.tree_util.register_dataclass
@@ -199,21 +200,22 @@ class Randomized:
 class _OfRandomlyTransformed:
     transform: Transform
 
-    def __call__(self, logits_fn: LogitsFn, images: Array, keys: Array) -> Array:
-        return logits_fn(self.transform(images, keys))
+    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], images: Array, keys: Array) -> Array:
+        return logits_fn(self.transform(images, keys, *given))
 
 
-def randomized(logits_fn: LogitsFn, transform: Transform) -> Randomized:
+def randomized(logits_fn: LogitsFn, transform: Transform, *given: Any) -> Randomized:
     """The classifier that transforms its images at random before it looks at them.
 
     Args:
       logits_fn: a classifier.
-      transform: takes images and a key for each.
+      transform: takes images, a key for each, and what is given.
+      *given: arrays and pytrees that the transform takes beside, such as the parameters of a model.
 
     Returns:
-      A random classifier; a pytree whose leaves are those of `logits_fn`.
+      A random classifier; a pytree whose leaves are those of `logits_fn` and of `given`.
     """
-    return Randomized(jax.tree_util.Partial(_OfRandomlyTransformed(transform), as_pytree(logits_fn)))
+    return Randomized(jax.tree_util.Partial(_OfRandomlyTransformed(transform), as_pytree(logits_fn), given))
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:

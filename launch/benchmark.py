@@ -11,13 +11,16 @@ not installed, or breaks, is named; what is missing comes with
 
 `--work` chooses what is measured (repeats; default all), `--batches` how many examples at once; among them, `largest`
 is the largest power of two that fits, for the attacks that are used so. `--cores=N` holds the process to N cores.
-`--quick` does less of everything and ends within minutes. A run that was stopped goes on when it is started again, and
-one with other `--work` or `--batches` adds to it. Only the ratios mean anything on a machine that others use, too.
+`--density=DIR` and `--generator=DIR` are the models that `--work=purify` and `--work=reconstruct` search with; without
+them they are untrained, which takes as long. `--quick` does less of everything and ends within minutes. A run that was
+stopped goes on when it is started again, and one with other `--work` or `--batches` adds to it. Only the ratios mean
+anything on a machine that others use, too.
 """
 
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,13 +30,13 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from ddjax import data, losses, parallel, recipes, runs, training
-from launch import common, loading
-from launch.benchmarks import attacks, growth, measure, peers
+from launch import common, defending, loading
+from launch.benchmarks import attacks, generative, growth, measure, peers
 from launch.benchmarks import training as training_works
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS
-_WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK}
+_WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
 # Left out by --quick: they take longest.
 _SLOW = ("carlini_wagner_linf",)
 _WORKS = flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")
@@ -43,6 +46,10 @@ _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Turns of each side.", low
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A network's checkpoints, of the recipe; default: one is trained."
 )
+_MODELS = {
+    role: flags.DEFINE_string(role, None, f"A {role}'s checkpoints, for --work={work}; default: one before training.")
+    for role, work in (("density", "purify"), ("generator", "reconstruct"))
+}
 _CORES = flags.DEFINE_integer("cores", None, "Processor cores to use, of those there are.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Batches of 1 and 16, three turns, fewer steps.")
 # The share of the free memory that the largest batch may take.
@@ -61,6 +68,8 @@ def main() -> None:
     flags_of_run |= common.flags_of_training() | {"checkpoint": None, "largest_batch": _LARGEST.value}
     if _CHECKPOINT.value is not None:
         flags_of_run["checkpoint"] = str(pathlib.Path(_CHECKPOINT.value).resolve())
+    given = {role: flag.value for role, flag in _MODELS.items() if flag.value is not None}
+    flags_of_run |= {role: str(pathlib.Path(path).resolve()) for role, path in given.items()}
     workdir = common.workdir("benchmark")
     runs.check_workdir(workdir, flags_of_run)
     train, test = loading.load_data(recipe)
@@ -68,6 +77,8 @@ def main() -> None:
     if max((batch for batch in batches if batch), default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
+    states = {role: defending.load_model(path, role, test.image_shape) for role, path in given.items()}
+    models = {role: (runs.read_spec(given[role]).recipe, model) for role, model in states.items()}
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:
         state = Trainer(run, recipe, train).plain(FLAGS.seed)
@@ -77,7 +88,7 @@ def main() -> None:
     there = peers.load(parallel.cores())
     there.announce(run)
     measure.machine_rate(run, there.torch)
-    context = _context(run, recipe, state, train, test, there, repetitions)
+    context = _context(run, recipe, state, train, test, there, repetitions, models)
     if None in batches:
         largest = _largest_batch(context.logits_fn, context.images)
         print(f"largest batch: {largest}", flush=True)
@@ -133,6 +144,7 @@ def _context(
     test: data.Dataset,
     there: peers.Peers,
     repetitions: int,
+    models: Mapping[str, tuple[str, Any]],
 ) -> measure.Context:
     images = data.to_float(test.images)
     decisions = attacks.decide(training.logits_fn(state), images)
@@ -154,6 +166,7 @@ def _context(
         quick=_QUICK.value,
         seed=FLAGS.seed,
         peers=there,
+        models=models,
     )
 
 

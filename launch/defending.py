@@ -155,15 +155,25 @@ def prepared(defense: Defense, images: np.ndarray) -> Defense:
     if defense.wrapper == "quilting":
         patches = input_transformations.patch_database(jnp.asarray(data.to_float(images)), _key(_DATABASE), **settings)
         return defense._replace(given=patches, settings=rest)
-    state = _load_model(settings["model"], _ROLES[defense.wrapper], images.shape[1:])
+    state = load_model(settings["model"], _ROLES[defense.wrapper], images.shape[1:])
     latent = generative_recipes.latent_of(state)
     return defense._replace(
         given=generative_recipes.model_fn(state), settings=rest + ((("latent", latent),) if latent else ())
     )
 
 
-def _load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> GenerativeState:
-    """The trained model of a defense, `"density"` or `"generator"`."""
+def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> GenerativeState:
+    """The trained model of a defense.
+
+    Args:
+      checkpoint: its directory.
+      role: `"density"` or `"generator"`.
+      image_shape: (H, W, C) of the images that it must take.
+
+    Raises:
+      CheckpointError: where there is none.
+      ValueError: for a model of another role, or of images of another shape.
+    """
     names = [name for name, recipe in generative_recipes.RECIPES.items() if recipe.role == role]
     try:
         spec = runs.read_spec(checkpoint)

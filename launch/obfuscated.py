@@ -100,7 +100,7 @@ _ALL: dict[str, tuple[Row, dict[str, Any]]] = {
     "none_mnist": (Row("papernot_mnist", "none", undefended="papernot_mnist", epsilon=0.3), _MNIST),
     "pixel_defend": (
         Row("undefended", "pixel_defend:epsilon=0.0627", "pixelcnn_cifar10", costly=True),
-        _MNIST | {"defense": "pixel_defend:epsilon=0.3", "model": "pixelcnn_mnist"},
+        _MNIST | {"defense": "pixel_defend:epsilon=0.25", "model": "pixelcnn_mnist"},
     ),
     "defense_gan": (
         Row("papernot_mnist", "defense_gan", "gan_mnist_full", "papernot_mnist", "l2", _GAN_RADIUS, costly=True),
@@ -186,8 +186,10 @@ def main() -> None:
     def load(dataset: str, image_size: int | None) -> data.Dataset:
         return loading.load_split(dataset, "test", _NUM_CLEAN.value + _HELD_OUT.value, image_size)
 
-    def settings_of(row: Row) -> _Settings:
-        undefended = recipes.get(row.undefended or recipe.name)
+    def settings_of(name: str, row: Row) -> _Settings:
+        # A network that is itself without a defense says how it was trained.
+        own = specs[name].recipe if row.undefended == row.recipe else row.undefended
+        undefended = recipes.get(own or recipe.name)
         source = FLAGS.dataset or undefended.dataset
         test, part = load(source, undefended.image_size), 5 if row.costly else 1
         clean = loading.first(test, max(_NUM_CLEAN.value // part, num_examples))
@@ -207,7 +209,7 @@ def main() -> None:
             recipe=undefended,
         )
 
-    settings = {name: settings_of(row) for name, row in rows.items()}
+    settings = {name: settings_of(name, row) for name, row in rows.items()}
     for name, spec in specs.items():
         loading.check_fits(str(checkpoints[name]), spec, settings[name].clean)
     # Before anything is written, whether all are whole.

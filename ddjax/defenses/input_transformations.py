@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, Key
 
 from ddjax.attacks import base, bpda
-from ddjax.classifier import LogitsFn, Randomized, Transform, as_pytree, transform
+from ddjax.classifier import LogitsFn, Randomized, as_pytree, randomized, transform
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
 # the way to the solution only. With the 2 of the public code 50 iterations do not get as far as 20 with this.
@@ -292,14 +292,6 @@ def _local_means(images: Array) -> Array:
     return jnp.mean(jnp.stack(shifted), axis=0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Quilted:
-    transform: Transform
-
-    def __call__(self, logits_fn: LogitsFn, patches: Array, images: Array, keys: Array) -> Array:
-        return logits_fn(self.transform(images, keys, patches))
-
-
 def quilted(
     logits_fn: LogitsFn,
     patches: Float[Array, "P h w C"],
@@ -323,8 +315,7 @@ def quilted(
       A random classifier; a pytree whose leaves are those of `logits_fn` and the patches.
     """
     quilting = transform(quilt, overlap=overlap, neighbors=neighbors)
-    defended = _Quilted(bpda(quilting, _local_means) if straight_through else quilting)
-    return Randomized(jax.tree_util.Partial(defended, as_pytree(logits_fn), patches))
+    return randomized(logits_fn, bpda(quilting, _local_means) if straight_through else quilting, patches)
 
 
 def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size: int) -> Float[Array, "B H W C"]:

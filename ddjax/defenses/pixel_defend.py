@@ -5,15 +5,13 @@ Reference:
   Adversarial Examples, 2018 (arXiv 1710.10766).
 """
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from ddjax.attacks import base, bpda
-from ddjax.classifier import LogitsFn, Transform, as_pytree, transform
+from ddjax.classifier import LogitsFn, transform, transformed
 from ddjax.generative import pixelcnn
 
 # In levels: what rounding may have added to a distance.
@@ -82,14 +80,6 @@ def purify(
     return base.round_to_levels(purified / 255, 256)
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfPurified:
-    transform: Transform
-
-    def __call__(self, logits_fn: LogitsFn, density: jax.tree_util.Partial, images: Array) -> Array:
-        return logits_fn(self.transform(images, density))
-
-
 def defended(
     logits_fn: LogitsFn,
     density: jax.tree_util.Partial,
@@ -111,5 +101,4 @@ def defended(
       A classifier; a pytree whose leaves are those of `logits_fn` and of the density.
     """
     purifying = transform(purify, epsilon=epsilon, most_bits=most_bits)
-    deployed = _OfPurified(bpda(purifying) if straight_through else purifying)
-    return jax.tree_util.Partial(deployed, as_pytree(logits_fn), density)
+    return transformed(logits_fn, bpda(purifying) if straight_through else purifying, density)

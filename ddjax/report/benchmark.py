@@ -90,7 +90,7 @@ def _ratio_and_range(record: Record) -> str:
     return f"{_ratio(record)}\n{number(record['speedup_low'])} to {number(record['speedup_high'])}"
 
 
-def _megabytes(count: float | None) -> str:
+def _megabytes(count: int | float | None) -> str:
     return "" if count is None else f"{number(count / 2**20)} MB"
 
 

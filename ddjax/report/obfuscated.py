@@ -31,6 +31,10 @@ _WHY = {
         "At this size randomization hides little: one draw's gradient is enough to find images that fool other draws, "
         "too. The network has not been trained on resized images, and shows it."
     ),
+    "quilting": (
+        "Each tile is drawn anew from its ten nearest patches when the image is judged, and what BPDA puts in the "
+        "place of that choice, local means, is a coarse guide."
+    ),
     "crop_ensemble": (
         "A draw is an ensemble of crops, whose gradient is exact; what fools the crops of one draw fools those of "
         "another."
@@ -60,9 +64,9 @@ def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path
     if lights:
         written.append(page.section("Masked gradients", lights))
     detected = _detections(records)
-    for record in records:
-        if record.get("measure") == "reparameterization":
-            written.append(page.section("Reparameterization", page.paragraph(_reparameterized(record))))
+    reparameterized = [_reparameterized(r) for r in records if r.get("measure") == "reparameterization"]
+    if reparameterized:
+        written.append(page.section("Reparameterization", "".join(map(page.paragraph, reparameterized))))
     if detected:
         header = ["attack", "", "detected", "AUC"]
         written.append(page.section("Detector", f"{page.grid(header, detected)}\n{page.note(_DETECTOR_NOTE)}"))
@@ -152,8 +156,8 @@ def _reparameterized(record: Record) -> str:
     return (
         f"{record['row']}: the search over codes found for {success} of {n} images one of the generator's that the "
         f"network gets wrong, at a mean L2 distance of {record['mean_l2']:.2f}, {record['within']} of them within the "
-        f"radius. A perfect reconstruction gives such an image back; as it is deployed, {percent(record['kept'])} still "
-        f"fool the classifier after it."
+        f"radius. A perfect reconstruction gives such an image back; as it is deployed, {percent(record['kept'])} of "
+        f"them still fool the classifier."
     )
 
 

@@ -40,6 +40,8 @@ INSIDE = {
     "compaction": "shrinking batches",
     "precision": "precision",
     "jsma_step": "JSMA, a step",
+    "purify": "purification by PixelDefend",
+    "reconstruct": "reconstruction by Defense-GAN",
 }
 AXES = {
     "growth_examples": "examples",

@@ -57,6 +57,8 @@ class Context:
       quick: whether to do less of everything.
       seed: makes all randomness.
       peers: what there is to compare with; see `peers.load`.
+      models: trained generative models by role, `density` and `generator`: the name of the recipe and the state. A
+        role that is missing is made before its training.
     """
 
     run: runs.Run
@@ -73,6 +75,7 @@ class Context:
     quick: bool
     seed: int
     peers: Any
+    models: Mapping[str, tuple[str, Any]]
 
     @property
     def network(self) -> str:

@@ -188,6 +188,8 @@ def test_launcher_measures_and_names_what_is_missing(launch, tmp_path):
         (["--batches=1000000"], "has more than the 100 test images there are"),
         (["--cores=100000"], "--cores=100000: this process may use"),
         (["--batches=1", "--checkpoint=nowhere"], "there is no checkpoint directory nowhere"),
+        (["--work=purify", "--batches=1", "--density=nowhere"], "python -m launch.train --recipe=pixelcnn_mnist"),
+        (["--work=reconstruct", "--batches=1", "--generator=nowhere"], "python -m launch.train --recipe=gan_mnist"),
     ],
 )
 def test_launcher_refuses(launch, tmp_path, arguments, message):

@@ -1,0 +1,51 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ddjax import recipes, runs
+from ddjax.generative import gan, pixelcnn
+from ddjax.generative import recipes as generative_recipes
+from ddjax.generative.recipes import MODELS, RECIPES
+
+# Adam's integer power.
+pytestmark = pytest.mark.usefixtures("optax_promotion")
+SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds_its_model(name):
+    recipe = RECIPES[name]
+    assert recipe.name == name
+    assert recipe.model in MODELS
+    shape = SHAPES[recipe.dataset]
+    # As it is built from what is stored beside a checkpoint; shapes alone, since the largest has 50 million parameters.
+    spec = runs.NetworkSpec(name, recipe.model, recipe.dataset, 10, shape, recipe.role, 1.0, 0, 1, 100, 10)
+    made = jax.eval_shape(spec.build, jax.random.key(0))
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made.params)) > 10_000
+    if recipe.model == "gan":
+        assert (recipe.role, generative_recipes.latent_of(made)) == ("generator", made.model.generator.latent)
+        assert isinstance(made.model, gan.Gan)
+        codes = jax.ShapeDtypeStruct((2, generative_recipes.latent_of(made)), jnp.float32)
+        images = jax.eval_shape(lambda state, codes: generative_recipes.model_fn(state)(codes), made, codes)
+        assert images.shape == (2, *shape)
+    else:
+        assert (recipe.role, generative_recipes.latent_of(made)) == ("density", 0)
+        assert isinstance(made.model, pixelcnn.PixelCNN)
+        assert jax.tree.structure(made.averages) == jax.tree.structure(made.params)
+        # Its running mean is what is used.
+        assert jax.tree.leaves(generative_recipes.model_fn(made)) == jax.tree.leaves(made.averages)
+
+
+def test_an_epoch_is_one_object_for_one_program():
+    first, second = (generative_recipes.epoch_fn(RECIPES["gan_mnist"]) for _ in range(2))
+    assert first is second
+    assert generative_recipes.epoch_fn(RECIPES["gan_mnist_full"]) is not first
+
+
+def test_names_are_of_one_kind_of_recipe():
+    assert not RECIPES.keys() & recipes.RECIPES.keys()
+    assert {recipe.dataset for recipe in RECIPES.values()} <= SHAPES.keys()
+    # What the others do not train on is left to who attacks their defenses.
+    assert RECIPES["pixelcnn_mnist"].skip == RECIPES["gan_mnist"].skip
