@@ -309,7 +309,7 @@ class _Row:
                     substitute=substitute,
                     epsilon=self._settings.epsilon,
                     # Six radii, and no need to be the last word: shorter attacks than the table's.
-                    num_steps=self._settings.num_steps // 6 + 1,
+                    num_steps=max(self._settings.num_steps // 6 + 1, 2),
                     num_random=self._settings.num_steps,
                 )
 

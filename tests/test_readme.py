@@ -36,6 +36,8 @@ def test_the_examples_run_as_printed(capsys):
         "transfer_mnist_quick",
         "evaluate_mnist_quick",
         "obfuscated_quick",
+        "pixelcnn_mnist",
+        "gan_mnist",
         "masking_mnist_quick",
         "benchmark_mnist",
     ],
