@@ -7,7 +7,6 @@ Reference:
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,23 +22,6 @@ GeneratorFn = Callable[[Array], Array]
 Scalar = float | Float[Array, ""]
 # The last fifth of the steps are this much shorter.
 _LATE, _SHORTER = 0.8, 0.1
-
-
-def from_each_start(descend: Callable[[Array], Any], starts: Float[Array, "R B L"]) -> Any:
-    """Runs a descent from several starts, all at once.
-
-    One after the other takes less memory and, on two cores of a CPU too, more time: about a tenth more for 50 images of
-    28 x 28, half as much again for 8; for a single one, a fifth less. `python -m launch.benchmark --work=reconstruct`
-    measures it.
-
-    Args:
-      descend: from the start of each image `[B, L]` to a pytree.
-      starts: the starts.
-
-    Returns:
-      What `descend` returns, with the starts as first axis.
-    """
-    return jax.vmap(descend)(starts)
 
 
 def invert(
@@ -90,9 +72,44 @@ def invert(
     for name, value in (("latent", latent), ("num_steps", num_steps), ("restarts", restarts)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    images, generator_fn = lax.stop_gradient((images, as_pytree(generator_fn)))
     draw = lambda restart: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, restart), (latent,)))(keys)
     starts = jax.vmap(draw)(jnp.arange(restarts))
+    settings = {"num_steps": num_steps, "learning_rate": learning_rate, "momentum": momentum}
+    codes, errors = descend(images, starts, generator_fn, **settings)
+    best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf), axis=0)[None]
+    chosen = jnp.take_along_axis(codes, best[:, :, None], axis=0)[0]
+    return chosen, jnp.take_along_axis(errors, best, axis=0)[0]
+
+
+def descend(
+    images: Float[Array, "B H W C"],
+    starts: Float[Array, "R B L"],
+    generator_fn: GeneratorFn,
+    *,
+    num_steps: int,
+    learning_rate: Scalar,
+    momentum: Scalar,
+) -> tuple[Float[Array, "R B L"], Float[Array, "R B"]]:
+    """The descent of `invert` from given starts, all at once.
+
+    One after the other takes less memory and, on two cores of a CPU too, more time for several images; `python -m
+    launch.benchmark --work=reconstruct` measures it.
+
+    Args:
+      images: see `invert`, as for all that follow.
+      starts: codes.
+      generator_fn: from codes to images.
+      num_steps: of descent.
+      learning_rate: of descent.
+      momentum: of descent.
+
+    Returns:
+      The codes where each descent ends, and the mean squared error of the images that they make.
+
+    Raises:
+      ValueError: for a generator whose images have another shape.
+    """
+    images, generator_fn = lax.stop_gradient((images, as_pytree(generator_fn)))
     made = jax.eval_shape(generator_fn, starts[0]).shape
     if made != images.shape:
         raise ValueError(f"the generator makes images of the shape {made[1:]}, not {images.shape[1:]}")
@@ -101,7 +118,7 @@ def invert(
     def errors_of(codes: Array) -> Array:
         return jnp.mean((generator_fn(codes) - images) ** 2, axis=(1, 2, 3))
 
-    def descend(codes: Array) -> tuple[Array, Array]:
+    def from_one(codes: Array) -> tuple[Array, Array]:
         def step(index: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
             codes, velocity = state
             # The sum, so that each example's gradient is its own whatever the batch.
@@ -112,10 +129,7 @@ def invert(
         codes, _ = lax.fori_loop(0, num_steps, step, (codes, jnp.zeros_like(codes)))
         return codes, errors_of(codes)
 
-    codes, errors = from_each_start(descend, starts)
-    best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf), axis=0)[None]
-    chosen = jnp.take_along_axis(codes, best[:, :, None], axis=0)[0]
-    return chosen, jnp.take_along_axis(errors, best, axis=0)[0]
+    return jax.vmap(from_one)(starts)
 
 
 def reconstruct(

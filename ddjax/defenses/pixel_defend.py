@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from ddjax.attacks import base, bpda
 from ddjax.classifier import LogitsFn, transform, transformed
-from ddjax.generative import pixelcnn
+from ddjax.generative import logistic_mixture, pixelcnn
 
 # In levels: what rounding may have added to a distance.
 _SLACK = 1e-3
@@ -53,6 +53,25 @@ def purify(
     base.check_number("epsilon", epsilon, least=0.0)
     base.check_number("most_bits", most_bits, least=0.0)
     images, density = lax.stop_gradient((images, density))
+    nearest, choose = greedy(images, epsilon)
+    purified = pixelcnn.autoregress(density, nearest, choose)
+    if most_bits > 0:
+        is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
+        purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
+    return base.round_to_levels(purified / 255, 256)
+
+
+def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:
+    """What `purify` starts from, and how it chooses.
+
+    Args:
+      images: within [0, 1].
+      epsilon: the radius of the ball in Linf.
+
+    Returns:
+      The nearest levels from 0 to 255, and the choice of a pixel for `ddjax.generative.pixelcnn.autoregress`: the
+      likeliest levels within the ball.
+    """
     levels = 255 * images
     nearest = jnp.clip(jnp.round(levels), 0, 255)
     least = jnp.clip(jnp.ceil(levels - 255 * epsilon - _SLACK), 0, 255)
@@ -65,7 +84,7 @@ def purify(
         low, high = (lax.dynamic_slice_in_dim(bound, row, 1, 1) for bound in (least, most))
         low, high = (lax.dynamic_slice_in_dim(bound, column, 1, 2)[:, 0, 0] for bound in (low, high))
         for channel in range(pixel.shape[1]):
-            log_probs = pixelcnn.channel_log_probs(parameters, pixel, channel)
+            log_probs = logistic_mixture.channel_log_probs(parameters, pixel, channel)
             bounds = low[:, channel, None], high[:, channel, None]
             allowed = (candidates[None] >= bounds[0]) & (candidates[None] <= bounds[1])
             best = jnp.argmax(jnp.where(allowed, log_probs, -jnp.inf), axis=1)
@@ -73,11 +92,7 @@ def purify(
             pixel = jnp.where(is_channel[None], best.astype(pixel.dtype)[:, None], pixel)
         return pixel
 
-    purified = pixelcnn.autoregress(density, nearest, choose)
-    if most_bits > 0:
-        is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
-        purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
-    return base.round_to_levels(purified / 255, 256)
+    return nearest, choose
 
 
 def defended(

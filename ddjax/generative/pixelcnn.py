@@ -7,8 +7,7 @@ Reference:
 Departures from the paper:
   No weight normalization; kernels start by He et al.'s rule instead of from a batch of data. Halving and doubling of
   the resolution go by blocks of 2 x 2 pixels without overlap, in both streams. The running mean of the parameters
-  starts with a short memory. Log-probabilities are differences of logistic functions in a form that needs no case for
-  small ones.
+  starts with a short memory.
 """
 
 import dataclasses
@@ -26,11 +25,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import data, layers, training
+from ddjax.generative.logistic_mixture import channel_log_probs, log_prob, num_parameters
 from ddjax.generative.state import GenerativeState
 
-# The least logarithm of a scale, in units in which pixels are from -1 to 1.
-_LEAST_LOG_SCALE = -7.0
-_LEVELS = 256
 _HE = nn.initializers.he_normal()
 _SMALL = nn.initializers.variance_scaling(0.02, "fan_in", "truncated_normal")
 
@@ -215,8 +212,7 @@ class PixelCNN(nn.Module):
         doubles = lambda: [_Double(self.width) for _ in range(self.levels - 1)]
         self.above_halves, self.before_halves = halves(), halves()
         self.above_doubles, self.before_doubles = doubles(), doubles()
-        per_mixture = 1 + 2 * self.channels + self.channels * (self.channels - 1) // 2
-        self.last = nn.Dense(per_mixture * self.mixtures, kernel_init=_SMALL)
+        self.last = nn.Dense(num_parameters(self.channels) * self.mixtures, kernel_init=_SMALL)
 
     def __call__(self, levels: Num[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W P"]:
         """The parameters for every pixel of images of levels from 0 to 255; `train` drops out."""
@@ -305,98 +301,6 @@ def _padded(levels: Array) -> Array:
     """From -1 to 1, with a channel of ones that ends where the image does, and room for what looks beyond it."""
     values = levels.astype(jnp.float32) / 127.5 - 1
     return jnp.pad(jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=3), ((0, 0), (2, 0), (1, 1), (0, 0)))
-
-
-class _Mixture(NamedTuple):
-    """Mixtures of logistics, in units in which levels are from -1 to 1.
-
-    Attributes:
-      logits: of the weights.
-      means: of each channel, before what the channels before it add.
-      log_scales: of each channel.
-      coefficients: of the channels before, for channel 1, then for channel 2 and so on.
-    """
-
-    logits: Float[Array, "... M"]
-    means: Float[Array, "... M C"]
-    log_scales: Float[Array, "... M C"]
-    coefficients: Float[Array, "... M L"]
-
-
-def _mixture(parameters: Array, channels: int) -> _Mixture:
-    per_mixture = 1 + 2 * channels + channels * (channels - 1) // 2
-    table = parameters.reshape(*parameters.shape[:-1], -1, per_mixture)
-    logits, means, scales, coefficients = jnp.split(table, [1, 1 + channels, 1 + 2 * channels], axis=-1)
-    return _Mixture(logits[..., 0], means, jnp.maximum(scales, _LEAST_LOG_SCALE), jnp.tanh(coefficients))
-
-
-def _log_logistic(levels: Array, mean: Array, log_scale: Array) -> Array:
-    """The logarithm of what a logistic distribution has between half a level below a level and half a level above.
-
-    The lowest and the highest level have all beyond them, too.
-    """
-    centered = levels / 127.5 - 1 - mean
-    upper, lower = ((centered + side / 255) * jnp.exp(-log_scale) for side in (1, -1))
-    # s(a) - s(b) = s(a) s(-b) (1 - exp(b - a)), which loses no digits.
-    between = jnp.log(-jnp.expm1(-2 / 255 * jnp.exp(-log_scale)))
-    below, above = jax.nn.log_sigmoid(upper), jax.nn.log_sigmoid(-lower)
-    inner = below + above + between
-    return jnp.where(levels <= 0, below, jnp.where(levels >= _LEVELS - 1, above, inner))
-
-
-def channel_log_probs(
-    parameters: Float[Array, "B P"], levels: Num[Array, "B C"], channel: int
-) -> Float[Array, "B 256"]:
-    """The logarithms of the probabilities of all levels of a channel, given the channels before it in its pixel.
-
-    Args:
-      parameters: of a pixel.
-      levels: of the channels, from 0 to 255; those from `channel` on do not matter.
-      channel: which.
-
-    Returns:
-      Logarithms of probabilities that sum to 1.
-    """
-    values = levels.astype(jnp.float32)
-    mixture = _mixture(parameters, levels.shape[1])
-    # What came before says which of the logistics it was.
-    weights = jax.nn.log_softmax(mixture.logits)
-    for before in range(channel):
-        mean = _mean(mixture, values, before)
-        weights = weights + _log_logistic(values[:, None, before], mean, mixture.log_scales[..., before])
-    weights = jax.nn.log_softmax(weights)
-    all_levels = jnp.arange(_LEVELS, dtype=jnp.float32)[None, :, None]
-    mean, log_scale = (each[:, None] for each in (_mean(mixture, values, channel), mixture.log_scales[..., channel]))
-    return jax.nn.logsumexp(weights[:, None] + _log_logistic(all_levels, mean, log_scale), axis=2)
-
-
-def _mean(mixture: _Mixture, levels: Array, channel: int) -> Array:
-    """The means of a channel, given those before it."""
-    first = channel * (channel - 1) // 2
-    mean = mixture.means[..., channel]
-    for before in range(channel):
-        value = levels[..., None, before] / 127.5 - 1
-        mean = mean + mixture.coefficients[..., first + before] * value
-    return mean
-
-
-def log_prob(parameters: Float[Array, "B H W P"], levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:
-    """The logarithm of the probability of images.
-
-    Args:
-      parameters: as the network gives them for the images.
-      levels: the images, from 0 to 255.
-
-    Returns:
-      A natural logarithm for each image.
-    """
-    values = levels.astype(jnp.float32)
-    mixture = _mixture(parameters, levels.shape[3])
-    total = jax.nn.log_softmax(mixture.logits)
-    for channel in range(levels.shape[3]):
-        mean = _mean(mixture, values, channel)
-        total = total + _log_logistic(values[..., None, channel], mean, mixture.log_scales[..., channel])
-    return jnp.sum(jax.nn.logsumexp(total, axis=3), axis=(1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -535,7 +439,7 @@ def sample(
 @functools.cache
 def make_optimizer(learning_rate: float, decay: float) -> optax.GradientTransformation:
     """Adam whose rate is multiplied by `decay` at every step; the same object for the same arguments."""
-    return optax.adam(lambda step: learning_rate * decay ** jnp.asarray(step, jnp.float32))
+    return optax.adam(optax.exponential_decay(learning_rate, 1, decay))
 
 
 def create_state(
@@ -549,15 +453,14 @@ def create_state(
       image_shape: (H, W, C).
       key: makes the parameters and all later randomness.
     """
-    init_key, train_key = jax.random.split(key)
-    params = jax.jit(model.init)(init_key, jnp.zeros((1, *image_shape)))["params"]
+    start = training.create_state(model, optimizer, image_shape, key)
     return GenerativeState(
-        params=params,
+        params=start.params,
         # Arrays of their own, so that a step may be given both.
-        averages=jax.tree.map(jnp.copy, params),
-        opt_state=optimizer.init(params),
-        step=jnp.zeros((), jnp.int32),
-        key=train_key,
+        averages=jax.tree.map(jnp.copy, start.params),
+        opt_state=start.opt_state,
+        step=start.step,
+        key=start.key,
         model=model,
         optimizer=optimizer,
     )
@@ -589,7 +492,7 @@ def train_step(
     # At first a short memory, since the first parameters are worth nothing.
     steps = state.step.astype(jnp.float32)
     kept = jnp.minimum(memory, (1 + steps) / (10 + steps))
-    averages = jax.tree.map(lambda mean, new: kept * mean + (1 - kept) * new, state.averages, params)
+    averages = optax.incremental_update(params, state.averages, 1 - kept)
     new = state.replace(params=params, averages=averages, opt_state=opt_state, step=state.step + 1)
     return new, {"bits_per_dimension": loss}
 

@@ -4,7 +4,6 @@ import functools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from ddjax import metrics
+from ddjax.attacks import base
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
 from ddjax.generative import recipes as generative_recipes
@@ -26,6 +26,8 @@ _EPSILON = 16 / 255
 # The plain loop is left out where it evaluates the network for more pixels than this: it would take minutes.
 _MOST_PIXELS = 2**22
 _STEPS, _RESTARTS = 20, 4
+# What stands beside all starts at once.
+_IN_TURN, _CALLS = "starts in turn", "a call for each start"
 # Turns; the plain ways are slow enough for few to tell.
 _REPETITIONS = 3
 
@@ -63,6 +65,14 @@ def _pixel_after_pixel(density: Any, levels: jax.Array, choose: pixelcnn.Choose)
     return lax.fori_loop(0, height * width, of_pixel, levels)
 
 
+def _purified(density: Any, images: jax.Array) -> jax.Array:
+    return pixel_defend.purify(images, density, epsilon=_EPSILON)
+
+
+def _purified_plainly(density: Any, images: jax.Array) -> jax.Array:
+    return base.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
+
+
 def _purify(context: Context) -> None:
     """PixelDefend's purification, which keeps what has been computed, beside a loop that keeps nothing."""
     model = _model(context, "density")
@@ -74,15 +84,12 @@ def _purify(context: Context) -> None:
 
         def side(
             name: str,
-            autoregress: Any,
+            purify: Callable[[Any, jax.Array], jax.Array],
             evaluations: int | None,
             images: jax.Array = images,
             made: dict[str, jax.Array] = made,
         ) -> Side:
-            with mock.patch.object(pixelcnn, "autoregress", autoregress):
-                # A function of its own, or the trace of the other side would be taken.
-                purify = lambda density, images: pixel_defend.purify(images, density, epsilon=_EPSILON)
-                compiled = common.jit(purify).lower(model.model_fn, images).compile()
+            compiled = common.jit(purify).lower(model.model_fn, images).compile()
 
             def call() -> None:
                 made[name] = jax.block_until_ready(compiled(model.model_fn, images))
@@ -101,10 +108,10 @@ def _purify(context: Context) -> None:
 
             return Side(call, len(images), describe)
 
-        sides: Sides = {"ddjax": functools.partial(side, "ddjax", pixelcnn.autoregress, None)}
+        sides: Sides = {"ddjax": functools.partial(side, "ddjax", _purified, None)}
         if batch * pixels**2 <= _MOST_PIXELS:
             name = "whole network for each pixel"
-            sides[name] = functools.partial(side, name, _pixel_after_pixel, pixels)
+            sides[name] = functools.partial(side, name, _purified_plainly, pixels)
         else:
             print(f"purify (batch {batch}): the plain loop, of {pixels} evaluations, is left out: it takes minutes")
         where = {"work": "purify", "network": model.recipe, "batch": batch}
@@ -121,71 +128,45 @@ def _reconstruct(context: Context) -> None:
     model = _model(context, "generator")
     for batch in context.batches:
         images = jnp.asarray(context.images[:batch])
-        keys = jax.random.split(jax.random.key(context.seed), batch)
+        starts = jax.random.normal(jax.random.key(context.seed), (_RESTARTS, batch, model.latent))
         # The errors of each side.
         errors: dict[str, np.ndarray] = {}
-        ways: dict[str, Any] = {
-            "ddjax": defense_gan.from_each_start,
-            "starts in turn": lax.map,
-        }
-        sides: Sides = {
-            name: functools.partial(_search_side, model, images, keys, name, way, errors) for name, way in ways.items()
-        }
-        name = "a call for each start"
-        sides[name] = functools.partial(_calls_side, model, images, keys, name, errors)
+        side = functools.partial(_search_side, model, images, starts, errors)
+        sides: Sides = {name: functools.partial(side, name) for name in ("ddjax", _IN_TURN, _CALLS)}
         where = {"work": "reconstruct", "network": model.recipe, "batch": batch}
         measure.compare(context.run, where, sides, unit="image", repetitions=context.repetitions)
 
 
-def _invert(model: _Model, generator_fn: Any, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    settings = {"latent": model.latent, "num_steps": _STEPS, "restarts": _RESTARTS}
-    return defense_gan.invert(images, keys, generator_fn, **settings)
+def _descend(generator_fn: Any, images: jax.Array, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    settings = {"num_steps": _STEPS, "learning_rate": 10.0, "momentum": 0.7}
+    return defense_gan.descend(images, starts, generator_fn, **settings)
 
 
-def _search_side(
-    model: _Model, images: jax.Array, keys: jax.Array, name: str, way: Any, errors: dict[str, np.ndarray]
-) -> Side:
-    """All starts in one program."""
-
-    def search(generator_fn: Any, images: jax.Array, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        codes, errors = _invert(model, generator_fn, images, keys)
-        return generator_fn(codes), errors
-
-    with mock.patch.object(defense_gan, "from_each_start", way):
-        compiled = common.jit(search).lower(model.model_fn, images, keys).compile()
-
-    def call() -> None:
-        made = jax.block_until_ready(compiled(model.model_fn, images, keys))
-        errors[name] = np.asarray(made[1])
-
-    return Side(call, len(images), _describe(model, images, name, errors, measure.bytes_of(compiled)))
+def _in_turn(generator_fn: Any, images: jax.Array, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    codes, errors = lax.map(lambda start: _descend(generator_fn, images, start[None]), starts)
+    return codes[:, 0], errors[:, 0]
 
 
-def _calls_side(model: _Model, images: jax.Array, keys: jax.Array, name: str, errors: dict[str, np.ndarray]) -> Side:
-    """A program of one start, called once for each; the same starts as in the others."""
-
-    def search(
-        generator_fn: Any, images: jax.Array, keys: jax.Array, restart: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        of_one = lambda descend, starts: lax.map(descend, lax.dynamic_slice_in_dim(starts, restart, 1))
-        with mock.patch.object(defense_gan, "from_each_start", of_one):
-            return _invert(model, generator_fn, images, keys)
+def _search_side(model: _Model, images: jax.Array, starts: jax.Array, errors: dict[str, np.ndarray], name: str) -> Side:
+    """A way to the same codes: the starts in one call or in several."""
 
     def choose(generator_fn: Any, codes: Any, errors: Any) -> tuple[jax.Array, jax.Array]:
-        best = jnp.argmin(jnp.stack(errors), axis=0)[None]
-        chosen = jnp.take_along_axis(jnp.stack(codes), best[:, :, None], axis=0)[0]
-        return generator_fn(chosen), jnp.min(jnp.stack(errors), axis=0)
+        codes, errors = jnp.concatenate(codes), jnp.concatenate(errors)
+        best = jnp.argmin(errors, axis=0)[None]
+        chosen = jnp.take_along_axis(codes, best[:, :, None], axis=0)[0]
+        return generator_fn(chosen), jnp.min(errors, axis=0)
 
-    one = common.jit(search).lower(model.model_fn, images, keys, jnp.int32(0)).compile()
-    numbers = [jnp.int32(restart) for restart in range(_RESTARTS)]
+    parts = jnp.split(starts, _RESTARTS) if name == _CALLS else [starts]
+    descend = common.jit(_in_turn if name == _IN_TURN else _descend)
+    compiled = descend.lower(model.model_fn, images, parts[0]).compile()
     best = common.jit(choose)
 
     def call() -> None:
-        found = [jax.block_until_ready(one(model.model_fn, images, keys, restart)) for restart in numbers]
+        found = [jax.block_until_ready(compiled(model.model_fn, images, part)) for part in parts]
         made = jax.block_until_ready(best(model.model_fn, *zip(*found, strict=True)))
         errors[name] = np.asarray(made[1])
 
-    return Side(call, len(images), _describe(model, images, name, errors, measure.bytes_of(one)))
+    return Side(call, len(images), _describe(model, images, name, errors, measure.bytes_of(compiled)))
 
 
 def _describe(

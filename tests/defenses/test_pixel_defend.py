@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddjax.defenses import pixel_defend
-from ddjax.generative import pixelcnn
+from ddjax.generative import logistic_mixture, pixelcnn
 
 SHAPE = (4, 3, 2)
 EPSILON = 0.05
@@ -60,7 +60,7 @@ def levels_of(images):
 def test_each_value_is_the_likeliest_of_the_ball_given_those_before(images, density):
     found = levels_of(purify(images, density, epsilon=EPSILON))
     of_image = jax.jit(lambda density, levels: density(levels))
-    log_probs_of = jax.jit(lambda *given: pixelcnn.channel_log_probs(*given), static_argnums=2)
+    log_probs_of = jax.jit(lambda *given: logistic_mixture.channel_log_probs(*given), static_argnums=2)
     parameters = of_image(density, jnp.asarray(found, jnp.float32)).reshape(-1, 12)
     pixels = jnp.asarray(found, jnp.float32).reshape(-1, 2)
     bounds = 255 * np.asarray(images, np.float64).reshape(-1, 2)

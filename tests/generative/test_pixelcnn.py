@@ -8,7 +8,7 @@ import pytest
 from jax.tree_util import Partial
 from scipy import special
 
-from ddjax.generative import pixelcnn
+from ddjax.generative import logistic_mixture, pixelcnn
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -126,13 +126,13 @@ def oracle(parameters, levels):
 
 
 # Compiled, because that takes less time than operation by operation.
-channel_log_probs = jax.jit(lambda *given: pixelcnn.channel_log_probs(*given), static_argnums=2)
+channel_log_probs = jax.jit(lambda *given: logistic_mixture.channel_log_probs(*given), static_argnums=2)
 bits_per_dimension = jax.jit(lambda density, levels: pixelcnn.bits_per_dimension(density, levels))
 
 
 @jax.jit
 def log_prob_of_pixels(parameters, levels):
-    return pixelcnn.log_prob(parameters[:, None, None], levels[:, None, None])
+    return logistic_mixture.log_prob(parameters[:, None, None], levels[:, None, None])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -230,7 +230,7 @@ def test_frequencies_of_samples_are_their_probabilities(shape):
         density = of_constants(density, jnp.ravel(jnp.asarray(table, jnp.float32)))
     # Every image that there is.
     levels = np.stack(np.meshgrid(np.arange(256), np.arange(256), indexing="ij"), -1).reshape(-1, *shape)
-    probability = jax.jit(lambda density, x: jnp.exp(pixelcnn.log_prob(density(x), x)))
+    probability = jax.jit(lambda density, x: jnp.exp(logistic_mixture.log_prob(density(x), x)))
     expected = np.asarray(probability(density, jnp.asarray(levels, jnp.float32)), np.float64)
     assert expected.sum() == pytest.approx(1, abs=1e-4)
     count = 5_000
