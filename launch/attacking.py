@@ -4,7 +4,8 @@ import functools
 import inspect
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+import types
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -37,6 +38,7 @@ class Attack(NamedTuple):
       words: all others: part of it.
       temperature: what the logits are divided by; None leaves the classifier as it is.
       forward: the precision in which the attack sees the classifier, one of `FORWARDS`.
+      given: what else it takes that is made of arrays, such as a generator.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Attack(NamedTuple):
     words: dict[str, Any]
     temperature: float | None = None
     forward: str = "float32"
+    given: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class Attempts(NamedTuple):
@@ -307,7 +310,7 @@ def run_attack(
     columns = [tried.images, tried.labels, common.key_data(tried.indices)]
     columns += [] if tried.targets is None else [tried.targets]
     columns += [(per_example or {})[name].astype(np.float32) for name in names]
-    evaluate = common.compiled_batched(program, (seen, numbers), *columns)
+    evaluate = common.compiled_batched(program, (seen, numbers | dict(attack.given)), *columns)
     with common.progress(len(tried.rows), description, "attempt") as bar:
         started = time.monotonic()
         result = evaluate(bar.update)

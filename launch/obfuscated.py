@@ -13,9 +13,9 @@ without an attack is lost for all of them. The aware attacker can do what the un
 case of both.
 
 The networks are those of `python -m launch.train --recipe=NAME`, where each is looked for in `RUNS/train_NAME`.
-`--quick` is made for two CPU cores: recipes whose names end in `_quick`, 50 images, 2 draws, ensembles of 10 crops, and
-pruning by independent draws. `--defense` chooses rows, by default all. A run that was stopped goes on when it is
-started again.
+`--quick` is made for two CPU cores: recipes whose names end in `_quick`, 50 images, 100 steps, 2 draws, ensembles of 10
+crops, and pruning by independent draws. `--defense` chooses rows, by default all. A run that was stopped goes on when
+it is started again.
 
 Reference:
   Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420).
@@ -44,12 +44,17 @@ _NUM_CLEAN = flags.DEFINE_integer("num_clean", 1000, "Test images for the clean 
 _SAMPLES = flags.DEFINE_integer(
     "samples", None, "Draws of an expectation; default: 30, or 2 if --quick.", lower_bound=1
 )
-_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Steps of the attacks; default: 150.", lower_bound=2)
+_NUM_STEPS = flags.DEFINE_integer(
+    "num_steps", None, "Steps of the attacks; default: 150, or 100 if --quick.", lower_bound=2
+)
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
-_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 2 draws.")
+_LIGHTS = flags.DEFINE_bool("lights", True, "The lights of masked gradients; without, they may be added later.")
+_QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 100 steps, 2 draws.")
 _FALSE_POSITIVES = 0.05
 # The budget in L2 of the attack that the detector was made for, that of launch.evaluate for photographs.
 _DETECTED_L2 = 0.5
+# How the attack by the generator's images is called.
+_ON_MANIFOLD = "reparameterization"
 # With fewer images, of which only those count that are classified correctly, lights stay dark.
 _LEAST_PROBED = 100
 
@@ -64,8 +69,8 @@ class Row(NamedTuple):
       undefended: the recipe of the network without a defense, for the substitute; empty for the table's.
       norm: `"linf"` or `"l2"`.
       epsilon: the radius, in L2 the root of the mean square over the values of an image; 0 for the flag's.
-      costly: whether one look at an image takes so long that there is a fifth of the steps, of the images for the clean
-        accuracy and of the queries, and that lights stay dark.
+      part: what the steps, the images for the clean accuracy and the queries are divided by where one look at an image
+        takes long; above 1, attackers take one draw a step, and lights stay dark.
     """
 
     recipe: str
@@ -74,7 +79,7 @@ class Row(NamedTuple):
     undefended: str = ""
     norm: str = "linf"
     epsilon: float = 0.0
-    costly: bool = False
+    part: int = 1
 
 
 _MNIST = {"recipe": "mnist_quick", "undefended": "mnist_quick", "epsilon": 0.3}
@@ -101,11 +106,11 @@ _ALL: dict[str, tuple[Row, dict[str, Any]]] = {
     "none_mnist": (Row("papernot_mnist", "none", undefended="papernot_mnist", epsilon=0.3), _MNIST),
     "pixel_defend": (
         # 16 / 255, the paper's for CIFAR-10.
-        Row("undefended", "pixel_defend:epsilon=0.0627", "pixelcnn_cifar10", costly=True),
+        Row("undefended", "pixel_defend:epsilon=0.0627", "pixelcnn_cifar10", part=5),
         _MNIST | {"defense": "pixel_defend:epsilon=0.25", "model": "pixelcnn_mnist"},
     ),
     "defense_gan": (
-        Row("papernot_mnist", "defense_gan", "gan_mnist_full", "papernot_mnist", "l2", _GAN_RADIUS, costly=True),
+        Row("papernot_mnist", "defense_gan", "gan_mnist_full", "papernot_mnist", "l2", _GAN_RADIUS, part=2),
         _MNIST | {"defense": "defense_gan:num_steps=100,restarts=2", "model": "gan_mnist", "epsilon": _GAN_RADIUS},
     ),
 }
@@ -156,7 +161,7 @@ def main() -> None:
     base.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
     quick = _QUICK.value
     samples = _SAMPLES.value or (2 if quick else 30)
-    num_steps = _NUM_STEPS.value or 150
+    num_steps = _NUM_STEPS.value or (100 if quick else 150)
     num_examples = FLAGS.num_examples if FLAGS.num_examples is not None else (50 if quick else 1000)
     ending = "_quick" if quick else ""
     rows = {name: _row(name) for name in chosen}
@@ -193,7 +198,7 @@ def main() -> None:
         own = specs[name].recipe if row.undefended == row.recipe else row.undefended
         undefended = recipes.get(own or recipe.name)
         source = FLAGS.dataset or undefended.dataset
-        test, part = load(source, undefended.image_size), 5 if row.costly else 1
+        test, part = load(source, undefended.image_size), row.part
         clean = loading.first(test, max(_NUM_CLEAN.value // part, num_examples))
         epsilon = row.epsilon or _EPSILON.value
         queries = substitutes.queries(source, undefended)
@@ -201,7 +206,7 @@ def main() -> None:
             # The root of a mean square is shorter than the norm.
             epsilon=epsilon * np.sqrt(np.prod(test.image_shape)) if row.norm == "l2" else epsilon,
             norm=row.norm,
-            samples=samples,
+            samples=samples if part == 1 else 1,
             num_steps=max(num_steps // part, 2),
             clean=clean,
             attacked=loading.first(clean, num_examples),
@@ -293,9 +298,7 @@ class _Row:
             self._worst(knows)
         if self._find("gradient") is None:
             self._look_at_gradients()
-        if self._defense.wrapper == "defense_gan" and self._find("reparameterization") is None:
-            self._reparameterize()
-        wanted = ("transfer",) if self._row.costly else ("transfer", "masking")
+        wanted = ("transfer", "masking") if _LIGHTS.value and self._row.part == 1 else ("transfer",)
         missing = [measure for measure in wanted if self._find(measure) is None]
         if missing:
             substitute = self._train_substitute()
@@ -364,13 +367,19 @@ class _Row:
             found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
             dga = functools.partial(attacking.Attack, "dga", thermometer.dga, numbers)
             found["dga"] = dga(words | dict(self._defense.settings))
+        if self._defense.wrapper == "defense_gan":
+            # Through x = G(z), and from there back to the image.
+            given = {"generator_fn": self._defense.given}
+            steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 6 * self._settings.num_steps}
+            on_manifold = functools.partial(attacking.Attack, given=given, words=steps)
+            found[_ON_MANIFOLD] = on_manifold("manifold_attack", defense_gan.manifold_attack, {})
+            found[f"{_ON_MANIFOLD}, carried over"] = on_manifold("carried_attack", defense_gan.carried_attack, numbers)
         return found
 
     def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
         attacked = self._settings.attacked
-        # Both hand codes to the network themselves.
-        of_codes = attack.name in ("ls_pga", "dga")
-        on_network = of_codes or text.endswith(", network")
+        # These do the defense's part themselves, or leave it out.
+        on_network = attack.name in ("ls_pga", "dga") or text.startswith(_ON_MANIFOLD) or text.endswith(", network")
         seen = self._network if on_network else self._seen if knows else self._naive
         tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
         lost = self._lost
@@ -380,7 +389,8 @@ class _Row:
             norm, budget = ("l2", _DETECTED_L2)
         # To rounding of the distance.
         within = getattr(outcome.distances, norm) <= budget + 1e-4
-        broken = lost | (self._is_broken(outcome.images, attacked.labels) & within)
+        deceives = self._is_broken(outcome.images, attacked.labels)
+        broken = lost | (deceives & within)
         record = {"aware": knows, "attack": text, "norm": norm, "budget": budget}
         record |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
         if self._detector is not None:
@@ -394,6 +404,8 @@ class _Row:
         shown = defending.view(self._defense, outcome.images)
         views = {} if shown is None else {"defended": shown}
         self._run.save_arrays(file, images=outcome.images, broken=broken, lost=lost, **views)
+        if text == _ON_MANIFOLD:
+            self._tell_of_manifold(outcome, deceives, within)
         self._append("attack", **record, file=f"{file}.npz", **attacking.costs(outcome))
 
     def _worst(self, knows: bool) -> None:
@@ -414,25 +426,14 @@ class _Row:
             fields |= {f"norm_{name}": float(np.median(norms)), f"zero_{name}": float((norms == 0).mean())}
         self._append("gradient", **fields)
 
-    def _reparameterize(self) -> None:
+    def _tell_of_manifold(self, outcome: attacking.Outcome, deceives: np.ndarray, within: np.ndarray) -> None:
         """Whether images of the generator that fool the network do so through the reconstruction, too."""
-        attacked, lost, steps = self._settings.attacked, self._lost, 10 * self._settings.num_steps
-        attack = _manifold_attack(dict(self._defense.settings)["latent"], steps)
-        shared = (self._network, self._defense.given)
-        images = data.to_float(attacked.images)
-        with common.progress(len(attacked), f"{self._name}: reparameterization", "image") as bar:
-            found, success = common.evaluate(
-                attack, shared, images, attacked.labels, common.key_data(attacked.indices), progress=bar.update
-            )
-        kept = success & (attacking.decide(self._deployed, found) != attacked.labels)
-        distances = np.sqrt(((found - images) ** 2).sum((1, 2, 3)))[success]
+        success = outcome.success
         record = metrics.rate_fields("success", int(success.sum()), len(success))
-        record |= metrics.rate_fields("kept", int(kept.sum()), int(success.sum()))
-        within = distances <= self._settings.epsilon + 1e-4
-        file = f"images/{self._name}_reparameterized"
-        self._run.save_arrays(file, images=found, success=success, kept=kept, lost=lost)
-        mean = float(distances.mean()) if len(distances) else None
-        self._append("reparameterization", **record, mean_l2=mean, within=int(within.sum()), file=f"{file}.npz")
+        record |= metrics.rate_fields("kept", int((success & deceives).sum()), int(success.sum()))
+        mean = float(outcome.distances.l2[success].mean()) if success.any() else None
+        if self._find("reparameterization") is None:
+            self._append("reparameterization", **record, mean_l2=mean, within=int((success & within).sum()))
 
     def _train_substitute(self) -> Any:
         recipe, queries = self._settings.recipe, self._settings.queries
@@ -449,20 +450,6 @@ class _Row:
         agrees = attacking.decide(substitute, images) == attacking.decide(self._deployed, images)
         record = metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
         self._append("transfer", **record, **metrics.rate_fields("agreement", int(agrees.sum()), len(agrees)))
-
-
-@functools.cache
-def _manifold_attack(latent: int, num_steps: int) -> Any:
-    """The attack by reparameterization as one object for one program."""
-
-    def attack(shared: Any, images: jax.Array, labels: jax.Array, key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits_fn, generator_fn = shared
-        settings = {"generator_fn": generator_fn, "latent": latent, "num_steps": num_steps}
-        keys = jax.random.wrap_key_data(key_data)
-        result = defense_gan.manifold_attack(logits_fn, images, labels, keys, **settings)
-        return result.images, result.success
-
-    return attack
 
 
 def _gradient_norm(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:

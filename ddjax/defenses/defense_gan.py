@@ -5,8 +5,10 @@ Reference:
   Models, 2018 (arXiv 1805.06605).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -231,6 +233,7 @@ def manifold_attack(
     *,
     generator_fn: GeneratorFn,
     latent: int,
+    codes: Float[Array, "B L"] | None = None,
     targets: Int[Array, " B"] | None = None,
     confidence: carlini_wagner.PerExample = 0.0,
     learning_rate: Scalar = 0.1,
@@ -254,9 +257,10 @@ def manifold_attack(
       logits_fn: the classifier behind the reconstruction.
       images: within [0, 1].
       labels: the true classes.
-      key: one, or one for each image, for the starts of the inversion.
+      key: one, or one for each image, for the starts of the inversion; may be None with codes.
       generator_fn: from codes to images within [0, 1].
       latent: the length of a code.
+      codes: where the search starts; None for the inversion of the images.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       confidence: the margin between the logits, at least 0; may be traced, and one for each example.
       learning_rate: of Adam, on the codes; may be traced.
@@ -289,9 +293,10 @@ def manifold_attack(
     carlini_wagner.check_search(
         "manifold_attack", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence
     )
-    keys = base.example_keys("manifold_attack", key, images.shape[0])
-    settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
-    codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
+    if codes is None:
+        keys = base.example_keys("manifold_attack", key, images.shape[0])
+        settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
+        codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
     decode = decoder(generator_fn)
 
     def view(variable: Array) -> tuple[Array, carlini_wagner.Pull]:
@@ -315,3 +320,67 @@ def manifold_attack(
         num_steps=num_steps,
         abort_early=abort_early,
     )
+
+
+def carried_attack(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    key: Key[Array, "..."] | None,
+    *,
+    generator_fn: GeneratorFn,
+    latent: int,
+    epsilon: carlini_wagner.PerExample,
+    confidence: carlini_wagner.PerExample = 5.0,
+    inversion_steps: int = 200,
+    restarts: int = 10,
+    inversion_rate: Scalar = 10.0,
+    momentum: Scalar = 0.7,
+    **search: Any,
+) -> base.AttackResult:
+    """Changes images within an L2 ball as the reconstruction would have to change to be decided otherwise.
+
+    An image is not one of the generator's, and the way to those, which `manifold_attack` pays for, is most of the ball.
+    Here what is left over is kept: from the reconstruction G(z0) the search goes to the nearest image of the generator
+    G(z) that is decided otherwise with the confidence, and x + G(z) - G(z0), shortened or lengthened to the radius, is
+    what is returned. As far as the reconstruction follows along the generator's range, it follows all of this change.
+
+    Args:
+      logits_fn: the classifier behind the reconstruction.
+      images: within [0, 1].
+      labels: the true classes.
+      key: one, or one for each image, for the starts of the inversion.
+      generator_fn: from codes to images within [0, 1].
+      latent: the length of a code.
+      epsilon: the radius in L2, above 0; may be traced, and one for each example.
+      confidence: the margin between the logits; above 0, since the reconstruction follows only so far.
+      inversion_steps: of descent, see `invert`.
+      restarts: of the inversion.
+      inversion_rate: of the inversion.
+      momentum: of the inversion.
+      **search: what else `manifold_attack` takes.
+
+    Returns:
+      Images within the ball and the box; the clean one where nothing was found. Success says that an image of the
+      generator was found, and the logits are those of that. Whether the reconstruction follows is for the evaluation to
+      tell: show the images to `defended`.
+
+    Raises:
+      ValueError: as `manifold_attack`, or for a radius that is not above 0.
+
+    Reference:
+      The change of variables is that of Athalye, Carlini and Wagner, 2018 (arXiv 1802.00420), section 5.4. To carry the
+      difference over to the image is this project's own.
+    """
+    base.check_arguments(logits_fn, images, labels, search.get("targets"), (0.0, 1.0))
+    base.check_number("epsilon", epsilon, above=0.0)
+    keys = base.example_keys("carried_attack", key, images.shape[0])
+    settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
+    codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
+    made = lax.stop_gradient(generator_fn(codes))
+    through = {"generator_fn": generator_fn, "latent": latent, "codes": codes, "confidence": confidence}
+    found = manifold_attack(logits_fn, made, labels, None, **through, **search)
+    change = found.images - made
+    length = base.norm(change)[:, None, None, None]
+    scale = jnp.where(length > 0, base.per_image(epsilon, images) / jnp.where(length > 0, length, 1.0), 0.0)
+    return dataclasses.replace(found, images=jnp.clip(images + scale * change, 0.0, 1.0))

@@ -94,7 +94,7 @@ _NOTE = (
     "margin's gradient as the unaware / the aware attacker sees it. Lights: one step beats many, transfer beats many, "
     "the whole box does not suffice, random search finds more, a larger radius does not help, gradients are zero; "
     "green means not seen. With --quick, networks are small and images few: compare rows with each other, not with the "
-    "published numbers. Rows on which a single look takes long have a fifth of the steps, and no lights."
+    "published numbers. Rows on which a single look takes long have fewer steps, of one draw each, and no lights."
 )
 _DETECTOR_NOTE = (
     "Of the images that deceive the network within the budget; AUC against the clean ones that were attacked."

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import attacks
+from ddjax import attacks, losses
 from ddjax.defenses import defense_gan
 
 SHAPE, LATENT = (3, 4, 1), 5
@@ -266,6 +266,57 @@ class TestManifoldAttack:
             attack(jax.random.key(0), restarts=0)
         with pytest.raises(ValueError, match="initial_const must be a finite number above 0"):
             attack(jax.random.key(0), initial_const=0.0)
+
+
+class TestCarriedAttack:
+    def test_carries_the_change_of_the_reconstruction_over_to_the_image(self, network, linear, images):
+        """The change lies along the range, has the length of the radius, and moves the reconstruction by itself."""
+        images = 0.5 + 0.2 * (images - 0.5)
+        through = {"latent": LATENT, "num_steps": 300, "restarts": 1, "learning_rate": 100.0}
+        defended = defense_gan.defended(network, linear, **through)
+        labels = jnp.argmax(defended(images, keys(15, 4)), axis=1).astype(jnp.int32)
+        radius = jnp.asarray([0.3, 0.25, 0.2, 0.15])
+        attack = lambda key: defense_gan.carried_attack(
+            network, images, labels, key, generator_fn=linear, epsilon=radius, confidence=0.01, **ATTACK
+        )
+        result = attack(jax.random.key(16))
+        assert bool(result.success.all())
+        change = np.asarray(result.images - images, np.float64)
+        np.testing.assert_allclose(np.sqrt((change**2).sum((1, 2, 3))), radius, rtol=1e-4)
+        rows, flat = np.asarray(linear.args[0], np.float64), change.reshape(4, 12)
+        np.testing.assert_allclose(flat @ np.linalg.pinv(rows) @ rows, flat, atol=1e-5)
+        before, after = (defense_gan.reconstruct(x, keys(17, 4), linear, **through) for x in (images, result.images))
+        np.testing.assert_allclose(after - before, change, atol=1e-3)
+        # The radius goes further than the nearest boundary.
+        assert bool((losses.margin(network(before), labels) > 0).all())
+        assert bool((losses.margin(network(after), labels) < 0).all())
+
+    def test_gives_the_clean_image_back_where_nothing_is_found(self, network, images):
+        point = jax.tree_util.Partial(lambda one, codes: one + 0 * codes.sum(1)[:, None, None, None], images[:1])
+        labels = jnp.full(4, jnp.argmax(network(images[:1])), jnp.int32)
+        result = defense_gan.carried_attack(
+            network,
+            images,
+            labels,
+            jax.random.key(14),
+            generator_fn=point,
+            epsilon=1.0,
+            search_steps=2,
+            num_steps=5,
+            **ATTACK,
+        )
+        assert not result.success.any()
+        np.testing.assert_array_equal(result.images, images)
+
+    def test_refuses(self, network, linear, images):
+        labels = jnp.zeros(4, jnp.int32)
+        attack = lambda key, epsilon: defense_gan.carried_attack(
+            network, images, labels, key, generator_fn=linear, epsilon=epsilon, **ATTACK
+        )
+        with pytest.raises(ValueError, match="carried_attack is random: it needs a key"):
+            attack(None, 1.0)
+        with pytest.raises(ValueError, match="epsilon must be a finite number above 0"):
+            attack(jax.random.key(0), 0.0)
 
 
 def test_codes_as_images_decode_to_what_the_generator_makes(linear):
