@@ -178,7 +178,7 @@ def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> Gene
     try:
         spec = runs.read_spec(checkpoint)
     except runs.CheckpointError as error:
-        advice = f"train it with: python -m launch.train --recipe={names[0]}"
+        advice = f"train it with: python -m launch.train --recipe={' or --recipe='.join(names)}"
         raise runs.CheckpointError(f"{error}; {advice}") from error
     if spec.role != role:
         raise ValueError(f"{checkpoint} holds a {spec.role}, not a {role}; recipes of one: {', '.join(names)}")

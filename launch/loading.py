@@ -57,9 +57,15 @@ def check_fits(checkpoint: str, spec: runs.NetworkSpec, test: data.Dataset) -> N
         )
 
 
+def load_train(dataset: str, recipe: recipes.Recipe, num_examples: int | None, seed: int | None = None) -> data.Dataset:
+    """Training images in a recipe's manner. The rows that it skips are those of its own data set."""
+    skip = recipe.skip if dataset == recipes.get(recipe.name).dataset else 0
+    return load_split(dataset, "train", num_examples, recipe.image_size, skip, seed)
+
+
 def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     """The training and the test set of a recipe, as its transform shows them where it has one."""
-    train = load_split(recipe.dataset, "train", recipe.num_train, recipe.image_size, recipe.skip)
+    train = load_train(recipe.dataset, recipe, recipe.num_train)
     test = load_split(recipe.dataset, "test", recipe.num_test, recipe.image_size)
     if recipe.transform is None:
         return train, test

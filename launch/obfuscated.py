@@ -243,9 +243,8 @@ def _defense(row: Row, spec: runs.NetworkSpec) -> defending.Defense:
     if defense.wrapper != "quilting":
         return defending.prepared(defense, np.zeros((0, *spec.image_shape), np.uint8))
     # The patches that the network was trained with.
-    recipe = recipes.get(spec.recipe)
-    images = loading.load_split(spec.dataset, "train", spec.num_train, recipe.image_size, recipe.skip).images
-    return defending.prepared(defense, images)
+    train = loading.load_train(spec.dataset, recipes.get(spec.recipe), spec.num_train)
+    return defending.prepared(defense, train.images)
 
 
 def _checkpoint(recipe: str, role: str) -> pathlib.Path:

@@ -39,8 +39,7 @@ def flags_of_run() -> dict[str, Any]:
 
 def queries(dataset: str, recipe: recipes.Recipe) -> data.Dataset:
     """Training images to ask about: another subset than what the target was trained on, as far as there are others."""
-    seed = FLAGS.seed + 1
-    return loading.load_split(dataset, "train", _QUERIES.value, recipe.image_size, recipe.skip, seed=seed)
+    return loading.load_train(dataset, recipe, _QUERIES.value, seed=FLAGS.seed + 1)
 
 
 def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries: data.Dataset) -> Any:

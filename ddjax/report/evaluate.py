@@ -1,5 +1,6 @@
 """The page of attacks against defenses, of `launch.evaluate`."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def sections(records: Sequence[Record], config: Mapping[str, Any], workdir: Path
     page.write_table([_flat(record) for record in records], workdir / "table.csv")
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("network", "defense")))
     shares = np.array([[np.nan if row.get(name) is None else row[name] for name in names] for row in rows], float)
-    labels = [f"{row['network']}, {row['defense']}" for row in rows]
+    labels = [f"{row['network']}, {_in_a_title(row['defense'])}" for row in rows]
     short = _short(list(dict.fromkeys(name.rsplit(" ", 1)[0] for name in names)))
     titles = [" ".join([short[name.rsplit(" ", 1)[0]], *name.rsplit(" ", 1)[1:]]) for name in names]
     drawn = {
@@ -178,9 +179,14 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
         scores = np.concatenate([kept["scores"], judged["scores"][judged["fooled"]]])
         truth = np.arange(len(scores)) >= len(kept["scores"])
         false_positives, detected, _ = sklearn_metrics.roc_curve(truth, scores)
-        name = f"{titles.get(record['network'], record['network'])}, {record['defense']}"
+        name = f"{titles.get(record['network'], record['network'])}, {_in_a_title(record['defense'])}"
         panels.setdefault(name, []).append((short[record["attack"]], record["aware"], false_positives, detected))
     return panels
+
+
+def _in_a_title(defense: str) -> str:
+    """A defense in words that fit, with the last part alone of the path to its model."""
+    return re.sub(r"model=[^,]*/(?=[^,/])", "model=", defense)
 
 
 def _gallery(records: Sequence[Record], workdir: Path) -> Any:
@@ -192,7 +198,8 @@ def _gallery(records: Sequence[Record], workdir: Path) -> Any:
             continue
         shown = page.load_arrays(workdir / record["views"])
         if clean and shown:
-            title = f"{record['attack'].partition(':')[0]},\n{_KNOWLEDGE[record['aware']]}, {record['defense']}"
+            knows, defense = _KNOWLEDGE[record["aware"]], _in_a_title(record["defense"])
+            title = f"{record['attack'].partition(':')[0]},\n{knows}, {defense}"
             lines.append((title, [clean["images"][int(shown["row"])] / 255, shown["adversarial"], shown["defended"]]))
     return figures.squeezed_gallery(("clean", "adversarial", "as defended"), lines[:8])
 

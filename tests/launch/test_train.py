@@ -29,6 +29,12 @@ def test_distill_trains_teacher_and_student(distilled):
     [
         ("train", ["--recipe=lenet"], "unknown recipe 'lenet'; known: digits, papernot_mnist"),
         ("train", ["--dataset=no_such_set"], "no_such_set"),
+        # What a recipe skips of its own data set is not skipped of another one, which may be smaller.
+        (
+            "train",
+            ["--recipe=mnist_quick", "--dataset=digits", "--num_train=300", "--num_test=50"],
+            "too small for the stages",
+        ),
         ("train", ["--temperature=0"], "a temperature must be positive and finite, got 0.0"),
         ("train", ["--epochs=0"], "--epochs must be at least 1, got 0"),
         ("train", ["--num_train=0"], "0"),

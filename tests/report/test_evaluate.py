@@ -46,6 +46,13 @@ def test_two_networks_of_one_title_keep_their_names():
     assert "| baseline def |" in table
 
 
+def test_a_title_has_no_room_for_the_directory_of_a_model():
+    long = "pixel_defend:epsilon=0.2,model=/home/someone/runs/train/checkpoints/seed0_none/density"
+    assert evaluate._in_a_title(long) == "pixel_defend:epsilon=0.2,model=density"
+    assert evaluate._in_a_title("defense_gan:model=generator,restarts=2") == "defense_gan:model=generator,restarts=2"
+    assert evaluate._in_a_title("bit_depth:bits=3") == "bit_depth:bits=3"
+
+
 def test_a_run_that_has_just_begun(tmp_path):
     assert evaluate.conclude([]) == "Nothing has been measured yet."
     (tmp_path / "config.json").write_text('{"flags": {"launcher": "evaluate"}, "resolved": {}}')
