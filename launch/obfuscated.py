@@ -70,7 +70,8 @@ class Row(NamedTuple):
       norm: `"linf"` or `"l2"`.
       epsilon: the radius, in L2 the root of the mean square over the values of an image; 0 for the flag's.
       part: what the steps, the images for the clean accuracy and the queries are divided by where one look at an image
-        takes long; above 1, attackers take one draw a step, and lights stay dark.
+        takes long; above 1, lights stay dark, as they do in L2.
+      samples: the draws of an expectation; 0 for the flag's.
     """
 
     recipe: str
@@ -80,6 +81,7 @@ class Row(NamedTuple):
     norm: str = "linf"
     epsilon: float = 0.0
     part: int = 1
+    samples: int = 0
 
 
 _MNIST = {"recipe": "mnist_quick", "undefended": "mnist_quick", "epsilon": 0.3}
@@ -104,14 +106,21 @@ _ALL: dict[str, tuple[Row, dict[str, Any]]] = {
     "adversarial_training": (Row("adversarial", "none"), {}),
     # What generative models are trained on here is MNIST; Defense-GAN was published for it.
     "none_mnist": (Row("papernot_mnist", "none", undefended="papernot_mnist", epsilon=0.3), _MNIST),
+    "none_mnist_l2": (
+        Row("papernot_mnist", "none", undefended="papernot_mnist", norm="l2", epsilon=_GAN_RADIUS),
+        _MNIST | {"epsilon": _GAN_RADIUS},
+    ),
     "pixel_defend": (
         # 16 / 255, the paper's for CIFAR-10.
         Row("undefended", "pixel_defend:epsilon=0.0627", "pixelcnn_cifar10", part=5),
         _MNIST | {"defense": "pixel_defend:epsilon=0.25", "model": "pixelcnn_mnist"},
     ),
     "defense_gan": (
-        Row("papernot_mnist", "defense_gan", "gan_mnist_full", "papernot_mnist", "l2", _GAN_RADIUS, part=2),
-        _MNIST | {"defense": "defense_gan:num_steps=100,restarts=2", "model": "gan_mnist", "epsilon": _GAN_RADIUS},
+        Row("papernot_mnist", "defense_gan", "gan_mnist_full", "papernot_mnist", "l2", _GAN_RADIUS),
+        # A look takes long, and momentum averages over the draws of several steps.
+        _MNIST
+        | {"defense": "defense_gan:num_steps=100,restarts=2", "model": "gan_mnist"}
+        | {"epsilon": _GAN_RADIUS, "samples": 1},
     ),
 }
 ROWS = tuple(_ALL)
@@ -206,7 +215,7 @@ def main() -> None:
             # The root of a mean square is shorter than the norm.
             epsilon=epsilon * np.sqrt(np.prod(test.image_shape)) if row.norm == "l2" else epsilon,
             norm=row.norm,
-            samples=samples if part == 1 else 1,
+            samples=row.samples or samples,
             num_steps=max(num_steps // part, 2),
             clean=clean,
             attacked=loading.first(clean, num_examples),
@@ -297,7 +306,9 @@ class _Row:
             self._worst(knows)
         if self._find("gradient") is None:
             self._look_at_gradients()
-        wanted = ("transfer", "masking") if _LIGHTS.value and self._row.part == 1 else ("transfer",)
+        # The lights are looked for in Linf.
+        lit = _LIGHTS.value and self._row.part == 1 and self._row.norm == "linf"
+        wanted = ("transfer", "masking") if lit else ("transfer",)
         missing = [measure for measure in wanted if self._find(measure) is None]
         if missing:
             substitute = self._train_substitute()
@@ -369,7 +380,7 @@ class _Row:
         if self._defense.wrapper == "defense_gan":
             # Through x = G(z), and from there back to the image.
             given = {"generator_fn": self._defense.given}
-            steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 6 * self._settings.num_steps}
+            steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 3 * self._settings.num_steps}
             on_manifold = functools.partial(attacking.Attack, given=given, words=steps)
             found[_ON_MANIFOLD] = on_manifold("manifold_attack", defense_gan.manifold_attack, {})
             found[f"{_ON_MANIFOLD}, carried over"] = on_manifold("carried_attack", defense_gan.carried_attack, numbers)

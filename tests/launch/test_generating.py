@@ -233,8 +233,8 @@ def test_every_row_is_whole(table):
     for row in ROWS:
         for measure in ("network", "clean", "gradient", "transfer"):
             assert len(of(records, measure, row=row)) == 1, (row, measure)
-        # A part of the images, but no fewer than are attacked.
-        assert of(records, "clean", row=row)[0]["accuracy_n"] == 6
+        # Where a look takes long, a part of the images, but no fewer than are attacked.
+        assert of(records, "clean", row=row)[0]["accuracy_n"] == (6 if row == "pixel_defend" else 20)
         unaware, aware = (of(records, "worst", row=row, aware=knows)[0]["accuracy"] for knows in (False, True))
         assert aware == min(aware, unaware, *(cell["accuracy"] for cell in of(records, "attack", row=row)))
         assert not of(records, "light", row=row)
