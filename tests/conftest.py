@@ -1,5 +1,6 @@
 """Strict settings for all tests, shape checks by jaxtyping and beartype, and what several tests use."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -21,6 +22,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A developer's cache must not decide what is tested.
 jax.config.update("jax_compilation_cache_dir", None)
+
+# Tracing makes many objects that live as long as the program; looking through them again and again takes time.
+gc.set_threshold(200_000, 100, 100)
 
 install_import_hook("ddjax", "beartype.beartype")
 
