@@ -40,6 +40,7 @@ def test_the_examples_run_as_printed(capsys):
         "gan_mnist",
         "masking_mnist_quick",
         "benchmark_mnist",
+        "benchmark_generative",
     ],
 )
 def test_tables_and_pictures_come_from_result_files(block):
