@@ -380,6 +380,7 @@ class _Row:
         if self._defense.wrapper == "defense_gan":
             # Through x = G(z), and from there back to the image.
             given = {"generator_fn": self._defense.given}
+            # For each of five constants; the authors' code takes 30,000.
             steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 3 * self._settings.num_steps}
             on_manifold = functools.partial(attacking.Attack, given=given, words=steps)
             found[_ON_MANIFOLD] = on_manifold("manifold_attack", defense_gan.manifold_attack, {})

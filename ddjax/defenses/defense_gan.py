@@ -88,9 +88,9 @@ def descend(
     starts: Float[Array, "R B L"],
     generator_fn: GeneratorFn,
     *,
-    num_steps: int,
-    learning_rate: Scalar,
-    momentum: Scalar,
+    num_steps: int = 200,
+    learning_rate: Scalar = 10.0,
+    momentum: Scalar = 0.7,
 ) -> tuple[Float[Array, "R B L"], Float[Array, "R B"]]:
     """The descent of `invert` from given starts, all at once.
 
@@ -278,7 +278,8 @@ def manifold_attack(
       none. `steps` and `gradients` count those of the search; the inversion takes no gradients of the classifier.
 
     Raises:
-      ValueError: for bad images, labels or targets (see `base.check_arguments`), no key, or a setting out of its range.
+      ValueError: for bad images, labels or targets (see `base.check_arguments`), neither key nor codes, codes of
+        another shape, or a setting out of its range.
 
     Reference:
       Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420),
@@ -297,6 +298,8 @@ def manifold_attack(
         keys = base.example_keys("manifold_attack", key, images.shape[0])
         settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
         codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
+    elif codes.shape != (len(images), latent):
+        raise ValueError(f"codes must be of the shape {(len(images), latent)}, got {codes.shape}")
     decode = decoder(generator_fn)
 
     def view(variable: Array) -> tuple[Array, carlini_wagner.Pull]:

@@ -138,8 +138,7 @@ def _reconstruct(context: Context) -> None:
 
 
 def _descend(generator_fn: Any, images: jax.Array, starts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    settings = {"num_steps": _STEPS, "learning_rate": 10.0, "momentum": 0.7}
-    return defense_gan.descend(images, starts, generator_fn, **settings)
+    return defense_gan.descend(images, starts, generator_fn, num_steps=_STEPS)
 
 
 def _in_turn(generator_fn: Any, images: jax.Array, starts: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -298,7 +298,7 @@ def test_images_of_the_generator_that_fool_the_network_are_shown_to_the_defense(
 def test_what_the_reconstruction_would_do_is_carried_over(table):
     (attack,) = of(runs.read_results(table), "attack", attack="reparameterization, carried over")
     assert (attack["row"], attack["aware"]) == ("defense_gan", True)
-    # The radius and no less, but for what the box cuts.
+    # The radius, and what the box cuts is less.
     clean = np.load(table / "images" / "defense_gan_clean.npz")["images"].astype(np.float32) / 255
     change = np.sqrt(((np.load(table / attack["file"])["images"] - clean) ** 2).sum((1, 2, 3)))
     assert (change <= attack["budget"] + 1e-4).all()
