@@ -266,8 +266,8 @@ class TestManifoldAttack:
             attack(jax.random.key(0), restarts=0)
         with pytest.raises(ValueError, match="initial_const must be a finite number above 0"):
             attack(jax.random.key(0), initial_const=0.0)
-        with pytest.raises(ValueError, match=r"codes must be of the shape \(4, 5\), got \(3, 5\)"):
-            attack(None, codes=jnp.zeros((3, LATENT)))
+        with pytest.raises(ValueError, match=r"codes must be of the shape \(4, 5\), got \(4, 3\)"):
+            attack(None, codes=jnp.zeros((4, 3)))
 
 
 class TestCarriedAttack:
