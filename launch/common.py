@@ -112,7 +112,8 @@ def set_up_jax() -> None:
     if jax.config.values["jax_compilation_cache_dir"] is None:
         caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "ddjax" / "xla"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # Beside a few large programs a launcher has a hundred small ones, which take a second or more to compile again.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _cpu_devices_are_set() -> bool:

@@ -1,8 +1,10 @@
 """Launchers run as their users run them: as processes of their own."""
 
+import itertools
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -28,30 +30,70 @@ def environment(tmp_path_factory, request):
     }
 
 
+class Launched:
+    """A launcher in a process of its own, which may be waited for or killed."""
+
+    def __init__(self, ask, order):
+        self._ask, self._outputs = ask, (order["stdout"], order["stderr"])
+        for path in self._outputs:
+            pathlib.Path(path).write_text("")
+        self.pid = ask(order)
+        self._status = None
+
+    def poll(self):
+        """The exit status, minus a signal's number; None while it runs."""
+        if self._status is None:
+            self._status = self._ask({"poll": self.pid})
+        return self._status
+
+    def wait(self):
+        """The exit status."""
+        if self._status is None:
+            self._status = self._ask({"wait": self.pid})
+        return self._status
+
+    def kill(self):
+        """Ends it as an operator would, and returns the exit status; nothing is done to one that has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+        return self.wait()
+
+    def outputs(self):
+        """What it has written to stdout and to stderr."""
+        return tuple(pathlib.Path(path).read_text() for path in self._outputs)
+
+
 @pytest.fixture(scope="session")
-def fork_server(environment):
-    """The process that launchers are forked from."""
+def start(environment, tmp_path_factory):
+    """Starts a launcher as `python -m launch.NAME` would, without waiting for it."""
+    directory = tmp_path_factory.mktemp("output")
     command = [sys.executable, "-m", "tests.launch.fork_server"]
+    numbers = itertools.count()
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as server:
-        yield server
+
+        def ask(order):
+            print(json.dumps(order), file=server.stdin, flush=True)
+            return json.loads(server.stdout.readline())
+
+        def run(name, *arguments, **config):
+            number = next(numbers)
+            outputs = {stream: str(directory / f"{number}_{stream}") for stream in ("stdout", "stderr")}
+            return Launched(ask, {"start": name, "arguments": arguments, "config": config, **outputs})
+
+        yield run
         server.stdin.close()
 
 
 @pytest.fixture(scope="session")
-def launch(fork_server, tmp_path_factory):
-    """Runs a launcher as `python -m launch.NAME` would and returns what it did; fails unless it ended as expected."""
-    directory = tmp_path_factory.mktemp("output")
+def launch(start):
+    """Runs a launcher and returns what it did; fails unless it ended as expected."""
 
-    def run(name, *arguments, ok=True):
-        outputs = directory / "stdout", directory / "stderr"
-        for path in outputs:
-            path.write_text("")
-        order = {"name": name, "arguments": arguments, "stdout": str(outputs[0]), "stderr": str(outputs[1])}
-        print(json.dumps(order), file=fork_server.stdin, flush=True)
-        status = int(fork_server.stdout.readline())
-        done = subprocess.CompletedProcess(arguments, status, *(path.read_text() for path in outputs))
+    def run(name, *arguments, ok=True, **config):
+        process = start(name, *arguments, **config)
+        status = process.wait()
+        done = subprocess.CompletedProcess(arguments, status, *process.outputs())
         assert (status == 0) == ok, f"{name} {' '.join(arguments)}\n{done.stdout}\n{done.stderr}"
         return done
 

@@ -1,8 +1,14 @@
-"""Runs launchers in forks of one process that has already imported what they import, which saves two seconds each.
+"""Runs launchers in forks of one process that has already imported what they import, which saves seconds each.
 
-Reads orders from stdin, one JSON object a line: `name` of the launcher, its `arguments`, and the files that take its
-`stdout` and `stderr`. Answers each with the exit status on a line. jax has made no device when the fork happens, and so
-has no thread either; what it reads from the environment is the environment of this process.
+Reads orders from stdin, one JSON object a line, and answers each with a line: the process that was started, or the exit
+status of one that has ended.
+
+  {"start": NAME of the launcher, "arguments": its own, "stdout": and "stderr": files that take these, "config": of jax}
+  {"wait": the process}
+  {"poll": the process} answers null while it runs
+
+jax has made no device when the fork happens, and so has no thread either; what it reads from the environment is the
+environment of this process.
 """
 
 import gc
@@ -13,6 +19,7 @@ import signal
 import sys
 import warnings
 
+import jax
 import matplotlib.figure  # noqa: F401
 import sklearn.datasets  # noqa: F401
 
@@ -29,11 +36,13 @@ def become(order: dict) -> None:
     signal.alarm(TIMEOUT)
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
-        (1, order["stdout"], os.O_WRONLY),
-        (2, order["stderr"], os.O_WRONLY),
+        (1, order["stdout"], os.O_WRONLY | os.O_APPEND),
+        (2, order["stderr"], os.O_WRONLY | os.O_APPEND),
     ):
         os.dup2(os.open(path, flags), descriptor)
-    name = f"launch.{order['name']}"
+    for name, value in order["config"].items():
+        jax.config.update(name, value)
+    name = f"launch.{order['start']}"
     sys.argv = [name, *order["arguments"]]
     runpy.run_module(name, run_name="__main__", alter_sys=True)
 
@@ -42,15 +51,21 @@ def main() -> None:
     # Else each launcher, when it ends, goes through all that was imported here, which takes most of a second.
     gc.freeze()
     for line in sys.stdin:
-        with warnings.catch_warnings():
-            # jax and Python warn of threads; the only ones are NumPy's, which allow it.
-            warnings.simplefilter("ignore")
-            child = os.fork()
-        if child == 0:
-            become(json.loads(line))
-            return
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        order = json.loads(line)
+        if "start" in order:
+            with warnings.catch_warnings():
+                # jax and Python warn of threads; the only ones are NumPy's, which allow it.
+                warnings.simplefilter("ignore")
+                answer = os.fork()
+            if answer == 0:
+                become(order)
+                return
+        elif "wait" in order:
+            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+        else:
+            ended, status = os.waitpid(order["poll"], os.WNOHANG)
+            answer = os.waitstatus_to_exitcode(status) if ended else None
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

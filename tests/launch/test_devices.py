@@ -73,24 +73,17 @@ def test_pieces_are_merged(launch, alone, tmp_path):
     assert (tmp_path / "table.csv").read_text() == (alone / "table.csv").read_text()
 
 
-def start(environment, workdir, process_id, port):
-    """One of two processes."""
-    command = [sys.executable, "-m", "launch.sweep", *ARGUMENTS, f"--workdir={workdir}", "--distributed"]
-    command += [f"--coordinator=localhost:{port}", "--num_processes=2", f"--process_id={process_id}"]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def free_port():
+def two(start, workdir):
+    """Two processes of one sweep."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
-        return listener.getsockname()[1]
+        port = listener.getsockname()[1]
+    command = [*ARGUMENTS, f"--workdir={workdir}", "--distributed", f"--coordinator=localhost:{port}"]
+    return [start("sweep", *command, "--num_processes=2", f"--process_id={number}") for number in (0, 1)]
 
 
-def test_two_processes_one_killed_and_both_started_again(environment, alone, tmp_path):
-    port = free_port()
-    processes = [start(environment, tmp_path, number, port) for number in (0, 1)]
+def test_two_processes_one_killed_and_both_started_again(start, alone, tmp_path):
+    processes = two(start, tmp_path)
     try:
         # Once something of the training is on disk.
         deadline = time.monotonic() + 240
@@ -98,20 +91,18 @@ def test_two_processes_one_killed_and_both_started_again(environment, alone, tmp
             assert time.monotonic() < deadline
             assert processes[0].poll() is None
             time.sleep(0.02)
-        processes[1].send_signal(signal.SIGKILL)
+        assert processes[1].kill() == -signal.SIGKILL
         # The other notices, sooner or later; a scheduler would end it.
         time.sleep(1)
         assert not (tmp_path / "report.html").exists()
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
-    port = free_port()
-    processes = [start(environment, tmp_path, number, port) for number in (0, 1)]
+    processes = two(start, tmp_path)
     for process in processes:
-        output, _ = process.communicate(timeout=280)
-        assert process.returncode == 0, output
-        assert ("report:" in output) == (process is processes[0])
+        status, (printed, errors) = process.wait(), process.outputs()
+        assert status == 0, errors
+        assert ("report:" in printed) == (process is processes[0])
     assert_same(tmp_path, alone)
 
 

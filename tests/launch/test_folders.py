@@ -1,7 +1,5 @@
 """Photographs in folders, from their files to an attack on what was trained on them."""
 
-import subprocess
-import sys
 import time
 
 import jax
@@ -10,7 +8,6 @@ import pytest
 from PIL import Image
 
 from ddjax import data, folders, runs
-from tests.launch.conftest import ROOT
 
 NAMES = ("cane", "gatto", "ragno")
 TRAINING = ["--recipe=digits", "--image_size=8", "--epochs=3"]
@@ -69,20 +66,13 @@ def test_what_is_read_batch_by_batch_trains_as_what_is_in_memory(streamed, launc
     assert runs.read_results(workdir) == before
 
 
-def test_killed_in_the_middle_it_ends_with_the_same_network(streamed, launch, environment, arguments, tmp_path):
+def test_killed_in_the_middle_it_ends_with_the_same_network(streamed, launch, start, arguments, tmp_path):
     command = [*arguments, f"--workdir={tmp_path}", "--checkpoint_seconds=0"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "launch.train", *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = start("train", *command)
     deadline = time.monotonic() + 60
     while not (checkpoint(tmp_path) / "1").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
-    process.wait()
     launch("train", *command)
     for one, other in zip(leaves(streamed[0]), leaves(tmp_path), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,14 +1,12 @@
 import csv
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from ddjax import runs
-from tests.launch.conftest import ROOT, SMALL
+from tests.launch.conftest import SMALL
 
 SWEEP = ["--temperatures=1,40", "--checkpoint_seconds=0", *SMALL]
 COLUMNS = (
@@ -53,34 +51,28 @@ def test_a_finished_sweep_measures_nothing_again_and_other_flags_are_refused(lau
     assert {name: (finished / name).read_bytes() for name in before} == before
 
 
-def test_killed_again_and_again_it_ends_with_the_same_table(finished, launch, environment, tmp_path):
-    command = [sys.executable, "-m", "launch.sweep", f"--workdir={tmp_path}", *SWEEP]
+def test_killed_again_and_again_it_ends_with_the_same_table(finished, launch, start, tmp_path):
     chance = random.Random(0)
     killed = 0
     for _ in range(2):
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start("sweep", f"--workdir={tmp_path}", *SWEEP)
         deadline = time.monotonic() + 60
         size = lambda: sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-        start = size()
+        before = size()
         # From the moment it writes again, at any time within the next second.
-        while size() == start and process.poll() is None and time.monotonic() < deadline:
+        while size() == before and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         time.sleep(chance.uniform(0, 1))
-        process.send_signal(signal.SIGKILL)
-        killed += process.wait() == -signal.SIGKILL
+        killed += process.kill() == -signal.SIGKILL
     assert killed >= 1
     launch("sweep", f"--workdir={tmp_path}", *SWEEP)
     assert (tmp_path / "table.csv").read_bytes() == (finished / "table.csv").read_bytes()
 
 
-def test_truncated_entries_of_the_compilation_cache_are_tolerated(environment, tmp_path):
-    environment = environment | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+def test_truncated_entries_of_the_compilation_cache_are_tolerated(launch, tmp_path):
     results = []
     for workdir in (tmp_path / "run", tmp_path / "again"):
-        command = [sys.executable, "-m", "launch.train", f"--workdir={workdir}", *SMALL[:3]]
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True)
+        launch("train", f"--workdir={workdir}", *SMALL[:3], jax_compilation_cache_dir=str(tmp_path / "cache"))
         results.append(runs.read_results(workdir))
         entries = [path for path in (tmp_path / "cache").iterdir() if path.is_file()]
         assert entries
