@@ -16,6 +16,9 @@ if tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11
     # Later ones end the process at a flag that they do not know.
     _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
+# An operation is compiled with the stack of calls that made it, and those of pytest are deep: a tenth of the time.
+os.environ.setdefault("JAX_INCLUDE_FULL_TRACEBACKS_IN_LOCATIONS", "0")
+jax.config.update("jax_include_full_tracebacks_in_locations", False)
 # Before any array exists: two CPU devices to shard over, and no silent promotion of dtypes or ranks.
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

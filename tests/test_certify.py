@@ -44,7 +44,7 @@ def random_network(name, key):
 
 FAMILIES = ("dense", "conv", "padded")
 # Networks of each family, and a radius and a key for each.
-COUNT = 300
+COUNT = 150
 RADII_AND_KEYS = jnp.tile(jnp.array([0.0, 0.03, 0.3]), COUNT // 3), jax.random.split(jax.random.key(7), COUNT)
 
 

@@ -20,6 +20,8 @@ from ddjax.report import speed
 
 # A turn repeats a call until this much time has gone by, so that the clock and the scheduler do not count.
 _LEAST_SECONDS = 0.05
+# Of matrix products, of which the fastest tells the machine's rate.
+_LEAST_PRODUCTS, _RATE_SECONDS = 4, 2.0
 
 
 class Side(NamedTuple):
@@ -386,10 +388,11 @@ def machine_rate(run: runs.Run, torch: Any = None) -> float:
 
 
 def _best_rate(call: Callable[[], Any], size: int) -> float:
+    call()
     seconds = []
-    # For seconds, so that what else has just begun or ended does not count.
-    for _ in range(32):
+    # For a while, so that what else has just begun or ended does not count.
+    while len(seconds) < _LEAST_PRODUCTS or sum(seconds) < _RATE_SECONDS:
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds[1:])
+    return 2 * size**3 / min(seconds)

@@ -1,6 +1,7 @@
 """The harness on sides whose times are known, the launcher without its peers, and, where they are installed, these."""
 
 import configparser
+import gc
 import time
 
 import jax
@@ -11,6 +12,12 @@ from ddjax import data, models, recipes, runs, training
 from ddjax.attacks import jsma
 from launch.benchmarks import adapters, attacks, measure, peers
 from tests.launch.conftest import ROOT, SMALL
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen():
+    """Memory is measured after a full garbage collection, which goes through all that earlier tests left."""
+    gc.freeze()
 
 
 @pytest.fixture
