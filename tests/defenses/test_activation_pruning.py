@@ -34,12 +34,14 @@ class Network(nn.Module):
 
 
 IMAGES = jax.random.uniform(jax.random.key(0), (4, 3, 3, 1))
+PROBABILITIES = jax.jit(ap.keep_probabilities, static_argnames="samples")
+PRUNE = jax.jit(ap.prune, static_argnames=("share", "draws"))
 
 
 @pytest.fixture(scope="module")
 def network():
     module = Network()
-    return bind(module, module.init(jax.random.key(4), IMAGES))
+    return bind(module, jax.jit(module.init)(jax.random.key(4), IMAGES))
 
 
 @pytest.mark.parametrize("samples", [1, 2, 3, 4])
@@ -65,25 +67,23 @@ def test_probabilities_are_accurate_where_they_are_small_and_take_any_number_of_
 @pytest.mark.parametrize("share", [0.3, 1.0, 2.0])
 def test_units_are_kept_that_often_and_the_mean_is_what_was_there(draws, share):
     count = 4000
-    units = jax.random.normal(jax.random.key(4), (10,)).at[3].set(0.0).at[5].set(0.02)
-    layer = jnp.broadcast_to(units[None], (count, 10)).reshape(count, 5, 2)
-    prune = jax.jit(lambda h, k: ap.prune(h, k, share=share, draws=draws))
-    found = np.asarray(prune(layer, keys(5, count))).reshape(count, 10)
-    keep = np.asarray(ap.keep_probabilities(units[None], samples=10 * share)[0])
+    units = np.random.default_rng(4).normal(size=10).astype(np.float32)
+    units[[3, 5]] = 0.0, 0.02
+    layer = np.broadcast_to(units, (count, 10)).reshape(count, 5, 2)
+    found = np.asarray(PRUNE(layer, keys(5, count), share=share, draws=draws)).reshape(count, 10)
+    keep = np.asarray(PROBABILITIES(units[None], samples=10 * share))[0]
     # Three standard deviations of a mean over the draws, for each unit.
     noise = np.sqrt(keep * (1 - keep) / count)
     assert (np.abs((found != 0).mean(0) - keep) <= 3 * noise + 1e-6).all()
-    scale = np.abs(np.asarray(units)) / np.where(keep > 0, keep, 1)
-    assert (np.abs(found.mean(0) - np.asarray(units)) <= 3 * scale * noise + 1e-5).all()
+    scale = np.abs(units) / np.where(keep > 0, keep, 1)
+    assert (np.abs(found.mean(0) - units) <= 3 * scale * noise + 1e-5).all()
     # What is kept is divided by the probability.
-    np.testing.assert_allclose(
-        found, np.where(found != 0, np.asarray(units) / np.where(keep > 0, keep, 1), 0), rtol=1e-5
-    )
+    np.testing.assert_allclose(found, np.where(found != 0, units / np.where(keep > 0, keep, 1), 0), rtol=1e-5)
 
 
 def test_draws_of_one_image_depend_on_each_other_only_if_multinomial():
-    layer = jnp.ones((2000, 4))
-    count = {d: np.asarray((ap.prune(layer, keys(6, 2000), share=0.5, draws=d) > 0).sum(1)) for d in ap.DRAWS}
+    layer, own = np.ones((2000, 4), np.float32), keys(6, 2000)
+    count = {d: (np.asarray(PRUNE(layer, own, share=0.5, draws=d)) > 0).sum(1) for d in ap.DRAWS}
     # Two draws from four alike: one unit with probability 1/4, else two.
     assert set(count["multinomial"]) == {1, 2}
     assert (count["multinomial"] == 1).mean() == pytest.approx(0.25, abs=3 * np.sqrt(0.25 * 0.75 / 2000))
@@ -93,9 +93,9 @@ def test_draws_of_one_image_depend_on_each_other_only_if_multinomial():
 
 def test_small_units_of_a_large_layer_are_not_rounded_away():
     # Behind half a million ones, in float32 the running sum has steps larger than the last units.
-    large = jnp.concatenate([jnp.ones(2**19), jnp.full(2**9, 0.02)])[None]
-    kept = np.asarray(jax.jit(ap.prune)(large, keys(7, 1)))[0] != 0
-    keep = np.asarray(ap.keep_probabilities(large, samples=large.size))[0]
+    large = np.concatenate([np.ones(2**19), np.full(2**9, 0.02)])[None].astype(np.float32)
+    kept = np.asarray(PRUNE(large, keys(7, 1)))[0] != 0
+    keep = np.asarray(PROBABILITIES(large, samples=large.size))[0]
     for part in (slice(0, 2**19), slice(2**19, None)):
         mean = keep[part].mean()
         noise = np.sqrt(mean * (1 - mean) / len(keep[part]))
@@ -104,20 +104,25 @@ def test_small_units_of_a_large_layer_are_not_rounded_away():
 
 @pytest.mark.parametrize("draws", ap.DRAWS)
 def test_layers_that_are_zero_or_nearly_so_or_of_one_unit(draws):
-    layer = jnp.array([[0.0, 0, 0, 0], [1e-30, 0, 0, 0], [0, 7, 0, 0], [1, 1e-22, -2, 1e-38]])
-    found, back = jax.vjp(jax.jit(lambda x: ap.prune(x, keys(8, 4), draws=draws)), layer)
+    layer = np.array([[0.0, 0, 0, 0], [1e-30, 0, 0, 0], [0, 7, 0, 0], [1, 1e-22, -2, 1e-38]], np.float32)
+
+    @jax.jit
+    def value_and_gradient(layer):
+        found, back = jax.vjp(lambda x: ap.prune(x, keys(8, 4), draws=draws), layer)
+        return found, *back(jnp.ones_like(found))
+
+    found, gradient = map(np.asarray, value_and_gradient(layer))
     np.testing.assert_array_equal(found[:2], 0)
     # Kept always, and divided by one.
     np.testing.assert_allclose(found[2], layer[2], rtol=1e-6)
-    (gradient,) = back(jnp.ones_like(found))
     assert np.isfinite(gradient).all()
     assert float(gradient[2, 1]) == pytest.approx(1, rel=1e-4)
 
 
 @pytest.mark.parametrize("draws", ap.DRAWS)
 def test_gradients_pass_the_probabilities_and_not_the_draw(draws):
-    layer, key = jax.random.normal(jax.random.key(9), (1, 6)), keys(10, 1)
-    kept = np.asarray(ap.prune(layer, key, draws=draws)) != 0
+    layer, key = np.random.default_rng(9).normal(size=(1, 6)).astype(np.float32), keys(10, 1)
+    kept = np.asarray(PRUNE(layer, key, draws=draws)) != 0
     assert kept.any()
     assert not kept.all()
 
@@ -132,9 +137,9 @@ def test_gradients_pass_the_probabilities_and_not_the_draw(draws):
 @pytest.mark.parametrize("draws", ap.DRAWS)
 def test_a_draw_is_the_images_own_whatever_its_batch(network, draws):
     random = jax.jit(ap.pruned(network, draws=draws))
-    together = random(IMAGES, keys(11, 4))
+    together = np.asarray(random(IMAGES, keys(11, 4)))
     np.testing.assert_allclose(random(IMAGES[2:3], keys(11, 4)[2:3])[0], together[2], rtol=1e-5, atol=1e-6)
-    same = random(jnp.broadcast_to(IMAGES[:1], IMAGES.shape), keys(11, 4))
+    same = random(np.broadcast_to(IMAGES[:1], IMAGES.shape), keys(11, 4))
     assert len(np.unique(np.asarray(same).round(4), axis=0)) > 1
     np.testing.assert_array_equal(random(IMAGES, keys(11, 4)), together)
 
@@ -142,17 +147,26 @@ def test_a_draw_is_the_images_own_whatever_its_batch(network, draws):
 def test_prunes_each_rectifier_once_with_keys_of_its_own(network, monkeypatch):
     seen = []
     own = ap.prune
-    monkeypatch.setattr(ap, "prune", lambda h, k, **s: seen.append((h, k)) or own(h, k, **s))
-    found = ap.pruned(network, share=0.7)(IMAGES, keys(12, 4))
+    monkeypatch.setattr(ap, "prune", lambda h, k, **s: seen.append(h) or own(h, k, **s))
+    found, seen_by_it = jax.jit(lambda *arguments: (ap.pruned(network, share=0.7)(*arguments), list(seen)))(
+        IMAGES, keys(12, 4)
+    )
     # By hand, from the parameters.
     params = network.args[0]["params"]
     dense = lambda layer, x: x @ layer["kernel"] + layer["bias"][None]
-    hidden = IMAGES.reshape(4, -1)
-    for index, layer in enumerate((params["Block_0"]["Dense_0"], params["Dense_0"])):
-        hidden = nn.relu(dense(layer, hidden))
-        np.testing.assert_allclose(seen[index][0], hidden, rtol=1e-5, atol=1e-6)
-        hidden = own(hidden, jnp.stack([jax.random.fold_in(key, index) for key in keys(12, 4)]), share=0.7)
-    np.testing.assert_allclose(found, dense(params["Dense_1"], hidden), rtol=1e-5, atol=1e-6)
+
+    @jax.jit
+    def by_hand(images, keys):
+        hidden, rectified = images.reshape(4, -1), []
+        for index, layer in enumerate((params["Block_0"]["Dense_0"], params["Dense_0"])):
+            rectified.append(nn.relu(dense(layer, hidden)))
+            hidden = own(rectified[-1], jnp.stack([jax.random.fold_in(key, index) for key in keys]), share=0.7)
+        return dense(params["Dense_1"], hidden), rectified
+
+    expected, rectified = by_hand(IMAGES, keys(12, 4))
+    for layer, values in zip(seen_by_it, rectified, strict=True):
+        np.testing.assert_allclose(layer, values, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     assert len(seen) == 2
 
 
@@ -161,10 +175,10 @@ def test_the_place_is_a_setting_and_outer_modules_win(network, monkeypatch):
     own = ap.prune
     monkeypatch.setattr(ap, "prune", lambda h, k, **s: calls.append(h.shape) or own(h, k, **s))
     # The rectifier in the block is a part of it; the one behind it is not.
-    ap.pruned(network, after=(Block, layers.ReLU))(IMAGES, keys(0, 4))
+    jax.eval_shape(ap.pruned(network, after=(Block, layers.ReLU)), IMAGES, keys(0, 4))
     assert calls == [(4, 6), (4, 5)]
     calls.clear()
-    ap.pruned(network, after=(nn.Dense,))(IMAGES, keys(0, 4))
+    jax.eval_shape(ap.pruned(network, after=(nn.Dense,)), IMAGES, keys(0, 4))
     assert calls == [(4, 6), (4, 5), (4, 3)]
 
     class Clipped(layers.ReLU):
@@ -173,8 +187,8 @@ def test_the_place_is_a_setting_and_outer_modules_win(network, monkeypatch):
 
     calls.clear()
     module = nn.Sequential([nn.Dense(5), Clipped()])
-    clipped = bind(module, module.init(jax.random.key(0), IMAGES[:, 0, 0]))
-    ap.pruned(lambda x: clipped(x[:, 0, 0]))(IMAGES, keys(0, 4))
+    clipped = bind(module, jax.jit(module.init)(jax.random.key(0), IMAGES[:, 0, 0]))
+    jax.eval_shape(ap.pruned(lambda x: clipped(x[:, 0, 0])), IMAGES, keys(0, 4))
     assert calls == [(4, 5)]
 
 
@@ -192,37 +206,38 @@ def test_every_way_to_run_it_is_the_same(network):
 
 def test_prunes_the_papers_networks():
     module, images = models.build("digits", 10), jax.random.uniform(jax.random.key(2), (2, 8, 8, 1))
-    network = bind(module, module.init(jax.random.key(3), images))
+    network = bind(module, jax.jit(module.init)(jax.random.key(3), images))
     random = ap.pruned(network, after=(layers.Conv, nn.Conv), draws="bernoulli")
 
     def total(images):
         logits = random(images, keys(18, 2))
-        return logits.sum(), logits
+        return logits.sum(), (logits, network(images))
 
-    gradient, logits = jax.jit(jax.grad(total, has_aux=True))(images)
+    gradient, (logits, plain) = jax.jit(jax.grad(total, has_aux=True))(images)
     assert np.isfinite(gradient).all()
-    assert float(jnp.abs(gradient).max()) > 0
-    assert float(jnp.abs(logits - jax.jit(network)(images)).max()) > 0.01
+    assert np.abs(gradient).max() > 0
+    assert np.abs(np.asarray(logits) - np.asarray(plain)).max() > 0.01
 
 
 def test_expectation_comes_near_a_network_whose_rest_is_linear():
     module = nn.Sequential([nn.Dense(8), layers.ReLU(), nn.Dense(3)])
     flat = IMAGES.reshape(4, -1)
-    inner = bind(module, module.init(jax.random.key(14), flat))
+    inner = bind(module, jax.jit(module.init)(jax.random.key(14), flat))
     network = lambda images: inner(images.reshape(images.shape[0], -1))
     random = ap.pruned(network, draws="bernoulli")
     draw = jax.jit(lambda key: random(IMAGES, jax.random.split(key, 4)))
     draws = np.asarray(jax.lax.map(draw, keys(15, 500)))
-    found = jax.jit(expectation(random, jax.random.key(16), num_samples=500))(IMAGES)
+    mean = expectation(random, jax.random.key(16), num_samples=500)
+    found, plain = map(np.asarray, jax.jit(lambda x: (mean(x), network(x)))(IMAGES))
     # Twelve numbers: rather four standard deviations than three.
     noise = draws.std(0) / np.sqrt(500)
-    assert (np.abs(np.asarray(found) - np.asarray(network(IMAGES))) <= 4 * noise).all()
+    assert (np.abs(found - plain) <= 4 * noise).all()
     assert (noise > 0).all()
 
 
 def test_nothing_stays_behind(network):
     plain = network(IMAGES)
-    ap.pruned(network)(IMAGES, keys(17, 4))
+    ap.pruned(network, draws="bernoulli")(IMAGES, keys(17, 4))
     np.testing.assert_array_equal(network(IMAGES), plain)
 
     def broken(images):
@@ -230,7 +245,7 @@ def test_nothing_stays_behind(network):
         raise RuntimeError("broken")
 
     with pytest.raises(RuntimeError, match="broken"):
-        ap.pruned(broken)(IMAGES, keys(17, 4))
+        ap.pruned(broken, draws="bernoulli")(IMAGES, keys(17, 4))
     np.testing.assert_array_equal(network(IMAGES), plain)
 
 

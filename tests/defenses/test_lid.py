@@ -18,8 +18,14 @@ from ddjax.classifier import bind
 from ddjax.defenses import lid
 
 DIMENSIONALITY = jax.jit(lid.local_intrinsic_dimensionality, static_argnames="neighbors")
+ACTIVATIONS = jax.jit(lid.activations)
+SCORES = jax.jit(lid.Detector.scores)
 IMAGES = jax.random.uniform(jax.random.key(0), (5, 3, 3, 1))
 REFERENCES = jax.random.uniform(jax.random.key(1), (9, 3, 3, 1))
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
 class Head(nn.Module):
@@ -43,7 +49,7 @@ class Network(nn.Module):
 @pytest.fixture(scope="module")
 def network():
     module = Network()
-    return bind(module, module.init(jax.random.key(2), IMAGES))
+    return bind(module, jax.jit(module.init)(jax.random.key(2), IMAGES))
 
 
 def oracle(queries, references, neighbors):
@@ -55,12 +61,12 @@ def oracle(queries, references, neighbors):
 @pytest.mark.parametrize(("size", "neighbors", "offset"), [(1, 2, 0.0), (3, 5, 0.0), (400, 20, 0.0), (30, 49, 10.0)])
 def test_is_the_naive_one(size, neighbors, offset):
     rng = np.random.default_rng(size)
-    references = jnp.asarray(rng.normal(size=(50, size)) + offset, jnp.float32)
+    references = (rng.normal(size=(50, size)) + offset).astype(np.float32)
     # Queries elsewhere, near a reference as adversarial images are, and references themselves.
-    queries = jnp.concatenate([references[:5] + 0.7, references[5:10] * 1.001, references[10:]])
+    queries = np.concatenate([references[:5] + np.float32(0.7), references[5:10] * np.float32(1.001), references[10:]])
     found = DIMENSIONALITY(queries, references, neighbors=neighbors)
     np.testing.assert_allclose(found, oracle(queries, references, neighbors), rtol=1e-3)
-    eager = lid.local_intrinsic_dimensionality(queries[:2], references, neighbors=neighbors)
+    eager = lid.local_intrinsic_dimensionality(jnp.asarray(queries[:2]), jnp.asarray(references), neighbors=neighbors)
     np.testing.assert_allclose(eager, found[:2], rtol=1e-3)
 
 
@@ -82,40 +88,43 @@ def test_balls_have_the_dimension_that_they_have(dimension):
 
 
 def test_scale_place_and_order_do_not_matter():
-    points = jax.random.normal(jax.random.key(3), (40, 6))
-    queries = points[:8] + 0.1
+    points = normal(3, 40, 6)
+    queries = points[:8] + np.float32(0.1)
     found = DIMENSIONALITY(queries, points)
-    for scale in (1e-6, 1e6):
+    for scale in np.float32([1e-6, 1e6]):
         np.testing.assert_allclose(DIMENSIONALITY(scale * queries, scale * points), found, rtol=1e-4)
-    np.testing.assert_allclose(DIMENSIONALITY(queries + 3, points + 3), found, rtol=1e-3)
-    np.testing.assert_allclose(DIMENSIONALITY(queries[::-1], points[::-1]), found[::-1], rtol=1e-5)
+    three = np.float32(3)
+    np.testing.assert_allclose(DIMENSIONALITY(queries + three, points + three), found, rtol=1e-3)
+    np.testing.assert_allclose(DIMENSIONALITY(queries[::-1], points[::-1]), np.asarray(found)[::-1], rtol=1e-5)
 
 
 def test_the_closest_does_not_count():
-    points = jax.random.normal(jax.random.key(4), (30, 6))
-    nearer = jnp.concatenate([points[:1] * 1.0001, points[1:]])
+    points = normal(4, 30, 6)
+    nearer = np.concatenate([points[:1] * np.float32(1.0001), points[1:]])
     query = points[:1]
-    np.testing.assert_allclose(DIMENSIONALITY(query, points), DIMENSIONALITY(query, nearer), rtol=1e-4)
-    assert abs(float(DIMENSIONALITY(query, points, neighbors=19)[0] - DIMENSIONALITY(query, points)[0])) > 1e-3
+    found = np.asarray(DIMENSIONALITY(query, points))
+    np.testing.assert_allclose(found, DIMENSIONALITY(query, nearer), rtol=1e-4)
+    assert abs(np.asarray(DIMENSIONALITY(query, points, neighbors=19))[0] - found[0]) > 1e-3
 
 
 def test_duplicates_give_numbers_and_gradients():
-    points = jax.random.normal(jax.random.key(5), (1, 4))
-    some = jnp.concatenate([jnp.broadcast_to(points, (12, 4)), jax.random.normal(jax.random.key(6), (12, 4))])
-    for references in (some, jnp.broadcast_to(points, (24, 4)), jnp.zeros((24, 4))):
+    points = normal(5, 1, 4)
+    some = np.concatenate([np.broadcast_to(points, (12, 4)), normal(6, 12, 4)])
+    value_and_gradient = jax.jit(jax.value_and_grad(lambda q, r: DIMENSIONALITY(q, r).sum()))
+    for references in (some, np.broadcast_to(points, (24, 4)), np.zeros((24, 4), np.float32)):
         for query in (points, references[:1]):
-            value, gradient = jax.value_and_grad(lambda q, r=references: DIMENSIONALITY(q, r).sum())(query)
+            value, gradient = value_and_gradient(query, references)
             assert 0 < float(value) <= 1.1e6
             assert np.isfinite(gradient).all()
     # Eleven neighbors at no distance, of twenty: hardly any dimension.
-    assert float(DIMENSIONALITY(points, some)[0]) < 0.4
+    assert float(value_and_gradient(points, some)[0]) < 0.4
 
 
 def test_gradient_is_the_difference():
-    points = jax.random.normal(jax.random.key(7), (25, 3))
-    query, direction = jax.random.normal(jax.random.key(8), (2, 1, 3))
-    slope = jax.jvp(lambda q: DIMENSIONALITY(q, points), (query,), (direction,))[1]
-    ends = [oracle(query + h * direction, points, 20) for h in (-1e-3, 1e-3)]
+    points = normal(7, 25, 3)
+    query, direction = normal(8, 2, 1, 3)
+    slope = jax.jit(lambda q, d: jax.jvp(lambda q: DIMENSIONALITY(q, points), (q,), (d,))[1])(query, direction)
+    ends = [oracle(query + np.float32(h) * direction, points, 20) for h in (-1e-3, 1e-3)]
     np.testing.assert_allclose(slope, (ends[1] - ends[0]) / 2e-3, rtol=1e-2)
 
 
@@ -126,17 +135,18 @@ def test_too_few(neighbors, count):
 
 
 def test_activations_are_those_of_each_layer_in_order(network):
-    found = jax.jit(lid.activations)(network, IMAGES)
+    logits, found = jax.jit(lambda f, x: (f(x), lid.activations(f, x)))(network, IMAGES)
     names = ["input", "Conv_0", "BatchNorm_0", "ReLU_0", "ReLU_0#2", "Head_0/Dense_0"]
     assert isinstance(found, collections.OrderedDict)
     assert list(found) == names
-    np.testing.assert_array_equal(found["input"], IMAGES.reshape(5, -1))
+    found, images = jax.tree.map(np.asarray, (found, IMAGES))
+    np.testing.assert_array_equal(found["input"], images.reshape(5, -1))
     np.testing.assert_allclose(found["ReLU_0"], np.maximum(found["BatchNorm_0"] + 1, 0), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found["ReLU_0#2"], np.maximum(found["ReLU_0"] - 0.5, 0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found["Head_0/Dense_0"], network(IMAGES), rtol=1e-5, atol=1e-6)
-    kernel = network.args[0]["params"]["Conv_0"]["kernel"]
+    np.testing.assert_allclose(found["Head_0/Dense_0"], logits, rtol=1e-5, atol=1e-6)
+    kernel = np.asarray(network.args[0]["params"]["Conv_0"]["kernel"])
     by_hand = sum(
-        np.tensordot(IMAGES[:, i : i + 2, j : j + 2], kernel[i, j], axes=1) for i in range(2) for j in range(2)
+        np.tensordot(images[:, i : i + 2, j : j + 2], kernel[i, j], axes=1) for i in range(2) for j in range(2)
     )
     np.testing.assert_allclose(found["Conv_0"], by_hand.reshape(5, -1), rtol=1e-5, atol=1e-6)
     assert {values.shape[0] for values in found.values()} == {5}
@@ -146,13 +156,13 @@ def test_which_layers_count_is_a_setting_and_the_root_has_a_name(network):
     assert list(lid.activations(network, IMAGES, after=(nn.Dense,))) == ["input", "Head_0/Dense_0"]
     root = nn.Dense(2)
     images = IMAGES[:, :1, :1]
-    logits_fn = bind(root, root.init(jax.random.key(0), images))
+    logits_fn = bind(root, jax.jit(root.init)(jax.random.key(0), images))
     assert list(lid.activations(lambda x: logits_fn(x) + logits_fn(1 - x), images)) == ["input", "Dense", "Dense#2"]
 
 
 def test_the_papers_networks_show_all_layers():
     module, images = models.build("digits", 10), jnp.zeros((2, 8, 8, 1))
-    network = bind(module, module.init(jax.random.key(0), images))
+    network = bind(module, jax.eval_shape(module.init, jax.random.key(0), images))
     found = jax.eval_shape(lid.activations, network, images)
     names = ["input", "Conv_0", "ReLU_0", "Conv_1", "ReLU_1", "Dense_0", "ReLU_2", "Dense_1"]
     assert [(name, values.shape[1]) for name, values in found.items()] == list(
@@ -170,28 +180,30 @@ def test_classifiers_without_layers(network):
 
 
 def test_features_are_the_dimensionalities_of_each_layer(network):
-    found = jax.jit(lambda f, q, r: lid.features(f, q, r, neighbors=4))(network, IMAGES, REFERENCES)
-    queries, references = (jax.jit(lid.activations)(network, images) for images in (IMAGES, REFERENCES))
+    found = np.asarray(jax.jit(lambda f, q, r: lid.features(f, q, r, neighbors=4))(network, IMAGES, REFERENCES))
+    queries, references = (ACTIVATIONS(network, images) for images in (IMAGES, REFERENCES))
     assert found.shape == (5, 6)
     for column, name in enumerate(queries):
         np.testing.assert_allclose(found[:, column], oracle(queries[name], references[name], 4), rtol=2e-3)
-    alone = lid.features(network, IMAGES[3:4], REFERENCES, neighbors=4, after=(layers.Conv,))
+    few = jax.jit(lambda f, q, r: lid.features(f, q, r, neighbors=4, after=(layers.Conv,)))
+    alone = few(network, np.asarray(IMAGES)[3:4], REFERENCES)
     np.testing.assert_allclose(alone, found[3:4, :2], rtol=1e-3)
 
 
 def test_noise_is_as_large_as_the_attack():
-    images = 0.5 + 0.05 * IMAGES
-    like = images + jnp.arange(5.0)[:, None, None, None] * jnp.linspace(-0.02, 0.02, 9).reshape(1, 3, 3, 1)
+    images = np.float32(0.5) + np.float32(0.05) * np.asarray(IMAGES)
+    change = np.arange(5.0)[:, None, None, None] * np.linspace(-0.02, 0.02, 9).reshape(1, 3, 3, 1)
+    like = images + change.astype(np.float32)
     keys = jax.random.split(jax.random.key(9), 5)
     noisy = jax.jit(lid.noisy)
-    found = noisy(images, like, keys)
-    sizes = lambda values: np.linalg.norm(np.asarray(values).reshape(5, -1), axis=1)
+    found = np.asarray(noisy(images, like, keys))
+    sizes = lambda values: np.linalg.norm(values.reshape(5, -1), axis=1)
     np.testing.assert_allclose(sizes(found - images), sizes(like - images), rtol=1e-4)
     np.testing.assert_array_equal(found[0], images[0])
     np.testing.assert_allclose(noisy(images[2:3], like[2:3], keys[2:3])[0], found[2], rtol=1e-6)
-    cut = noisy(images, 5 * like - 4 * images + 1, keys)
-    assert float(cut.min()) == 0
-    assert float(cut.max()) == 1
+    cut = np.asarray(noisy(images, 5 * like - 4 * images + 1, keys))
+    assert cut.min() == 0
+    assert cut.max() == 1
 
 
 def kinds(seed, count=30, shift=3.0):
@@ -209,7 +221,7 @@ def fitted():
 
 def test_detector_separates_what_it_has_not_seen(fitted):
     clean, noisy, adversarial = kinds(1)
-    scores = np.asarray(fitted.scores(jnp.asarray(np.concatenate([clean, noisy, adversarial]), jnp.float32)))
+    scores = np.asarray(SCORES(fitted, np.concatenate([clean, noisy, adversarial]).astype(np.float32)))
     truth = np.repeat([0, 0, 1], 30)
     assert roc_auc_score(truth, scores) > 0.95
     assert ((scores > float(fitted.threshold)) == truth).mean() > 0.85
@@ -223,7 +235,7 @@ def test_detector_is_that_of_scikit_learn(fitted):
     ).fit(np.concatenate(kinds(0)), np.repeat([0, 0, 1], 30))
     # Values outside of the range that was fitted as well.
     values = np.concatenate(kinds(1, shift=5.0))
-    found = jax.jit(lambda d, x: d.scores(x))(fitted, jnp.asarray(values, jnp.float32))
+    found = SCORES(fitted, values.astype(np.float32))
     np.testing.assert_allclose(found, search.predict_proba(values)[:, 1], atol=1e-4)
     odds = fitted.log_odds(jnp.asarray(values, jnp.float32))
     np.testing.assert_allclose(odds, search.decision_function(values), rtol=1e-3, atol=1e-3)
@@ -263,11 +275,14 @@ def test_features_of_other_layers_fit_nothing():
 
 def test_images_are_scored_by_one_differentiable_function(network):
     detector = lid.Detector(jnp.array([0.1, -0.2, 0.3, 0.1, 0.0, 0.2]), jnp.float32(-1), jnp.float32(0.5))
-    score = jax.jit(lambda f, d, x: lid.detector_scores(f, d, x, REFERENCES, neighbors=4))
-    found = score(network, detector, IMAGES)
-    expected = detector.scores(jax.jit(lambda x: lid.features(network, x, REFERENCES, neighbors=4))(IMAGES))
+
+    def score(logits_fn, detector, images):
+        found = lid.detector_scores(logits_fn, detector, images, REFERENCES, neighbors=4)
+        return found[1], found
+
+    gradient, found = jax.jit(jax.grad(score, argnums=2, has_aux=True))(network, detector, IMAGES)
+    expected = SCORES(detector, jax.jit(lambda x: lid.features(network, x, REFERENCES, neighbors=4))(IMAGES))
     np.testing.assert_allclose(found, expected, rtol=1e-3)
-    gradient = jax.jit(jax.grad(lambda x: score(network, detector, x)[1]))(IMAGES)
     assert np.isfinite(gradient).all()
     # An image's score is its own affair.
     moved = np.abs(np.asarray(gradient)).max((1, 2, 3)) > 0

@@ -10,6 +10,8 @@ from ddjax.defenses.thermometer import Encoded, aware, decode, dga, encode, ls_p
 from ddjax.models import build
 
 LEVELS = (2, 7, 10, 16)
+# One program each, which the tests share.
+jitted_encode, jitted_decode = (jax.jit(function, static_argnames="levels") for function in (encode, decode))
 
 
 def some(shape, levels, seed=0):
@@ -25,7 +27,7 @@ def some(shape, levels, seed=0):
 @pytest.mark.parametrize("levels", LEVELS)
 def test_codes_are_the_description(levels):
     images, bins = some((3, 5, 4, 2), levels)
-    codes = np.asarray(jax.jit(lambda x: encode(x, levels=levels))(images))
+    codes = np.asarray(jitted_encode(images, levels=levels))
     assert codes.shape == (3, 5, 4, 2 * levels)
     assert (codes.reshape(3, 5, 4, 2, levels)[..., 0] == 1).all()
     for channel in range(2):
@@ -36,24 +38,24 @@ def test_codes_are_the_description(levels):
 @pytest.mark.parametrize("levels", LEVELS)
 def test_decodes_to_the_center_of_the_bin(levels):
     images, bins = some((3, 5, 4, 2), levels)
-    codes = encode(images, levels=levels)
-    images_again = decode(codes, levels=levels)
+    codes = jitted_encode(images, levels=levels)
+    images_again = jitted_decode(codes, levels=levels)
     np.testing.assert_allclose(images_again, (bins + 0.5) / levels, atol=1e-6)
-    assert float(jnp.abs(images_again - images).max()) <= 0.5 / levels + 1e-6
-    np.testing.assert_array_equal(encode(images_again, levels=levels), codes)
+    assert np.abs(np.asarray(images_again) - np.asarray(images)).max() <= 0.5 / levels + 1e-6
+    np.testing.assert_array_equal(jitted_encode(images_again, levels=levels), codes)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
 def test_floor_of_the_ramp_is_the_code_and_one_ramp_is_active(levels):
     images, bins = some((3, 5, 4, 2), levels)
-    found = np.asarray(ramp(images, levels=levels)).reshape(3, 5, 4, 2, levels)
+    own = lambda x: ramp(x, levels=levels)
+    with_slope = jax.jit(lambda x: (own(x), jax.jvp(own, (x,), (jnp.ones_like(x),))[1]))
+    found, slope = (np.asarray(part).reshape(3, 5, 4, 2, levels) for part in with_slope(images))
     wanted = np.clip(levels * np.asarray(images)[..., None] - np.arange(levels) + 1, 0, 1)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     if levels in (2, 16):
         # Products with other numbers are rounded, which may bring a pixel just below a border to it.
-        np.testing.assert_array_equal(np.floor(found), encode(images, levels=levels).reshape(found.shape))
-    _, slope = jax.jvp(lambda x: ramp(x, levels=levels), (images,), (jnp.ones_like(images),))
-    slope = np.asarray(slope).reshape(found.shape)
+        np.testing.assert_array_equal(np.floor(found), np.reshape(jitted_encode(images, levels=levels), found.shape))
     np.testing.assert_array_equal(slope, levels * (np.arange(levels) == bins[..., None] + 1))
     assert (slope[bins == levels - 1] == 0).all()
     # In units of 0 to 255, levels / 256 up to what 256 stands for.
@@ -62,10 +64,11 @@ def test_floor_of_the_ramp_is_the_code_and_one_ramp_is_active(levels):
 
 def test_the_ramp_of_a_pixel_is_its_own_and_the_code_has_none():
     images, _ = some((1, 2, 2, 2), 4)
-    jacobian = np.asarray(jax.jacobian(lambda x: ramp(x, levels=4))(images)).reshape(8, 4, 8)
-    assert (jacobian != 0).any()
-    assert (jacobian[~np.eye(8, dtype=bool)[:, None, :].repeat(4, axis=1)] == 0).all()
-    assert (np.asarray(jax.jacobian(lambda x: encode(x, levels=4))(images)) == 0).all()
+    jacobian = lambda function: np.asarray(jax.jit(jax.jacobian(lambda x: function(x, levels=4)))(images))
+    of_ramp = jacobian(ramp).reshape(8, 4, 8)
+    assert (of_ramp != 0).any()
+    assert (of_ramp[~np.eye(8, dtype=bool)[:, None, :].repeat(4, axis=1)] == 0).all()
+    assert (jacobian(encode) == 0).all()
 
 
 def test_black_that_was_rounded_below_zero_is_black():
@@ -88,8 +91,14 @@ def test_aware_has_the_values_of_the_codes_and_the_gradient_of_the_ramp():
     images, bins = some((2, 3, 3, 2), 5)
     logits_fn = linear(images.shape, 5, 3)
     seen = aware(logits_fn, levels=5)
-    np.testing.assert_array_equal(seen(images), logits_fn(encode(images, levels=5)))
-    gradient = jax.grad(lambda x: seen(x)[:, 1].sum())(images)
+
+    @jax.jit
+    def look(images):
+        gradient = jax.grad(lambda x: seen(x)[:, 1].sum())(images)
+        return seen(images), logits_fn(encode(images, levels=5)), gradient
+
+    logits, expected, gradient = look(images)
+    np.testing.assert_array_equal(logits, expected)
     weights = np.asarray(logits_fn.args[0])[:, 1].reshape(3, 3, 2, 5)
     weights = np.concatenate([weights, np.zeros((3, 3, 2, 1))], axis=3)
     wanted = 5 * np.take_along_axis(np.broadcast_to(weights, (2, *weights.shape)), bins[..., None] + 1, axis=4)[..., 0]
@@ -192,7 +201,8 @@ def test_finds_the_optimum_of_each_pixel_of_a_linear_classifier(name, targeted):
     towards = np.where(np.asarray(labels)[:, None, None, None, None] == 0, 1, -1) * (weights[..., 1] - weights[..., 0])
     promise = np.where(reachable(*ball(images, epsilon), levels), np.cumsum(towards, axis=4), -np.inf)
     expected = np.arange(levels) <= promise.argmax(4)[..., None]
-    np.testing.assert_array_equal(encode(result.images, levels=levels).reshape(expected.shape), expected)
+    codes = jitted_encode(result.images, levels=levels)
+    np.testing.assert_array_equal(np.reshape(codes, expected.shape), expected)
     assert (expected.sum(4) - 1 != bins).mean() > 0.5
 
 
@@ -206,13 +216,13 @@ def network():
             return nn.Dense(4)(nn.relu(nn.Dense(8)(codes.reshape(codes.shape[0], -1))))
 
     module = Encoded(Net(), levels=8, channels=2)
-    return bind(module, module.init(jax.random.key(1), jnp.zeros((1, 4, 4, 2))))
+    return bind(module, jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, 4, 4, 2))))
 
 
 @pytest.fixture(scope="module")
 def batch(network):
     images, _ = some((12, 4, 4, 2), 8, seed=5)
-    return images, jnp.argmax(network(images), axis=1).astype(jnp.int32)
+    return images, jax.jit(lambda f, x: jnp.argmax(f(x), axis=1).astype(jnp.int32))(network, images)
 
 
 SETTINGS = {
@@ -232,16 +242,17 @@ def of_name(name, **settings):
 def test_contract(network, batch, name):
     images, labels = batch
     keys = jax.random.split(jax.random.key(6), 12)
-    epsilon = jnp.linspace(0.0, 0.4, 12)
+    epsilon = np.linspace(0.0, 0.4, 12, dtype=np.float32)
     run = jax.jit(lambda x, y, k, e, t: of_name(name)(network, x, y, k, epsilon=e, targets=t))
+    logits = jax.jit(network)
     result = run(images, labels, keys, epsilon, None)
     adversarial = np.asarray(result.images)
-    low, high = ball(images, np.asarray(epsilon)[:, None, None, None])
+    low, high = ball(images, epsilon[:, None, None, None])
     assert (adversarial >= low).all()
     assert (adversarial <= high).all()
     # Each pixel is the point of its bin that is closest to where it was.
-    codes = np.asarray(encode(result.images, levels=8)).reshape(*images.shape, 8)
-    before = np.asarray(encode(images, levels=8)).reshape(codes.shape)
+    codes = np.asarray(jitted_encode(result.images, levels=8)).reshape(*images.shape, 8)
+    before = np.asarray(jitted_encode(images, levels=8)).reshape(codes.shape)
     bins = codes.sum(4).astype(int) - 1
     lower, upper = np.float32(bins / 8), np.nextafter(np.float32((bins + 1) / 8), np.float32(0))
     up, down = codes.sum(4) > before.sum(4), codes.sum(4) < before.sum(4)
@@ -250,7 +261,7 @@ def test_contract(network, batch, name):
     assert down.any()
     np.testing.assert_array_equal(adversarial[0], images[0])
     # What the classifier of images says of them.
-    np.testing.assert_allclose(result.logits, network(result.images), atol=1e-4)
+    np.testing.assert_allclose(result.logits, logits(result.images), atol=1e-4)
     np.testing.assert_array_equal(result.success, np.argmax(result.logits, axis=1) != labels)
     assert 0 < result.success.sum() < 12
     assert (np.asarray(result.steps) == 5).all()
@@ -258,9 +269,9 @@ def test_contract(network, batch, name):
     # Neither the batch nor the compiler matters, and a target is another attack.
     few = run(images[3:5], labels[3:5], keys[3:5], epsilon[3:5], None)
     np.testing.assert_array_equal(few.images, adversarial[3:5])
-    targets = (labels + 1) % 4
+    targets = (np.asarray(labels) + 1) % 4
     aimed = run(images, labels, keys, epsilon, targets)
-    np.testing.assert_array_equal(aimed.success, np.argmax(network(aimed.images), axis=1) == targets)
+    np.testing.assert_array_equal(aimed.success, np.argmax(logits(aimed.images), axis=1) == targets)
     assert (np.asarray(aimed.images) != adversarial).any()
 
 
@@ -317,9 +328,8 @@ def test_dga_keeps_the_best_of_what_it_has_visited(network, batch):
     for steps in (1, 2, 6):
         run = attack("dga", levels=8, epsilon=0.1, num_steps=steps, random_start=False)
         result = jax.jit(lambda x, run=run: run(network, x, labels))(images)
-        own = jnp.take_along_axis(result.logits, labels[:, None], axis=1)[:, 0]
-        others = jnp.where(jax.nn.one_hot(labels, 4, dtype=bool), -jnp.inf, result.logits).max(axis=1)
-        distances.append(np.asarray(own - others))
+        logits, is_own = np.asarray(result.logits), np.arange(4) == np.asarray(labels)[:, None]
+        distances.append(logits[is_own] - np.where(is_own, -np.inf, logits).max(axis=1))
     assert (np.diff(distances, axis=0) <= 1e-5).all()
 
 
