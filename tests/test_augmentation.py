@@ -8,7 +8,10 @@ from ddjax import augmentation
 
 KEYS = jax.random.split(jax.random.key(0), 2000)
 SIZE = 21
-IMAGES = jax.random.uniform(jax.random.key(1), (4, SIZE, SIZE, 3))
+IMAGES = np.random.default_rng(1).random((4, SIZE, SIZE, 3), np.float32)
+# Compiled, because that takes less time than operation by operation.
+jitter = jax.jit(augmentation._jitter)
+photographs = jax.jit(augmentation.photographs)
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +50,14 @@ def test_geometry_is_a_flip_a_rotation_and_a_crop_in_their_ranges(sources):
 
 
 def test_resampling_is_scipys():
-    key = KEYS[3]
-    _, geometry = jax.random.split(key)
-    rows, columns = augmentation._sources(SIZE, SIZE, geometry)
-    got = augmentation.photographs(IMAGES[:1], key[None])[0]
-    jittered = augmentation._jitter(IMAGES[0], jax.random.uniform(jax.random.split(key)[0], (4,)))
+    @jax.jit
+    def drawn(key):
+        color, geometry = jax.random.split(key)
+        return augmentation._sources(SIZE, SIZE, geometry), jax.random.uniform(color, (4,))
+
+    (rows, columns), colors = jax.tree.map(np.asarray, drawn(KEYS[3]))
+    got = np.asarray(photographs(IMAGES, KEYS[3:7]))[0]
+    jittered = np.asarray(jitter(IMAGES[0], colors))
     for channel in range(3):
         expected = ndimage.map_coordinates(jittered[..., channel], [rows, columns], order=1, mode="grid-constant")
         inside = (rows >= 0) & (rows <= SIZE - 1) & (columns >= 0) & (columns <= SIZE - 1)
@@ -59,42 +65,42 @@ def test_resampling_is_scipys():
 
 
 def test_colors_change_in_their_ranges_and_not_at_the_middle():
-    np.testing.assert_allclose(augmentation._jitter(IMAGES[0], jnp.full(4, 0.5)), IMAGES[0], atol=1e-5)
-    gray = jnp.full((4, 4, 3), 0.5)
+    full = lambda shape, value: np.full(shape, value, np.float32)
+    np.testing.assert_allclose(jitter(IMAGES[0], full(4, 0.5)), IMAGES[0], atol=1e-5)
+    gray = full((3, 3, 3), 0.5)
     # A flat gray image has brightness alone.
     for draw, factor in ((0.0, 0.7), (1.0, 1.3)):
-        np.testing.assert_allclose(augmentation._jitter(gray, jnp.full(4, draw)), gray * factor, atol=1e-5)
-    for extreme in (jnp.zeros((3, 3, 3)), jnp.ones((3, 3, 3))):
-        assert np.isfinite(augmentation._jitter(extreme, jnp.ones(4))).all()
-    red = jnp.zeros((2, 2, 3)).at[..., 0].set(1.0)
-    turned = augmentation._jitter(red, jnp.array([0.5, 0.5, 0.5, 1.0]))
+        np.testing.assert_allclose(jitter(gray, full(4, draw)), gray * factor, atol=1e-5)
+    for extreme in (0.0, 1.0):
+        assert np.isfinite(jitter(full((3, 3, 3), extreme), full(4, 1.0))).all()
+    red = full((3, 3, 3), [1.0, 0.0, 0.0])
+    turned = np.asarray(jitter(red, np.array([0.5, 0.5, 0.5, 1.0], np.float32)))
     # 0.2 of the circle from red, 72 degrees: yellow and a fifth of the way on to green.
     np.testing.assert_allclose(turned[0, 0], [0.8, 1.0, 0.0], atol=1e-5)
 
 
 def test_each_image_has_its_own_draw_and_an_equal_key_the_same():
-    vary = jax.jit(augmentation.photographs)
-    same = jnp.broadcast_to(IMAGES[:1], IMAGES.shape)
-    varied = vary(same, KEYS[:4])
+    same = np.broadcast_to(IMAGES[:1], IMAGES.shape)
+    varied = np.asarray(photographs(same, KEYS[:4]))
     assert varied.shape == IMAGES.shape
     assert float(varied.min()) >= 0
     assert float(varied.max()) <= 1
     for other in range(1, 4):
         assert np.abs(varied[0] - varied[other]).max() > 0.1
-    np.testing.assert_array_equal(vary(same, KEYS[:4]), varied)
+    np.testing.assert_array_equal(photographs(same, KEYS[:4]), varied)
 
 
 def test_gray_images_are_refused():
     with pytest.raises(ValueError, match="three channels, got 1"):
-        augmentation.photographs(IMAGES[..., :1], KEYS[:4])
+        augmentation.photographs(jnp.asarray(IMAGES[..., :1]), KEYS[:4])
 
 
 def test_shifts_and_flips_are_all_there_and_move_whole_pixels():
     # A picture without equal pixels, in which each shift and flip can be recognized.
-    picture = jnp.arange(1.0, 8 * 8 + 1).reshape(1, 8, 8, 1) / 64
+    picture = np.arange(1, 8 * 8 + 1, dtype=np.float32).reshape(1, 8, 8, 1) / 64
     keys = jax.random.split(jax.random.key(0), 400)
-    found = np.asarray(augmentation.shifts_and_flips(jnp.tile(picture, (400, 1, 1, 1)), keys))[..., 0]
-    padded = np.pad(np.asarray(picture[0, :, :, 0]), 1)
+    found = np.asarray(jax.jit(augmentation.shifts_and_flips)(np.tile(picture, (400, 1, 1, 1)), keys))[..., 0]
+    padded = np.pad(picture[0, :, :, 0], 1)
     expected = [padded[row : row + 8, column : column + 8] for row in range(3) for column in range(3)]
     expected += [shift[:, ::-1] for shift in expected]
     matches = np.array([[np.array_equal(one, other) for other in expected] for one in found])
@@ -104,8 +110,8 @@ def test_shifts_and_flips_are_all_there_and_move_whole_pixels():
 
 def test_crops_enlarge_a_part():
     # Of a slope, a crop is a slope of three quarters of the steepness.
-    slope = jnp.broadcast_to(jnp.linspace(0.0, 1.0, 32)[None, None, :, None], (20, 32, 32, 1))
-    found = np.asarray(augmentation.crops(slope, KEYS[:20]))[:, 16, :, 0]
+    slope = np.broadcast_to(np.linspace(0, 1, 32, dtype=np.float32)[None, None, :, None], (20, 32, 32, 1))
+    found = np.asarray(jax.jit(augmentation.crops)(slope, KEYS[:20]))[:, 16, :, 0]
     steps = np.median(np.abs(np.diff(found, axis=1)), axis=1)
     np.testing.assert_allclose(steps, 0.75 / 31, rtol=1e-3)
     assert len(np.unique(found[:, 16])) > 5

@@ -58,8 +58,12 @@ def values_and_gradients(images, kernel, cotangent, padding, lowering):
     return outputs, *vjp_fn(cotangent)
 
 
+# Compiled, because that takes less time than operation by operation; tests of equal shapes share a program.
+compiled = jax.jit(values_and_gradients, static_argnums=(3, 4))
+
+
 def single(arrays):
-    return [jnp.asarray(array, jnp.float32) for array in arrays]
+    return jax.device_put([array.astype(np.float32) for array in arrays])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,7 +71,7 @@ def single(arrays):
 def test_conv_and_both_gradients_match_float64(shape, lowering):
     arrays = example(*shape)
     expected = reference(*arrays, shape[4])
-    got = jax.jit(values_and_gradients, static_argnums=(3, 4))(*single(arrays), shape[4], lowering)
+    got = compiled(*single(arrays), shape[4], lowering)
     for array, wanted in zip(got, expected, strict=True):
         np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-4 * np.abs(wanted).max())
 
@@ -79,7 +83,7 @@ def test_winograd_is_as_precise_as_the_plain_form():
     exact = reference(images, kernel, cotangent, "VALID")
     error = {}
     for lowering in ("plain", "canonical"):
-        got = values_and_gradients(*single((images, kernel, cotangent)), "VALID", lowering)
+        got = map(np.asarray, compiled(*single((images, kernel, cotangent)), "VALID", lowering))
         error[lowering] = [np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in zip(got, exact, strict=True)]
     assert max(error["canonical"]) < 3e-6
     assert max(error["plain"]) < 3e-6
@@ -88,14 +92,15 @@ def test_winograd_is_as_precise_as_the_plain_form():
 @pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[7]])
 def test_canonical_conv_is_the_same_inside_a_scan_and_over_a_stack_of_models(shape):
     images, kernel, cotangent = single(example(*shape))
-    alone = values_and_gradients(images, kernel, cotangent, shape[4], "canonical")
+    alone = jax.tree.map(np.asarray, compiled(images, kernel, cotangent, shape[4], "canonical"))
 
     def step(carry, _):
         return carry, values_and_gradients(images, kernel, cotangent, shape[4], "canonical")
 
     _, scanned = jax.jit(lambda: jax.lax.scan(step, 0, None, length=2))()
-    kernels = jnp.stack([kernel, 2 * kernel])
+    kernels = np.stack([kernel, 2 * np.asarray(kernel)])
     stacked = jax.jit(jax.vmap(lambda k: values_and_gradients(images, k, cotangent, shape[4], "canonical")))(kernels)
+    scanned, stacked = jax.tree.map(np.asarray, (scanned, stacked))
     for one, of_scan, of_stack in zip(alone, scanned, stacked, strict=True):
         np.testing.assert_allclose(of_scan[1], one, rtol=1e-5, atol=1e-4)
         np.testing.assert_allclose(of_stack[0], one, rtol=1e-5, atol=1e-4)
@@ -117,25 +122,32 @@ def test_max_pool_sends_ties_to_the_first_maximum(size, lowering):
         row, column = divmod(int(block.argmax()), 2)
         outputs[b, i, j, c] = block.max()
         gradient[b, 2 * i + row, 2 * j + column, c] += cotangent[b, i, j, c]
-    pooled, vjp_fn = jax.vjp(lambda x: layers.max_pool(x, lowering=lowering), jnp.asarray(images))
+
+    @jax.jit
+    def value_and_gradient(images, cotangent):
+        pooled, vjp_fn = jax.vjp(lambda x: layers.max_pool(x, lowering=lowering), images)
+        return pooled, *vjp_fn(cotangent)
+
+    pooled, found = value_and_gradient(images, cotangent)
     np.testing.assert_array_equal(pooled, outputs)
-    np.testing.assert_array_equal(vjp_fn(jnp.asarray(cotangent))[0], gradient)
+    np.testing.assert_array_equal(found, gradient)
 
 
 def test_plain_lowering_has_forward_mode():
     images, kernel, _ = single(example(8, 8, 4, 3, "VALID"))
-    conv = lambda x: layers.max_pool(layers.conv(x, kernel, lowering="plain"), lowering="plain")
-    _, tangent = jax.jvp(conv, (images,), (jnp.ones_like(images),))
-    difference = (conv(images + 1e-2) - conv(images)) / 1e-2
+    conv = jax.jit(lambda x: layers.max_pool(layers.conv(x, kernel, lowering="plain"), lowering="plain"))
+    _, tangent = jax.jit(lambda x: jax.jvp(conv, (x,), (jnp.ones_like(x),)))(images)
+    difference = np.subtract(conv(np.asarray(images) + 1e-2), conv(images)) / 1e-2
     np.testing.assert_allclose(tangent, difference, rtol=0.05, atol=0.5)
 
 
 def test_conv_module_has_the_parameters_of_flax():
-    images = jnp.ones((2, 6, 6, 2))
-    variables = layers.Conv(4).init(jax.random.key(0), images)
+    images = np.ones((2, 6, 6, 2), np.float32)
+    variables = jax.jit(layers.Conv(4).init)(jax.random.key(0), images)
+    apply = jax.jit(layers.Conv(4).apply)
     assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (3, 3, 2, 4), "bias": (4,)}}
-    shifted = {"params": variables["params"] | {"bias": jnp.ones(4)}}
-    np.testing.assert_allclose(layers.Conv(4).apply(shifted, images), layers.Conv(4).apply(variables, images) + 1, 1e-6)
+    shifted = {"params": variables["params"] | {"bias": np.ones(4, np.float32)}}
+    np.testing.assert_allclose(apply(shifted, images), np.asarray(apply(variables, images)) + 1, 1e-6)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +169,8 @@ def test_bad_arguments(call, message):
 def test_kernel_gradient_summed_over_parts_of_the_batch(batch):
     rng = np.random.default_rng(2)
     arrays = single([rng.normal(size=shape) for shape in ((batch, 7, 6, 4), (3, 3, 4, 5), (batch, 5, 4, 5))])
-    plain = values_and_gradients(*arrays, "VALID", "plain")
-    canonical = jax.jit(values_and_gradients, static_argnums=(3, 4))(*arrays, "VALID", "canonical")
+    plain = compiled(*arrays, "VALID", "plain")
+    canonical = compiled(*arrays, "VALID", "canonical")
     for got, wanted in zip(canonical, plain, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-3)
 
@@ -170,9 +182,9 @@ def test_convolutions_without_rows_of_zeros_are_the_same():
         with layers.unpadded():
             return values_and_gradients(*arrays, "VALID", "canonical")
 
-    padded = jax.jit(values_and_gradients, static_argnums=(3, 4))
     exact = jax.jit(unpadded, compiler_options=layers.COMPILER_OPTIONS)
-    pairs = zip(exact(images, kernel, cotangent), padded(images, kernel, cotangent, "VALID", "canonical"), strict=True)
+    padded = compiled(images, kernel, cotangent, "VALID", "canonical")
+    pairs = zip(exact(images, kernel, cotangent), padded, strict=True)
     for got, wanted in pairs:
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-3)
 
@@ -199,8 +211,8 @@ def test_other_backends_take_whole_batches(monkeypatch):
 
 
 def test_second_derivatives_of_canonical_convolutions():
-    inputs = jax.random.normal(jax.random.key(5), (3, 5, 6, 4))
-    kernel = jax.random.normal(jax.random.key(6), (3, 3, 4, 7))
+    rng = np.random.default_rng(5)
+    inputs, kernel = single([rng.normal(size=shape) for shape in ((3, 5, 6, 4), (3, 3, 4, 7))])
     found = []
     for lowering in ("plain", "canonical"):
         value = lambda x, k, lowering=lowering: jnp.sum(jnp.sin(layers.conv(x, k, padding="SAME", lowering=lowering)))

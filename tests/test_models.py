@@ -1,3 +1,5 @@
+import functools
+
 import flax.errors
 import jax
 import jax.numpy as jnp
@@ -5,6 +7,15 @@ import numpy as np
 import pytest
 
 from ddjax import models
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).random(shape, np.float32)
+
+
+def initialize(module, images, seed=0):
+    """Compiled, because that takes less time than operation by operation."""
+    return jax.jit(module.init)(jax.random.key(seed), images)
 
 
 def residual(units, width, stages):
@@ -56,19 +67,20 @@ PARAMETERS = {
 def test_networks_have_the_papers_sizes(name):
     size, channels, expected = PARAMETERS[name]
     module = models.build(name, 10)
-    variables = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, size, size, channels)))
+    images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), images)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) == expected
 
 
 def test_output_is_logits_and_lowerings_agree():
-    images = jax.random.uniform(jax.random.key(0), (4, 28, 28, 1))
+    images = random_images(4, 28, 28, 1)
     module = models.build("small_mnist", 7)
-    variables = module.init(jax.random.key(1), images)
-    logits = module.apply(variables, images)
+    variables = initialize(module, images)
+    logits = np.asarray(jax.jit(module.apply)(variables, images))
     assert logits.shape == (4, 7)
     # A softmax inside the network would make every row sum to one.
     assert np.abs(np.sum(logits, axis=1) - 1).min() > 1e-3
-    plain = models.build("small_mnist", 7, lowering="plain").apply(variables, images)
+    plain = jax.jit(models.build("small_mnist", 7, lowering="plain").apply)(variables, images)
     np.testing.assert_allclose(plain, logits, atol=1e-5)
 
 
@@ -82,10 +94,10 @@ def test_batch_normalization_takes_the_batch_in_training_and_running_statistics_
         scale=(0.2, 0.25, 0.5),
         batch_norm=True,
     )
-    images = jax.random.uniform(jax.random.key(0), (6, 8, 8, 3))
-    variables = module.init(jax.random.key(1), images)
+    images = random_images(6, 8, 8, 3)
+    variables = jax.tree.map(np.asarray, initialize(module, images))
     params, stats = variables["params"], variables["batch_stats"]["BatchNorm_0"]
-    normalized = (np.asarray(images) - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.5]
+    normalized = (images - [0.4, 0.5, 0.6]) / [0.2, 0.25, 0.5]
     maps = jax.lax.conv_general_dilated(
         normalized.astype(np.float32),
         params["Conv_0"]["kernel"],
@@ -101,24 +113,24 @@ def test_batch_normalization_takes_the_batch_in_training_and_running_statistics_
         hidden = np.maximum(hidden.reshape(6, -1) @ params["Dense_0"]["kernel"], 0)
         return hidden @ params["Dense_1"]["kernel"]
 
-    trained, changed = module.apply(
-        variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(2)}
-    )
+    train = functools.partial(module.apply, train=True, mutable=["batch_stats"])
+    trained, changed = jax.jit(train)(variables, images, rngs={"dropout": jax.random.key(2)})
     np.testing.assert_allclose(trained, logits(mean, variance), atol=1e-4)
     np.testing.assert_allclose(changed["batch_stats"]["BatchNorm_0"]["mean"], 0.1 * mean, atol=1e-5)
     np.testing.assert_allclose(changed["batch_stats"]["BatchNorm_0"]["var"], 0.9 + 0.1 * variance, atol=1e-5)
-    running = np.asarray(stats["mean"]), np.asarray(stats["var"])
     # A new network's running mean is 0 and its variance 1.
-    np.testing.assert_allclose(module.apply(variables, images), logits(*running), atol=1e-4)
+    found = jax.jit(module.apply)(variables, images)
+    np.testing.assert_allclose(found, logits(stats["mean"], stats["var"]), atol=1e-4)
 
 
 def test_dropout_only_in_training_and_with_a_key():
-    images = jnp.ones((2, 28, 28, 1))
+    images = np.ones((2, 28, 28, 1), np.float32)
     module = models.build("carlini_mnist", 10)
-    variables = module.init(jax.random.key(0), images)
-    once, again = (module.apply(variables, images, train=True, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
+    variables = initialize(module, images)
+    train, predict = jax.jit(functools.partial(module.apply, train=True)), jax.jit(module.apply)
+    once, again = (train(variables, images, rngs={"dropout": jax.random.key(i)}) for i in (1, 2))
     assert not np.allclose(once, again)
-    np.testing.assert_array_equal(module.apply(variables, images), module.apply(variables, images))
+    np.testing.assert_array_equal(predict(variables, images), predict(variables, images))
 
 
 def test_bad_arguments():
@@ -127,55 +139,56 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="at least two classes, got 1"):
         models.build("digits", 1)
     with pytest.raises(ValueError, match="too small"):
-        models.build("papernot_mnist", 10).init(jax.random.key(0), jnp.zeros((1, 10, 10, 1)))
+        initialize(models.build("papernot_mnist", 10), np.zeros((1, 10, 10, 1), np.float32))
     module = models.build("digits", 10)
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    variables = initialize(module, np.zeros((1, 8, 8, 1), np.float32))
     with pytest.raises(flax.errors.ScopeParamShapeError):
-        module.apply(variables, jnp.zeros((1, 8, 8, 3)))
+        jax.jit(module.apply)(variables, np.zeros((1, 8, 8, 3), np.float32))
 
 
 RESIDUAL = models.ResNet(num_classes=3, units=2, stem=4, widths=(4, 6, 8))
+apply_residual = jax.jit(RESIDUAL.apply)
 
 
 @pytest.fixture(scope="module")
 def variables():
-    return RESIDUAL.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    return jax.tree.map(np.asarray, initialize(RESIDUAL, np.zeros((1, 8, 8, 3), np.float32)))
 
 
 class TestResNet:
     @pytest.fixture
     def images(self):
-        return jax.random.uniform(jax.random.key(1), (3, 8, 8, 3))
+        return random_images(3, 8, 8, 3)
 
     def test_each_image_is_standardized(self, variables, images):
-        logits = RESIDUAL.apply(variables, images)
-        np.testing.assert_allclose(RESIDUAL.apply(variables, 0.5 * images + 0.2), logits, atol=1e-4)
+        logits = np.asarray(apply_residual(variables, images))
+        np.testing.assert_allclose(apply_residual(variables, 0.5 * images + 0.2), logits, atol=1e-4)
         assert np.abs(np.diff(logits, axis=0)).max() > 1e-3
 
     def test_a_constant_image_has_a_finite_gradient(self, variables):
-        gradient = jax.grad(lambda x: RESIDUAL.apply(variables, x).sum())(jnp.full((1, 8, 8, 3), 0.5))
-        assert np.isfinite(gradient).all()
+        gradient = jax.jit(jax.grad(lambda x, variables: RESIDUAL.apply(variables, x).sum()))
+        assert np.isfinite(gradient(np.full((1, 8, 8, 3), 0.5, np.float32), variables)).all()
 
     def test_without_branches_it_is_the_shortcuts(self, variables, images):
         # The branches end in convolutions: with zero kernels they add nothing. Left are stem, shortcuts and end.
-        params = jax.tree.map(jnp.zeros_like, variables["params"])
+        params = jax.tree.map(np.zeros_like, variables["params"])
         for name in ("Conv_0", "Dense_0"):
             params[name] = variables["params"][name]
         for name in params:
             if name.startswith("BatchNorm"):
-                params[name]["scale"] = jnp.ones_like(params[name]["scale"])
+                params[name]["scale"] = np.ones_like(params[name]["scale"])
         assert {"Conv_0", "Dense_0", "BatchNorm_0"} <= set(params)
         stem = images - images.mean((1, 2, 3), keepdims=True)
         stem = stem / images.std((1, 2, 3), keepdims=True)
         kernel, bias = params["Conv_0"]["kernel"], params["Conv_0"]["bias"]
         hidden = jax.lax.conv_general_dilated(stem, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         relu = lambda x: np.maximum(x, 0) / np.sqrt(1.001)
-        hidden = relu(np.asarray(hidden) + np.asarray(bias))
+        hidden = relu(np.asarray(hidden) + bias)
         for pad in (1, 1):
             hidden = hidden.reshape(3, hidden.shape[1] // 2, 2, hidden.shape[2] // 2, 2, -1).mean((2, 4))
             hidden = np.pad(hidden, ((0, 0), (0, 0), (0, 0), (pad, pad)))
         hidden = (relu(hidden) * 1.0).mean((1, 2))
-        kernel, bias = (np.asarray(params["Dense_0"][name]) for name in ("kernel", "bias"))
+        kernel, bias = params["Dense_0"]["kernel"], params["Dense_0"]["bias"]
         expected = hidden @ kernel + bias
-        found = RESIDUAL.apply({"params": params, "batch_stats": variables["batch_stats"]}, images)
+        found = apply_residual({"params": params, "batch_stats": variables["batch_stats"]}, images)
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import special
 
 from ddjax import data, layers, losses, training
 from ddjax.defenses import adversarial_training
@@ -14,9 +15,15 @@ pytestmark = pytest.mark.usefixtures("optax_promotion")
 MODULE = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.5,))
 ADAM = optax.adam(1e-2)
 RNG = np.random.default_rng(0)
-IMAGES = jnp.asarray(RNG.integers(0, 256, (50, 6, 6, 1)), jnp.uint8)
-TARGETS = jax.nn.one_hot(jnp.asarray(RNG.integers(0, 3, 50)), 3)
+IMAGES = jax.device_put(RNG.integers(0, 256, (50, 6, 6, 1)).astype(np.uint8))
+TARGETS = jax.device_put(np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 50)])
+# The same on the host, where taking a part or another unit compiles nothing.
+FLOATS = np.asarray(IMAGES, np.float32) / 255
+HOST_TARGETS = np.asarray(TARGETS)
+# Compiled, because that takes less time than operation by operation; tests of equal shapes share a program.
 EPOCH = jax.jit(functools.partial(training.train_epoch, batch_size=16))
+train_step = jax.jit(training.train_step, static_argnames=("augment", "adversary"))
+soft_labels = jax.jit(training.soft_labels, static_argnames="batch_size")
 
 
 def fresh(seed=0):
@@ -34,16 +41,19 @@ def test_step_is_the_gradient_of_the_tempered_cross_entropy(monkeypatch, pixels)
     monkeypatch.setattr(layers, "_CACHED_PIXELS", pixels)
     module = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.0,))
     state = training.create_state(module, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
-    soft = jax.nn.softmax(jax.random.normal(jax.random.key(1), (50, 3)))
-    stepped, loss = training.train_step(state, (IMAGES, soft), 5.0)
+    soft = special.softmax(np.random.default_rng(1).normal(size=(50, 3)), axis=1).astype(np.float32)
+    # A function of its own: what is traced depends on the size of a part.
+    stepped, loss = jax.jit(lambda *given: training.train_step(*given))(state, (IMAGES, soft), 5.0)
 
+    @jax.jit
+    @jax.value_and_grad
     def expected_loss(params):
-        logits = module.apply({"params": params}, IMAGES.astype(jnp.float32) / 255)
+        logits = module.apply({"params": params}, jnp.asarray(FLOATS))
         return -jnp.mean(jnp.sum(soft * jax.nn.log_softmax(logits / 5.0), axis=1))
 
-    value, gradient = jax.value_and_grad(expected_loss)(state.params)
+    value, gradient = expected_loss(state.params)
     np.testing.assert_allclose(loss, value, rtol=1e-5)
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, gradient)
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), state.params, gradient)
     for a, b in zip(jax.tree.leaves(stepped.params), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
@@ -56,39 +66,44 @@ def test_a_step_carries_the_statistics_of_the_whole_batch(monkeypatch):
     monkeypatch.setattr(layers, "_CACHED_PIXELS", 8 * 36)
     assert layers.images_at_once(48, (6, 6, 1)) == 8
     state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
-    images = IMAGES[:48].astype(jnp.float32) / 255
-    stepped, loss = training.train_step(state, (IMAGES[:48], TARGETS[:48]), 5.0)
-    logits, changed = NORMALIZED.apply(
-        state.variables, images, train=True, mutable=["batch_stats"], rngs={"dropout": jax.random.key(0)}
-    )
-    expected = -jnp.mean(jnp.sum(TARGETS[:48] * jax.nn.log_softmax(logits / 5.0), axis=1))
+    images, targets = FLOATS[:48], HOST_TARGETS[:48]
+    batch = (np.asarray(IMAGES)[:48], targets)
+    # A function of its own: what is traced depends on the size of a part.
+    stepped, loss = jax.jit(lambda *given: training.train_step(*given))(state, batch, 5.0)
+    train = functools.partial(NORMALIZED.apply, train=True, mutable=["batch_stats"])
+    logits, changed = jax.jit(train)(state.variables, images, rngs={"dropout": jax.random.key(0)})
+    expected = -np.mean(np.sum(targets * special.log_softmax(np.asarray(logits) / 5.0, axis=1), axis=1))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(stepped.batch_stats), jax.tree.leaves(changed["batch_stats"]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     # The classifier of the state uses them.
-    np.testing.assert_array_equal(training.logits_fn(stepped)(images), NORMALIZED.apply(stepped.variables, images))
-    assert (
-        np.abs(
-            training.logits_fn(stepped)(images)
-            - training.logits_fn(stepped.replace(batch_stats=state.batch_stats))(images)
-        ).max()
-        > 0
-    )
+    classify = jax.jit(lambda logits_fn, images: logits_fn(images))
+    found = np.asarray(classify(training.logits_fn(stepped), images))
+    np.testing.assert_array_equal(found, jax.jit(NORMALIZED.apply)(stepped.variables, images))
+    before = classify(training.logits_fn(stepped.replace(batch_stats=state.batch_stats)), images)
+    assert np.abs(np.subtract(found, before)).max() > 0
 
 
 def test_images_are_varied_by_keys_of_their_own_that_change_with_the_step():
     seen = []
 
     def augment(images, keys):
-        seen.append(jax.random.key_data(keys))
+        jax.debug.callback(lambda data: seen.append(np.asarray(data)), jax.random.key_data(keys))
         return images * 0.5
 
     state = fresh()
-    varied, loss = training.train_step(state, (IMAGES, TARGETS), 1.0, augment=augment)
-    halved, expected = training.train_step(state, (IMAGES.astype(jnp.float32) / 255 * 0.5, TARGETS), 1.0)
+    varied, loss = train_step(state, (IMAGES, TARGETS), 1.0, augment=augment)
+
+    # Varied inside of the program, or else it would round otherwise.
+    @jax.jit
+    def step_on_halves(state, images):
+        return training.train_step(state, (images.astype(jnp.float32) / 255 * 0.5, TARGETS), 1.0)
+
+    halved, expected = step_on_halves(state, IMAGES)
     np.testing.assert_array_equal(loss, expected)
     assert_equal(varied, halved)
-    training.train_step(varied, (IMAGES, TARGETS), 1.0, augment=augment)
+    train_step(varied, (IMAGES, TARGETS), 1.0, augment=augment)
+    jax.effects_barrier()
     assert len(np.unique(np.concatenate(seen), axis=0)) == 100
 
 
@@ -96,14 +111,15 @@ def test_steps_on_given_images_are_the_epoch():
     state, temperature = fresh(), jnp.float32(5)
     expected, loss = EPOCH(state, IMAGES, TARGETS, temperature)
     step = jax.jit(training.step_member)
-    losses = []
-    for rows in training.epoch_rows(state, 50, 16):
-        state, one = step(training.Member(state, TARGETS, temperature, jnp.bool_(True)), IMAGES[rows], rows)
+    losses, images = [], np.asarray(IMAGES)
+    for rows in np.asarray(jax.jit(training.epoch_rows, static_argnums=(1, 2))(state, 50, 16)):
+        state, one = step(training.Member(state, TARGETS, temperature, jnp.bool_(True)), images[rows], rows)
         losses.append(one)
     np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
-    resting, nothing = step(training.Member(state, TARGETS, temperature, jnp.bool_(False)), IMAGES[:16], jnp.arange(16))
+    member = training.Member(state, TARGETS, temperature, jnp.bool_(False))
+    resting, nothing = step(member, images[:16], np.arange(16, dtype=np.int32))
     assert_equal(resting, state)
     assert np.isnan(nothing)
 
@@ -119,7 +135,7 @@ def test_one_program_for_all_temperatures_and_both_kinds_of_labels():
     fit = functools.partial(training.fit, epoch, images=IMAGES, num_epochs=1)
     for temperature in (1.0, 5.0, 100.0):
         teacher = fit(fresh(), targets=TARGETS, temperature=temperature)
-        soft = training.soft_labels(training.logits_fn(teacher), IMAGES, jnp.float32(temperature))
+        soft = soft_labels(training.logits_fn(teacher), IMAGES, jnp.float32(temperature))
         fit(fresh(1), targets=soft, temperature=temperature)
     assert len(traces) == 1
 
@@ -153,9 +169,9 @@ def test_each_epoch_has_its_own_order_of_different_examples():
     state = training.TrainState.create(
         apply_fn=apply, params={"scale": jnp.ones(())}, tx=optax.sgd(0.0), key=jax.random.key(0)
     )
-    images = jnp.arange(48.0)[:, None, None, None] * jnp.ones((1, 1, 3, 1)) / 48
+    images = np.broadcast_to(np.arange(48, dtype=np.float32)[:, None, None, None], (48, 1, 3, 1)) / 48
     for _ in range(2):
-        state, _ = EPOCH(state, images, TARGETS[:48], jnp.float32(1))
+        state, _ = EPOCH(state, images, HOST_TARGETS[:48], jnp.float32(1))
     jax.effects_barrier()
     orders = np.round(np.concatenate(drawn) * 48).astype(int).reshape(2, 48)
     np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(48), (2, 1)))
@@ -164,12 +180,13 @@ def test_each_epoch_has_its_own_order_of_different_examples():
 
 def test_soft_labels_are_tempered_softmax_of_logits_without_dropout():
     state = fresh()
-    logits = MODULE.apply({"params": state.params}, IMAGES.astype(jnp.float32) / 255)
-    labels = training.soft_labels(training.logits_fn(state), IMAGES, 7.0, batch_size=16)
-    np.testing.assert_allclose(labels, jax.nn.softmax(logits / 7.0), atol=1e-6)
+    logits = np.asarray(jax.jit(MODULE.apply)({"params": state.params}, FLOATS))
+    labels = soft_labels(training.logits_fn(state), IMAGES, 7.0, batch_size=16)
+    np.testing.assert_allclose(labels, special.softmax(logits / 7.0, axis=1), atol=1e-6)
     # A softmax of a softmax would be pinned to 1/3 up to its third: the classic mistake.
-    sharp = training.soft_labels(lambda x: MODULE.apply({"params": state.params}, x) * 300, IMAGES, 7.0)
-    assert float(sharp.max()) > 0.9
+    large = lambda x: MODULE.apply({"params": state.params}, x) * 300
+    sharp = jax.jit(lambda images: training.soft_labels(large, images, 7.0))(IMAGES)
+    assert np.asarray(sharp).max() > 0.9
 
 
 def test_distillation_trains_the_student_on_the_teachers_labels():
@@ -191,7 +208,8 @@ def test_distillation_at_a_high_temperature_learns_and_grows_the_logits():
     digits = data.load("digits", "train", num_examples=400)
     module = ConvNet(num_classes=10, stages=((8,),), dense=(32,), dropout=(0.0,))
     epoch = jax.jit(functools.partial(training.train_epoch, batch_size=50))
-    images, one_hot = jnp.asarray(digits.images), jax.nn.one_hot(digits.labels, 10)
+    images, one_hot = jax.device_put((digits.images, np.eye(10, dtype=np.float32)[digits.labels]))
+    classify = jax.jit(lambda logits_fn, images: logits_fn(data.to_float(images)))
 
     def fit(role, images, targets, temperature):
         state = training.create_state(module, ADAM, (8, 8, 1), jax.random.key(len(role)))
@@ -199,9 +217,10 @@ def test_distillation_at_a_high_temperature_learns_and_grows_the_logits():
 
     sizes, accuracies = {}, {}
     for temperature in (1.0, 50.0):
-        _, student = training.distill(functools.partial(fit, temperature=temperature), images, one_hot, temperature)
-        logits = training.logits_fn(student)(data.to_float(images))
-        sizes[temperature] = float(jnp.abs(logits).mean())
+        fit_fn = functools.partial(fit, temperature=temperature)
+        _, student = training.distill(fit_fn, images, one_hot, temperature, soft_labels_fn=soft_labels)
+        logits = np.asarray(classify(training.logits_fn(student), images))
+        sizes[temperature] = float(np.abs(logits).mean())
         accuracies[temperature] = float((logits.argmax(1) == digits.labels).mean())
     assert min(accuracies.values()) > 0.95
     assert sizes[50.0] > 10 * sizes[1.0]
@@ -237,13 +256,19 @@ def test_noise_keeps_dtype_and_range_and_has_its_deviation(dtype):
 class TestAdversary:
     def step(self, adversary, size=16):
         state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
-        images = IMAGES[:size].astype(jnp.float32) / 255
-        return state, images, training.train_step(state, (images, TARGETS[:size]), 1.0, adversary=adversary)
+        images, targets = FLOATS[:size], HOST_TARGETS[:size]
+        return state, images, train_step(state, (images, targets), 1.0, adversary=adversary)
 
     def test_trains_on_its_images_alone(self):
         _, images, (stepped, loss) = self.step(lambda logits_fn, images, labels, keys: 1 - images)
         state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
-        expected, expected_loss = training.train_step(state, (1 - images, TARGETS[:16]), 1.0)
+
+        # Varied inside of the program, or else it would round otherwise.
+        @jax.jit
+        def step_on_negatives(state, images, targets):
+            return training.train_step(state, (1 - images, targets), 1.0)
+
+        expected, expected_loss = step_on_negatives(state, images, HOST_TARGETS[:16])
         assert_equal(stepped, expected)
         np.testing.assert_array_equal(loss, expected_loss)
 
@@ -251,25 +276,28 @@ class TestAdversary:
         seen = {}
 
         def adversary(logits_fn, images, labels, keys):
-            seen.update(logits=logits_fn(images), labels=labels, keys=keys)
+            look = lambda *given: seen.update(zip(("logits", "labels", "keys"), map(np.asarray, given), strict=True))
+            jax.debug.callback(look, logits_fn(images), labels, jax.random.key_data(keys))
             return images
 
-        # Outside of the gradient, where values can be looked at.
-        with jax.ensure_compile_time_eval():
-            state, images, _ = self.step(jax.tree_util.Partial(adversary))
-        in_use = NORMALIZED.apply(state.variables, images)
+        state, images, _ = self.step(adversary)
+        jax.effects_barrier()
+        in_use = jax.jit(NORMALIZED.apply)(state.variables, images)
         np.testing.assert_allclose(seen["logits"], in_use, rtol=1e-5)
-        np.testing.assert_array_equal(seen["labels"], np.argmax(TARGETS[:16], axis=1))
-        assert len(np.unique(jax.random.key_data(seen["keys"]), axis=0)) == 16
+        np.testing.assert_array_equal(seen["labels"], np.argmax(HOST_TARGETS[:16], axis=1))
+        assert len(np.unique(seen["keys"], axis=0)) == 16
 
     def test_adversarial_training_lowers_the_loss_under_attack(self):
-        def attacked_loss(state):
+        @jax.jit
+        def attack(logits_fn, images, labels):
             keys = jax.random.split(jax.random.key(9), 50)
-            images, labels = IMAGES.astype(jnp.float32) / 255, jnp.argmax(TARGETS, axis=1)
-            logits_fn = training.logits_fn(state)
             found = adversarial_training.pgd_examples(logits_fn, images, labels, keys, epsilon=0.1, num_steps=7)
-            assert np.abs(found - images).max() <= 0.1 + 1e-6
-            return float(jnp.mean(losses.cross_entropy(logits_fn(found), labels)))
+            return found, jnp.mean(losses.cross_entropy(logits_fn(found), labels))
+
+        def attacked_loss(state):
+            found, loss = attack(training.logits_fn(state), FLOATS, np.argmax(HOST_TARGETS, axis=1).astype(np.int32))
+            assert np.abs(np.asarray(found) - FLOATS).max() <= 0.1 + 1e-6
+            return float(loss)
 
         adversary = functools.partial(adversarial_training.pgd_examples, epsilon=0.1, num_steps=3)
         trained = []
