@@ -51,7 +51,7 @@ flags.DEFINE_integer(
 flags.DEFINE_enum("matmul_precision", "highest", ["default", "high", "highest"], "Of float32 products on accelerators.")
 flags.DEFINE_float("checkpoint_seconds", 30.0, "The least time between two checkpoints of one training.")
 flags.DEFINE_integer(
-    "devices", None, "Runs on so many CPU devices; default: accelerators, or else one for each core.", lower_bound=1
+    "devices", None, "Runs on so many CPU devices, for trying out; default: accelerators, or else one.", lower_bound=1
 )
 flags.DEFINE_bool(
     "distributed", False, "One of several processes; finds the others under Slurm, Open MPI, GKE and on Cloud TPU."
@@ -62,7 +62,6 @@ flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this
 flags.DEFINE_enum("stacking", "auto", parallel.STACKINGS, "How a device trains its share of a sweep's networks.")
 flags.DEFINE_bool("traceback", False, "Shows where in the code an error was raised.")
 
-_MOST_CPU_DEVICES = 8
 _ROWS_HASHED = 1024
 _USER_ERRORS = (
     ValueError,
@@ -103,10 +102,8 @@ def set_up_jax() -> None:
     if FLAGS.devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", FLAGS.devices)
-    elif not FLAGS.distributed and not _cpu_devices_are_set():
-        # Without an accelerator, networks of a sweep side by side keep cores busier than one after the other: training
-        # on digits takes a tenth to a quarter less time on two cores. More than a few have not been measured.
-        jax.config.update("jax_num_cpu_devices", min(parallel.cores(), _MOST_CPU_DEVICES))
+    # Else a CPU is one device, although a sweep takes a tenth to a quarter less time on one for each of two cores: when
+    # two shared a batch, jaxlib 0.10.2 computed a first convolution of 48 channels wrongly for one image of it.
     _join_processes()
     jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
     if jax.config.values["jax_compilation_cache_dir"] is None:
@@ -114,11 +111,6 @@ def set_up_jax() -> None:
         jax.config.update("jax_compilation_cache_dir", str(caches / "ddjax" / "xla"))
     # Beside a few large programs a launcher has a hundred small ones, which take a second or more to compile again.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _cpu_devices_are_set() -> bool:
-    """Whether the environment says how many CPU devices there are."""
-    return "JAX_NUM_CPU_DEVICES" in os.environ or "device_count" in os.environ.get("XLA_FLAGS", "")
 
 
 def _join_processes() -> None:
