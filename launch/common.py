@@ -102,8 +102,8 @@ def set_up_jax() -> None:
     if FLAGS.devices is not None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", FLAGS.devices)
-    # Else a CPU is one device, although a sweep takes a tenth to a quarter less time on one for each of two cores: when
-    # two shared a batch, jaxlib 0.10.2 computed a first convolution of 48 channels wrongly for one image of it.
+    # Else a CPU is one device, although a sweep takes a tenth to a quarter less time on one for each of two cores: if
+    # two share a batch, XLA may compute a convolution wrongly; see tests/wrong_on_two_devices.py.
     _join_processes()
     jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
     if jax.config.values["jax_compilation_cache_dir"] is None:
