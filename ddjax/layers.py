@@ -29,9 +29,9 @@ from jaxtyping import Array, Float
 
 LOWERINGS = ("auto", "plain", "canonical")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# With this few inputs to each output, a convolution is memory-bound and an explicit patch matrix beats the convolution
-# kernel.
-_FEW_INPUTS = 16
+# With this few inputs to each output, as of a first layer, a convolution is memory-bound and an explicit patch matrix
+# beats the convolution kernel.
+_FEW_INPUTS = 32
 # Where Winograd's algorithm multiplies polynomials. Points near 1 keep rounding errors small: Barabasz et al., Error
 # Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks, 2020 (arXiv 1803.10986).
 _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
