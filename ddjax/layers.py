@@ -18,7 +18,8 @@ parameters and, to rounding, the same values are therefore kept:
 import contextlib
 import contextvars
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -67,7 +68,7 @@ def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
     raise ValueError(f"unknown padding {padding!r}; known: VALID, SAME")
 
 
-def images_at_once(count: int, image_shape: Sequence[int]) -> int:
+def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True) -> int:
     """How many images of a batch should go through a network together.
 
     On CPU, a batch in parts whose activations stay in the cache takes a tenth to a third less time. Elsewhere, and for
@@ -76,15 +77,38 @@ def images_at_once(count: int, image_shape: Sequence[int]) -> int:
     Args:
       count: the images of the batch.
       image_shape: (H, W, C).
+      equal: whether all parts must have the same size.
 
     Returns:
-      The size of a part, which divides `count`.
+      The size of a part, at most `count`; if they are to be equal, it divides that.
     """
     if jax.default_backend() != "cpu":
         return count
     most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
+    if not equal:
+        return min(most, count)
     size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
     return size if size >= most // 4 else count
+
+
+def in_parts(fn: Callable[..., Any], *batch: Array) -> Any:
+    """Applies a function of a batch to equal parts of it, one after the other, where `images_at_once` says so.
+
+    Args:
+      fn: from arrays with the examples as first axis to a pytree of such arrays; examples must not influence each
+        other.
+      *batch: the arrays; it goes by the first, if that holds images.
+
+    Returns:
+      What `fn` returns for the whole batch.
+    """
+    count, *shape = batch[0].shape
+    size = images_at_once(count, shape) if len(shape) == 3 else count
+    if size == count:
+        return fn(*batch)
+    parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
+    results = lax.map(lambda part: fn(*part), parts)
+    return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), results)
 
 
 @contextlib.contextmanager

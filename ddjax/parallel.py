@@ -13,6 +13,7 @@ With several processes, every process runs the same launcher on the same data. R
 that all take the same decisions; process 0 alone reads and writes the run's files.
 """
 
+import functools
 import os
 import pickle
 from collections.abc import Callable, Sequence
@@ -75,27 +76,22 @@ def on_primary(function: Callable[[], T]) -> T:
     return value
 
 
-def over_examples(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def over_examples(fn: Callable[..., Any], mesh: Mesh, *, in_parts: bool = True) -> Callable[..., Any]:
     """Spreads a function of a batch over the devices of a mesh.
 
     Args:
       fn: `fn(shared, *batch)`, from a pytree that every example needs and arrays with the examples as first axis, to a
         pytree of such arrays; examples must not influence each other.
       mesh: with one axis, whose size divides that of the batch.
+      in_parts: whether a device goes through its share by `layers.in_parts`; not for what does so itself, as the
+        attacks in `attacks.KEEP_LANES` do.
 
     Returns:
-      The same function. A device goes through its share in parts, where `layers.images_at_once` says so of the first
-      array of the batch.
+      The same function.
     """
 
     def share(shared: Any, *batch: Any) -> Any:
-        count, *shape = batch[0].shape
-        size = layers.images_at_once(count, shape) if len(shape) == 3 else count
-        if size == count:
-            return fn(shared, *batch)
-        parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
-        results = lax.map(lambda part: fn(shared, *part), parts)
-        return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), results)
+        return layers.in_parts(functools.partial(fn, shared), *batch) if in_parts else fn(shared, *batch)
 
     if mesh.size == 1:
         return share

@@ -310,7 +310,8 @@ def run_attack(
     columns = [tried.images, tried.labels, common.key_data(tried.indices)]
     columns += [] if tried.targets is None else [tried.targets]
     columns += [(per_example or {})[name].astype(np.float32) for name in names]
-    evaluate = common.compiled_batched(program, (seen, numbers | dict(attack.given)), *columns)
+    in_parts = attack.function not in attacks.KEEP_LANES
+    evaluate = common.compiled_batched(program, (seen, numbers | dict(attack.given)), *columns, in_parts=in_parts)
     with common.progress(len(tried.rows), description, "attempt") as bar:
         started = time.monotonic()
         result = evaluate(bar.update)

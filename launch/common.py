@@ -220,9 +220,9 @@ def _takes_compiler_options() -> bool:
 
 
 @functools.cache
-def batched(function: Callable[..., Any], donate: tuple[int, ...] = ()) -> Any:
+def batched(function: Callable[..., Any], donate: tuple[int, ...] = (), in_parts: bool = True) -> Any:
     """Compiles `function(shared, *batch)` for batches that all devices share; see `parallel.over_examples`."""
-    return jit(parallel.over_examples(function, mesh("data")), donate_argnums=donate)
+    return jit(parallel.over_examples(function, mesh("data"), in_parts=in_parts), donate_argnums=donate)
 
 
 def evaluate(
@@ -231,6 +231,7 @@ def evaluate(
     *columns: np.ndarray,
     batch_size: int | None = None,
     progress: Callable[[int], Any] | None = None,
+    in_parts: bool = True,
 ) -> Any:
     """Applies `function(shared, *batch)` to any number of examples, on all devices.
 
@@ -240,18 +241,18 @@ def evaluate(
       *columns: the examples.
       batch_size: the largest batch; default: the flag's.
       progress: see `parallel.map_batches`.
+      in_parts: see `parallel.over_examples`.
 
     Returns:
       The results for all examples, as NumPy arrays, in every process.
     """
     size = FLAGS.batch_size if batch_size is None else batch_size
-    return parallel.map_batches(
-        batched(function), shared, *columns, batch_size=size, mesh=mesh("data"), progress=progress
-    )
+    program = batched(function, in_parts=in_parts)
+    return parallel.map_batches(program, shared, *columns, batch_size=size, mesh=mesh("data"), progress=progress)
 
 
 def compiled_batched(
-    function: Callable[..., Any], shared: Any, *columns: np.ndarray
+    function: Callable[..., Any], shared: Any, *columns: np.ndarray, in_parts: bool = True
 ) -> Callable[[Callable[[int], Any] | None], Any]:
     """`evaluate`, with everything compiled before it starts, so that the time it takes is that of its work.
 
@@ -259,6 +260,7 @@ def compiled_batched(
       function: as for `evaluate`; an attack, whose images take the place of the first column's on the device.
       shared: as for `evaluate`.
       *columns: the examples.
+      in_parts: see `parallel.over_examples`.
 
     Returns:
       What evaluates, given `progress`.
@@ -270,7 +272,7 @@ def compiled_batched(
     if key not in _programs:
         rows = np.zeros(size, np.int32)
         batch = [parallel.split(column[rows], over) for column in columns]
-        _programs[key] = batched(function, donate=(1,)).lower(shared, *batch).compile()
+        _programs[key] = batched(function, donate=(1,), in_parts=in_parts).lower(shared, *batch).compile()
     return lambda progress: parallel.map_batches(
         _programs[key], shared, *columns, batch_size=FLAGS.batch_size, mesh=over, progress=progress
     )

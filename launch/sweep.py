@@ -213,7 +213,7 @@ class _Sweep:
                 continue
             if result is None or temperature != 1.0:
                 shared = (logits_fn, np.float32(gamma), np.float32(temperature))
-                result = common.evaluate(_jsma, shared, images, labels, targets)
+                result = common.evaluate(_jsma, shared, images, labels, targets, in_parts=False)
             # What the attack says of itself is not taken for it.
             success = common.classify(logits_fn, result.images).argmax(1) == targets
             changed = np.asarray(metrics.distances(jnp.asarray(images), jnp.asarray(result.images)).l0_values)

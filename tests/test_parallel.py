@@ -87,6 +87,8 @@ def test_a_device_goes_through_its_share_in_parts(monkeypatch):
     assert sizes == [8]
     np.testing.assert_array_equal(pixels, 128 * np.arange(24))
     np.testing.assert_array_equal(labels, np.arange(24))
+    jax.jit(parallel.over_examples(first_pixel, mesh, in_parts=False))(np.float32(2), images, np.arange(24))
+    assert sizes == [8, 24]
 
 
 @pytest.mark.usefixtures("optax_promotion")

@@ -25,8 +25,12 @@ ATTACKS = {
     "carlini_wagner_linf": carlini_wagner_linf,
 }
 
+# Whose examples end at different times: on a large batch they keep as many at work as suit the device, by themselves.
+KEEP_LANES = (jsma, deepfool, carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf)
+
 __all__ = [
     "ATTACKS",
+    "KEEP_LANES",
     "AttackResult",
     "bim",
     "bpda",

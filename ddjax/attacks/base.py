@@ -22,7 +22,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax import losses
+from ddjax import layers, losses
 from ddjax.classifier import LogitsFn
 
 State = TypeVar("State")
@@ -135,7 +135,7 @@ def finish(
     Returns:
       The result.
     """
-    logits = logits_fn(found)
+    logits = layers.in_parts(logits_fn, found)
     success = is_adversarial(logits, labels, targets)
     # Where the search found nothing, `found` is the clean image and these are its logits. What it found stands, since
     # `reached` asks for more than rounding.
@@ -152,6 +152,11 @@ def box(bounds: Bounds, images: Float[Array, "B H W C"]) -> tuple[Array, Array]:
 def per_image(values: float | Array, images: Float[Array, "B H W C"]) -> Float[Array, "B 1 1 1"]:
     """A number, or one for each example, such that it broadcasts against the batch of images."""
     return jnp.broadcast_to(jnp.asarray(values, images.dtype), images.shape[:1])[:, None, None, None]
+
+
+def lanes(images: Float[Array, "B H W C"]) -> int:
+    """How many of the images an attack should have at work at a time; see `while_live`."""
+    return layers.images_at_once(images.shape[0], images.shape[1:], equal=False)
 
 
 def round_to_levels(images: Float[Array, "B H W C"], levels: int) -> Float[Array, "B H W C"]:
@@ -278,42 +283,98 @@ def while_live(
     live: Callable[[State], Bool[Array, " B"]],
     state: State,
     *,
+    lanes: int | None = None,
     shrink: int = 4,
     smallest: int = 32,
 ) -> State:
-    """Runs `step` until no example is live, on ever smaller batches as examples finish.
+    """Runs `step` until no example is live, and spends little on those that are not.
 
     The state is a pytree of arrays whose first axis is the batch; `step` must leave examples that are not live as they
-    are. When at most a `shrink`-th of the batch is live, these go on alone in a batch of that static size. Every size
-    is one more copy of the loop to compile, hence the coarse sizes.
+    are. Of more examples than `lanes`, so many are at work at a time, and where one ends another takes its place. When
+    no more are waiting and at most a `shrink`-th of those at work is live, these go on alone in a batch of that static
+    size, and so on. Every size is one more copy of the loop to compile, hence the coarse sizes.
 
     Args:
-      step: advances the whole batch by one step; examples must not influence each other.
+      step: advances the examples at work by one step; they must not influence each other.
       live: tells which examples still need steps.
       state: where to start.
+      lanes: how many examples are at work at most; default: all.
       shrink: the factor between batch sizes.
-      smallest: no batch smaller than this is split off.
+      smallest: no batch smaller than this is split off; but one is where some had to wait.
 
     Returns:
       The state in which no example is live, in the original order.
     """
-    batch = live(state).shape[0]
-    position = jnp.arange(batch)
-    done: list[State] = []
-    size = batch
-    while True:
-        next_size = -(-size // shrink)
-        if next_size < smallest:
-            state = lax.while_loop(lambda s: jnp.any(live(s)), step, state)
-            break
-        state = lax.while_loop(lambda s, limit=next_size: jnp.sum(live(s)) > limit, step, state)
-        order = jnp.argsort(~live(state), stable=True)
-        position = jnp.concatenate([position[order], position[size:]])
-        state = jax.tree.map(lambda leaf, order=order: leaf[order], state)
-        done.append(jax.tree.map(lambda leaf, at=next_size: leaf[at:], state))
-        state = jax.tree.map(lambda leaf, at=next_size: leaf[:at], state)
-        size = next_size
-    for rest in reversed(done):
-        state = jax.tree.map(lambda head, tail: jnp.concatenate([head, tail]), state, rest)
-    original = jnp.argsort(position)
-    return jax.tree.map(lambda leaf: leaf[original], state)
+    count = live(state).shape[0]
+    sizes = [count if lanes is None else min(lanes, count)]
+    if sizes[0] < count:
+        smallest = min(smallest, -(-sizes[0] // shrink))
+    while smallest <= -(-sizes[-1] // shrink) < sizes[-1]:
+        sizes.append(-(-sizes[-1] // shrink))
+    # The examples at work are ahead of what is kept of them in `state`.
+    rows = jnp.arange(sizes[0], dtype=jnp.int32)
+    working = jax.tree.map(lambda leaf: leaf[: sizes[0]], state)
+    for size, limit in zip(sizes, [*sizes[1:], 0], strict=True):
+        if size < sizes[0]:
+            order = jnp.argsort(~live(working), stable=True)[:size]
+            rows, working = jax.tree.map(lambda leaf, order=order: leaf[order], (rows, working))
+        if size == sizes[0] < count:
+            state, rows, working = _while_waiting(step, live, (state, rows, working), limit)
+        else:
+            working = lax.while_loop(lambda s, limit=limit: jnp.sum(live(s)) > limit, step, working)
+        state = working if size == count else _put(state, rows, working)
+    return state
+
+
+def _while_waiting(
+    step: Callable[[State], State],
+    live: Callable[[State], Bool[Array, " L"]],
+    state: tuple[State, Int[Array, " L"], State],
+    limit: int,
+) -> tuple[State, Int[Array, " L"], State]:
+    """Runs `step` on so many examples at a time until no others are waiting and at most `limit` are live.
+
+    Args:
+      step: as in `while_live`.
+      live: as in `while_live`.
+      state: what is kept of all examples, the rows of the first few, and their states.
+      limit: how many may be left.
+
+    Returns:
+      The same three, at the end.
+    """
+    count = live(state[0]).shape[0]
+
+    def refill(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        kept, rows, working, waiting = carry
+        # The first idle lane takes the first example that waits, the second the second, while there are any.
+        idle = ~live(working)
+        turn = waiting + jnp.cumsum(idle, dtype=jnp.int32) - 1
+        takes = idle & (turn < count)
+        kept = _put(kept, jnp.where(takes, rows, count), working)
+        rows = jnp.where(takes, turn, rows)
+        taken = jax.tree.map(lambda leaf: leaf[rows], kept)
+        return kept, rows, select(takes, taken, working), waiting + jnp.sum(takes, dtype=jnp.int32)
+
+    def advance(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        kept, rows, working, waiting = carry
+        working = step(working)
+        is_due = (waiting < count) & jnp.any(~live(working))
+        return lax.cond(is_due, refill, lambda carry: carry, (kept, rows, working, waiting))
+
+    def goes_on(carry: tuple[Any, Any, Any, Any]) -> Array:
+        return (carry[3] < count) | (jnp.sum(live(carry[2])) > limit)
+
+    waiting = jnp.int32(state[1].shape[0])
+    return lax.while_loop(goes_on, advance, (*state, waiting))[:3]
+
+
+def _put(state: State, rows: Int[Array, " L"], working: State) -> State:
+    """Writes the examples at work back to their rows; a row that there is not is left out."""
+    return jax.tree.map(lambda leaf, part: leaf.at[rows].set(part, mode="drop"), state, working)
+
+
+def select(condition: Bool[Array, " B"], new: State, old: State) -> State:
+    """For each example, one of two states."""
+    where = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    return jax.tree.map(where, new, old)

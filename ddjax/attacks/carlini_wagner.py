@@ -77,12 +77,6 @@ def _start(variable: Array, count: Array) -> _Adam:
     return _Adam(variable, jnp.zeros_like(variable), jnp.zeros_like(variable), jnp.zeros_like(count))
 
 
-def _select(condition: Bool[Array, " B"], new: Any, old: Any) -> Any:
-    """For each example, one of two states."""
-    where = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    return jax.tree.map(where, new, old)
-
-
 def _step(
     adam: _Adam, gradient: Array, learning_rate: Scalar | Float[Array, "B 1 1 1"], *, bounded: bool = True
 ) -> _Adam:
@@ -354,18 +348,18 @@ def search_l2(
         new = _L2State(
             problem=problem,
             start=state.start,
-            adam=_select(ends, fresh, stepped),
-            progress=_select(ends, _no_progress(loss, adam.count), progress),
+            adam=base.select(ends, fresh, stepped),
+            progress=base.select(ends, _no_progress(loss, adam.count), progress),
             constant=jnp.where(ends, next_constant, constant),
             lower=lower,
             upper=upper,
             search=state.search + ends.astype(jnp.int32),
             succeeded=succeeded & ~ends,
             best=jnp.where(closer, squared, state.best),
-            best_images=_select(closer, moved, state.best_images),
+            best_images=base.select(closer, moved, state.best_images),
             steps=state.steps + 1,
         )
-        return _select(is_live, new, state)
+        return base.select(is_live, new, state)
 
     images, labels, targets, _ = problem
     zeros = jnp.zeros_like(labels, jnp.int32)
@@ -384,7 +378,7 @@ def search_l2(
         best_images=images,
         steps=zeros,
     )
-    end = base.while_live(step, live, state)
+    end = base.while_live(step, live, state, lanes=base.lanes(images))
     result = base.finish(logits_fn, images, end.best_images, labels, targets, steps=end.steps, gradients=end.steps)
     if constraint is None and from_clean:
         return result
@@ -492,15 +486,15 @@ def carlini_wagner_l0(
         none_free = ~jnp.any(free, axis=(1, 2, 3))
         new = _L0State(
             problem=problem,
-            adam=_select(found.reached, _start(_tanh_variable(moved, low, high), adam.count), stepped),
-            progress=_select(found.reached | exhausted, _no_progress(found.hinge, adam.count), progress),
+            adam=base.select(found.reached, _start(_tanh_variable(moved, low, high), adam.count), stepped),
+            progress=base.select(found.reached | exhausted, _no_progress(found.hinge, adam.count), progress),
             free=free,
             constant=jnp.where(found.reached, constant, grown),
-            best_images=_select(found.reached, moved, state.best_images),
+            best_images=base.select(found.reached, moved, state.best_images),
             live=jnp.where(found.reached, ~nothing_changed & ~none_free, ~failed),
             steps=state.steps + 1,
         )
-        return _select(state.live, new, state)
+        return base.select(state.live, new, state)
 
     zeros = jnp.zeros_like(labels, jnp.int32)
     blank = jnp.zeros_like(images[:, 0, 0, 0])
@@ -514,7 +508,7 @@ def carlini_wagner_l0(
         live=zeros == 0,
         steps=zeros,
     )
-    end = base.while_live(step, lambda state: state.live, state)
+    end = base.while_live(step, lambda state: state.live, state, lanes=base.lanes(images))
     return base.finish(logits_fn, images, end.best_images, labels, targets, steps=end.steps, gradients=end.steps)
 
 
@@ -657,24 +651,24 @@ def carlini_wagner_linf(
         # As long as nothing was found there is no penalty, and where the margin is stuck a constant changes nothing: a
         # new start with smaller steps does.
         anew = exhausted & stalled & jnp.isinf(best)
-        stepped = _select(anew, _start(_tanh_variable(problem.clean, low, high), adam.count), stepped)
+        stepped = base.select(anew, _start(_tanh_variable(problem.clean, low, high), adam.count), stepped)
 
         # Solved: a smaller tau, and a new problem that starts from here.
         tau = jnp.where(solved, jnp.minimum(state.tau, best) * decrease_factor, state.tau)
         new = _LinfState(
             problem=problem,
-            adam=_select(solved, _start(adam.variable, adam.count), stepped),
-            progress=_select(solved | exhausted, _no_progress(loss, adam.count), progress),
+            adam=base.select(solved, _start(adam.variable, adam.count), stepped),
+            progress=base.select(solved | exhausted, _no_progress(loss, adam.count), progress),
             tau=tau,
             rate=jnp.where(anew, state.rate / 2, state.rate),
             unit=unit,
             constant=jnp.where(solved, constant, grown),
             best=best,
-            best_images=_select(closer, moved, state.best_images),
+            best_images=base.select(closer, moved, state.best_images),
             live=jnp.where(solved, tau > width / 256, grown <= largest_const) & (best > 0),
             steps=state.steps + 1,
         )
-        return _select(state.live, new, state)
+        return base.select(state.live, new, state)
 
     zeros = jnp.zeros_like(labels, jnp.int32)
     blank = jnp.zeros_like(images[:, 0, 0, 0])
@@ -691,5 +685,5 @@ def carlini_wagner_linf(
         live=zeros == 0,
         steps=zeros,
     )
-    end = base.while_live(step, lambda state: state.live, state)
+    end = base.while_live(step, lambda state: state.live, state, lanes=base.lanes(images))
     return base.finish(logits_fn, images, end.best_images, labels, targets, steps=end.steps, gradients=end.steps)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax import jacobian
+from ddjax import jacobian, layers
 from ddjax.attacks import base
 from ddjax.classifier import LogitsFn
 
@@ -124,7 +124,7 @@ def deepfool(
         found=zeros != 0,
         live=zeros == 0,
     )
-    end = base.while_live(step, lambda state: state.live, start)
+    end = base.while_live(step, lambda state: state.live, start, lanes=base.lanes(images))
     return base.finish(
         logits_fn,
         images,
@@ -144,7 +144,7 @@ def _candidates(logits_fn: LogitsFn, images: Array, labels: Array, count: int) -
     labels = labels.astype(jnp.int32)[:, None]
     if count in (0, others) or count > others:
         return (labels + 1 + jnp.arange(others)[None, :]) % num_classes
-    logits = logits_fn(images)
+    logits = layers.in_parts(logits_fn, images)
     return lax.top_k(jnp.where(jnp.arange(num_classes)[None, :] == labels, -jnp.inf, logits), count)[1]
 
 

@@ -146,7 +146,7 @@ def jsma(
         steps=zeros,
         live=zeros == 0,
     )
-    end = base.while_live(step, lambda state: state.live, start)
+    end = base.while_live(step, lambda state: state.live, start, lanes=base.lanes(images))
     return base.AttackResult(
         images=end.images,
         success=base.is_adversarial(end.logits, labels, targets),

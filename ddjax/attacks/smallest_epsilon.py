@@ -123,5 +123,5 @@ def smallest_epsilon(
         steps=zeros,
         gradients=zeros,
     )
-    end = base.while_live(step, lambda state: ~state.done, start)
+    end = base.while_live(step, lambda state: ~state.done, start, lanes=base.lanes(images))
     return base.finish(logits_fn, images, end.images, labels, targets, steps=end.steps, gradients=end.gradients)

@@ -184,10 +184,11 @@ def _our_side(
         targeted = {"targets": targets[0]} if targets else {}
         return attack.function(logits_fn, images, labels, keys, **words, **numbers, **targeted)
 
-    # As launchers run it: all devices share a batch, and each goes through its share in parts that suit it.
+    # As launchers run it: all devices share a batch, and each has as many examples of its share at work as suit it.
     devices = jax.local_devices() if batch % jax.local_device_count() == 0 else jax.local_devices()[:1]
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    program = common.jit(parallel.over_examples(attack_batch, mesh))
+    in_parts = attack.function not in attacks.KEEP_LANES
+    program = common.jit(parallel.over_examples(attack_batch, mesh, in_parts=in_parts))
     shared = parallel.replicate((context.logits_fn, numbers), mesh)
     keys = jax.random.split(jax.random.key(context.seed), len(tried.labels))
     compiled: Any = None

@@ -211,15 +211,16 @@ def _temperatures(context: Context) -> None:
 
 
 def _compaction(context: Context) -> None:
-    """Carlini and Wagner's L2 attack and JSMA, with batches that shrink as examples finish and without."""
+    """Carlini and Wagner's L2 attack and JSMA, with batches that examples leave when they end and without."""
     count = min(_BATCH, len(context.images))
     columns = [jnp.asarray(array[:count]) for array in (context.images, context.labels, context.targets)]
     shared = (context.logits_fn, jax.random.key(context.seed))
     for name, attack in (("carlini_wagner_l2", _carlini_wagner), ("jsma", functools.partial(_jsma, context))):
 
         def side(compacts: bool, attack: Any = attack, norm: str = "l2" if name != "jsma" else "l0_values") -> Side:
-            loop = base.while_live if compacts else functools.partial(base.while_live, smallest=10**9)
-            with mock.patch.object(base, "while_live", loop):
+            loop = base.while_live
+            whole = lambda *given, **settings: loop(*given, **settings | {"lanes": None, "smallest": 10**9})
+            with mock.patch.object(base, "while_live", loop if compacts else whole):
                 # A function of its own, or the trace of the other side would be taken.
                 compiled = common.jit(lambda *arguments: attack(*arguments)).lower(shared, *columns).compile()
 
