@@ -206,8 +206,9 @@ def test_parts_that_stay_in_the_cache(count, shape, size):
 
 
 def test_parts_that_need_not_be_equal():
-    counts = (128, 127, 3)
-    assert [layers.images_at_once(count, (28, 28, 1), equal=False) for count in counts] == [32, 32, 3]
+    counts = (512, 128, 101, 64, 42, 41, 3)
+    sizes = [layers.images_at_once(count, (28, 28, 1), equal=False) for count in counts]
+    assert sizes == [32, 32, 25, 16, 16, 41, 3]
 
 
 def test_other_backends_take_whole_batches(monkeypatch):
