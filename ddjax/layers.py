@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 LOWERINGS = ("auto", "plain", "canonical")
@@ -167,26 +168,22 @@ def _canonical_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     return _fast_forward(inputs, kernel, padding)
 
 
-def _canonical_conv_fwd(inputs: Array, kernel: Array, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
-    return _fast_forward(inputs, kernel, padding), (inputs, kernel)
+def _canonical_conv_fwd(inputs: Any, kernel: Any, padding: Padding) -> tuple[Array, tuple[Array | None, Array | None]]:
+    # What nobody differentiates by, as the kernel in an attack, needs no gradient: XLA would drop it, but tracing it
+    # takes longer than all the rest.
+    residuals = (inputs.value if kernel.perturbed else None, kernel.value if inputs.perturbed else None)
+    return _fast_forward(inputs.value, kernel.value, padding), residuals
 
 
-def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+def _canonical_conv_bwd(
+    padding: Padding, residuals: tuple[Array | None, Array | None], cotangent: Any
+) -> tuple[Array | None, Array | None]:
     inputs, kernel = residuals
-    kernel_height, kernel_width = kernel.shape[:2]
-    (top, bottom), (left, right) = padding
-    # The barriers keep XLA from folding the rearrangements back into dimension numbers, which would bring the naive
-    # loop back.
-    flipped = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
-    # Again in this form, so that the derivatives of gradients are fast, too: a gradient penalty takes them.
-    input_gradient = _canonical_conv(
-        cotangent,
-        flipped,
-        (
-            (kernel_height - 1 - top, kernel_height - 1 - bottom),
-            (kernel_width - 1 - left, kernel_width - 1 - right),
-        ),
-    )
+    if isinstance(cotangent, SymbolicZero):
+        return None, None
+    input_gradient = None if kernel is None else _input_gradient(kernel, cotangent, padding)
+    if inputs is None:
+        return input_gradient, None
     # Padding is made explicit: together with so large a kernel, as an attribute it leads to the naive loop again.
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     # In parts of the batch that fit the cache, which halves the time of the larger layers.
@@ -195,7 +192,19 @@ def _canonical_conv_bwd(padding: Padding, residuals: tuple[Array, Array], cotang
         _kernel_gradient(padded[start : start + part], cotangent[start : start + part])
         for start in range(0, inputs.shape[0], part)
     ]
-    return input_gradient, functools.reduce(jnp.add, gradients)  # pyright: ignore[reportReturnType]
+    return input_gradient, functools.reduce(jnp.add, gradients)
+
+
+def _input_gradient(kernel: Array, cotangent: Array, padding: Padding) -> Array:
+    """A convolution of the cotangent by the flipped kernel, inputs and outputs exchanged."""
+    height, width = kernel.shape[:2]
+    (top, bottom), (left, right) = padding
+    # The barriers keep XLA from folding the rearrangements back into dimension numbers, which would bring the naive
+    # loop back.
+    flipped = lax.optimization_barrier(kernel[::-1, ::-1].transpose(0, 1, 3, 2))
+    # Again in this form, so that the derivatives of gradients are fast, too: a gradient penalty takes them.
+    pads = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
+    return _canonical_conv(cotangent, flipped, pads)  # pyright: ignore[reportReturnType]
 
 
 def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
@@ -205,7 +214,7 @@ def _kernel_gradient(inputs: Array, cotangent: Array) -> Array:
     return jnp.transpose(_canonical_conv(channels_first, cotangent_kernel, ((0, 0), (0, 0))), (1, 2, 0, 3))
 
 
-_canonical_conv.defvjp(_canonical_conv_fwd, _canonical_conv_bwd)
+_canonical_conv.defvjp(_canonical_conv_fwd, _canonical_conv_bwd, symbolic_zeros=True)
 
 
 def _toom_cook() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
