@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import flags
-from sklearn.utils import class_weight
 
 from ddjax import data, folders, parallel, recipes, runs, training
 from ddjax.defenses import adversarial_training
@@ -313,7 +312,9 @@ class Trainer:
         one_hot = np.eye(count, dtype=np.float32)[labels]
         if not self._recipe.class_weights or role not in _UNDISTILLED:
             return one_hot
-        weights = class_weight.compute_class_weight("balanced", classes=np.arange(count), y=labels)
+        from sklearn.utils.class_weight import compute_class_weight  # lazily: it takes a second
+
+        weights = compute_class_weight("balanced", classes=np.arange(count), y=labels)
         return one_hot * weights.astype(np.float32)
 
     def _epoch_fn(

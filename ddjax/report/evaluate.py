@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn import metrics as sklearn_metrics
 
 from ddjax import figures
 from ddjax.report import page
@@ -169,6 +168,8 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
     clean = {(r["network"], r["defense"]): r for r in records if r.get("measure") == "clean" and "scores" in r}
     short = _short(list(dict.fromkeys(r["attack"] for r in records if r.get("measure") == "evaluate")))
     panels: dict[str, list[tuple[str, bool, np.ndarray, np.ndarray]]] = {}
+    from sklearn.metrics import roc_curve  # lazily: it takes a second, and most pages have no detector
+
     for record in records:
         key = (record.get("network"), record.get("defense"))
         if record.get("measure") != "evaluate" or key not in clean:
@@ -178,7 +179,7 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
             continue
         scores = np.concatenate([kept["scores"], judged["scores"][judged["fooled"]]])
         truth = np.arange(len(scores)) >= len(kept["scores"])
-        false_positives, detected, _ = sklearn_metrics.roc_curve(truth, scores)
+        false_positives, detected, _ = roc_curve(truth, scores)
         name = f"{titles.get(record['network'], record['network'])}, {_in_a_title(record['defense'])}"
         panels.setdefault(name, []).append((short[record["attack"]], record["aware"], false_positives, detected))
     return panels
