@@ -17,8 +17,9 @@ SCORE_SPACES = ("probs", "logits", "tempered")
 _GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 # A few units in the last place of float32, so that rounding never makes a bound too low.
 _ROUNDING = 1e-6
-# Rows of the table of pairs that are computed at a time.
-_ROWS = 8
+# Rows of the table of pairs that are computed at a time, and fewer where they have more than so many entries: tables of
+# a batch that leave the cache made the search grow faster than D log D.
+_ROWS, _ENTRIES = 8, 8192
 
 
 class _State(NamedTuple):
@@ -223,6 +224,7 @@ def most_salient_pair(
       Of pairs with equal float32 scores, the one that comes first in row-major order.
     """
     num_features = u.shape[1]
+    num_rows = max(1, min(_ROWS, num_features, _ENTRIES // num_features))
     unused = unused & jnp.isfinite(u) & jnp.isfinite(v)
     # Products of two slopes underflow where distilled networks live. Powers of two change no comparison; whether a sum
     # is positive is asked of the unscaled values.
@@ -238,7 +240,7 @@ def most_salient_pair(
     bound = jnp.where(unused & (bound > 0), bound**2 / 4 * (1 + _ROUNDING), -1.0)
 
     def look(state: _Search) -> _Search:
-        height, rows = lax.top_k(state.bound, min(_ROWS, num_features))
+        height, rows = lax.top_k(state.bound, num_rows)
         u, v, scaled_u, scaled_v = (
             values[:, None, :] + jnp.take_along_axis(values, rows, axis=1)[:, :, None]
             for values in (state.u, state.v, state.scaled_u, state.scaled_v)
