@@ -4,6 +4,7 @@ Networks trained at a high temperature saturate the softmax of temperature 1. It
 float32 and read as exactly zero, although they are not; so amplitudes are measured in log space as well.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -35,8 +36,14 @@ def pull_back(vjp_fn: Callable[[Array], tuple[Array]], cotangents: Float[Array, 
     if jax.default_backend() != "cpu":
         return jax.vmap(lambda cotangent: vjp_fn(cotangent)[0])(cotangents)
     if cotangents.shape[0] <= _MAX_UNROLLED:
-        return jnp.stack([vjp_fn(cotangent)[0] for cotangent in cotangents])
+        return jnp.stack([_pull_back_one(vjp_fn, cotangent) for cotangent in cotangents])
     return lax.map(lambda cotangent: vjp_fn(cotangent)[0], cotangents)
+
+
+# Compiled to where it stands; the second time it is called, its trace is at hand.
+@functools.partial(jax.jit, inline=True)
+def _pull_back_one(vjp_fn: Callable[[Array], tuple[Array]], cotangent: Array) -> Array:
+    return vjp_fn(cotangent)[0]
 
 
 def jacobian(
@@ -63,13 +70,13 @@ def jacobian(
         raise ValueError(f"unknown space {space!r}; known: {', '.join(SPACES)}")
     outputs_fn = logits_fn if space == "logits" else lambda x: jax.nn.softmax(logits_fn(x))
     outputs, vjp_fn = jax.vjp(outputs_fn, images)
-    return _unit_pull_back(vjp_fn, outputs)
+    return jnp.moveaxis(pull_back(vjp_fn, _units(outputs)), 0, 1)
 
 
-def _unit_pull_back(vjp_fn: Callable[[Array], tuple[Array]], outputs: Array) -> Array:
+def _units(outputs: Float[Array, "B K"]) -> Float[Array, "K B K"]:
+    """A cotangent for each output: 1 for it, 0 for the others."""
     units = jnp.eye(outputs.shape[1], dtype=outputs.dtype)
-    cotangents = jnp.broadcast_to(units[:, None, :], (outputs.shape[1], *outputs.shape))
-    return jnp.moveaxis(pull_back(vjp_fn, cotangents), 0, 1)
+    return jnp.broadcast_to(units[:, None, :], (outputs.shape[1], *outputs.shape))
 
 
 class Amplitude(NamedTuple):
@@ -107,9 +114,13 @@ def amplitude(logits_fn: LogitsFn, images: Float[Array, "B H W C"]) -> Amplitude
     """
     logits, vjp_fn = jax.vjp(logits_fn, images)
     batch, num_classes = logits.shape
-    probs, softmax_vjp = jax.vjp(jax.nn.softmax, logits)
-    plain = _unit_pull_back(lambda c: vjp_fn(softmax_vjp(c)[0]), probs).reshape(batch, num_classes, -1)
-    of_logits = _unit_pull_back(vjp_fn, logits).reshape(batch, num_classes, -1)
+    units = _units(logits)
+    _, softmax_vjp = jax.vjp(jax.nn.softmax, logits)
+    of_probs = jax.vmap(lambda unit: softmax_vjp(unit)[0])(units)
+    plain, of_logits = (
+        jnp.moveaxis(pull_back(vjp_fn, cotangents), 0, 1).reshape(batch, num_classes, -1)
+        for cotangents in (of_probs, units)
+    )
 
     log_probs = jax.nn.log_softmax(logits)
     others = jnp.where(jnp.eye(num_classes, dtype=bool)[None], -jnp.inf, log_probs[:, None, :])

@@ -16,8 +16,8 @@ parameters and, to rounding, the same values are therefore kept:
 """
 
 import contextlib
-import contextvars
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -47,7 +47,8 @@ _LEAST_PART = 8
 
 # Keeps convolutions away from the single-threaded kernel when given to `jax.jit`; see `unpadded`.
 COMPILER_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
-_grows = contextvars.ContextVar("grows", default=True)
+# Part of the key under which jax keeps traces.
+_grows = jax.make_user_context(True)
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -124,11 +125,8 @@ def unpadded() -> Iterator[None]:
     To stand inside the compiled function, so that it holds for that program alone. It saves about a tenth of a training
     step. jax takes compiler options on an outermost `jit` only, hence the zeros where nobody promises them.
     """
-    token = _grows.set(False)
-    try:
+    with _grows(False):
         yield
-    finally:
-        _grows.reset(token)
 
 
 def _fast_forward(inputs: Array, kernel: Array, padding: Padding) -> Array:
@@ -144,7 +142,7 @@ def _fast_forward(inputs: Array, kernel: Array, padding: Padding) -> Array:
     out_width = width + left + right - kernel_width + 1
     grown = 0
     if (
-        _grows.get()
+        _grows.value
         and out_height <= height
         and out_width <= width
         and kernel_height <= height
@@ -274,7 +272,7 @@ def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
 
 
 def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
-    """A convolution as a patch matrix times the kernel matrix; its derivatives are ordinary and fast."""
+    """A convolution as a patch matrix times the kernel matrix."""
     kernel_height, kernel_width, channels, features = kernel.shape
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     out_height, out_width = padded.shape[1] - kernel_height + 1, padded.shape[2] - kernel_width + 1
@@ -286,7 +284,28 @@ def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
         ],
         axis=-1,
     )
-    return patches @ kernel.reshape(kernel_height * kernel_width * channels, features)
+    return _patch_product(patches, kernel.reshape(kernel_height * kernel_width * channels, features))
+
+
+@jax.custom_vjp
+def _patch_product(patches: Array, kernel: Array) -> Array:
+    return patches @ kernel
+
+
+def _patch_product_fwd(patches: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return patches @ kernel, (patches, kernel)
+
+
+def _patch_product_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    patches, kernel = residuals
+    # As one product over all pixels of the batch, its many columns and few rows take several times as long.
+    parts = math.gcd(patches.shape[0], _MAX_PARTS)
+    of_parts = lambda array: array.reshape(parts, -1, array.shape[-1])
+    gradients = jnp.einsum("pnk,pnf->pkf", of_parts(patches), of_parts(cotangent))
+    return cotangent @ kernel.T, jnp.sum(gradients, 0)
+
+
+_patch_product.defvjp(_patch_product_fwd, _patch_product_bwd)
 
 
 def conv(
