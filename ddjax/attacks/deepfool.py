@@ -151,15 +151,16 @@ def _candidates(logits_fn: LogitsFn, images: Array, labels: Array, count: int) -
 def _linearise(logits_fn: LogitsFn, state: _State, score_space: str) -> tuple[Array, Array, Array]:
     """The logits, how far the scores are from each boundary `[N, B]`, and the gradients there `[N, B, H, W, C]`."""
     logits, vjp_fn = jax.vjp(logits_fn, state.images)
-    classes = jnp.arange(logits.shape[1])
-    own = (classes[None, :] == state.labels[:, None]).astype(logits.dtype)
-    other = (classes[None, None, :] == state.candidates.T[:, :, None]).astype(logits.dtype)
-    # The difference itself is pulled back: one backward pass a candidate, and nothing cancels afterwards.
-    scores, cotangents = logits, other - own[None]
-    if score_space != "logits":
+    if score_space == "logits":
+        scores, back = logits, vjp_fn
+    else:
         scores, softmax_vjp = jax.vjp(jax.nn.softmax, logits)
-        cotangents = jax.vmap(lambda cotangent: softmax_vjp(cotangent)[0])(cotangents)
-    slopes = jacobian.pull_back(vjp_fn, cotangents)
+        back = lambda cotangent: vjp_fn(softmax_vjp(cotangent)[0])
+    classes = jnp.arange(logits.shape[1])
+    own = (classes[None, :] == state.labels[:, None]).astype(scores.dtype)
+    other = (classes[None, None, :] == state.candidates.T[:, :, None]).astype(scores.dtype)
+    # The difference itself is pulled back: one backward pass a candidate, and nothing cancels afterwards.
+    slopes = jacobian.pull_back(back, other - own[None])
     pick = lambda classes: jnp.take_along_axis(scores, classes, axis=1)
     distance = jnp.abs(pick(state.candidates) - pick(state.labels[:, None]))
     # Past the boundary by more than rounding, for what is only on it is no decision.
