@@ -37,7 +37,7 @@ _FEW_INPUTS = 32
 # Where Winograd's algorithm multiplies polynomials. Points near 1 keep rounding errors small: Barabasz et al., Error
 # Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks, 2020 (arXiv 1803.10986).
 _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
-# Kernel gradients are summed over parts of the batch: of this many images, and not more parts than that.
+# Kernel gradients are summed over parts of the batch: of at most this many images, but not more parts than that.
 _CACHED_IMAGES = 16
 _MAX_PARTS = 8
 # Of so many pixels, the activations of these networks stay in the cache (parts of 32 were, within noise, the fastest
@@ -185,10 +185,11 @@ def _canonical_conv_bwd(
     # Padding is made explicit: together with so large a kernel, as an attribute it leads to the naive loop again.
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
     # In parts of the batch that fit the cache, which halves the time of the larger layers.
-    part = max(_CACHED_IMAGES, -(-inputs.shape[0] // _MAX_PARTS))
+    count = inputs.shape[0]
+    part = max(_LEAST_PART, min(_CACHED_IMAGES, count // 4), -(-count // _MAX_PARTS))
     gradients = [
         _kernel_gradient(padded[start : start + part], cotangent[start : start + part])
-        for start in range(0, inputs.shape[0], part)
+        for start in range(0, count, part)
     ]
     return input_gradient, functools.reduce(jnp.add, gradients)
 

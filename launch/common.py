@@ -85,10 +85,8 @@ def run(main: Callable[[], None]) -> None:
             logging.set_verbosity(logging.ERROR)
         try:
             set_up_jax()
-            # What is imported stays; a full collection that looked at it would take a fifth of a second, and tracing
-            # would set off several.
+            # What is imported stays; nothing of it need be looked at again.
             gc.freeze()
-            gc.set_threshold(20_000)
             if not parallel.is_primary():
                 # What all would say alike is said once; errors are not.
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115
