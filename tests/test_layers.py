@@ -165,10 +165,13 @@ def test_bad_arguments(call, message):
         call(jnp.zeros((1, 5, 5, 4)), jnp.zeros((3, 3, 4, 2)))
 
 
+# One channel: a patch matrix.
+@pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("batch", [16, 37, 150])
-def test_kernel_gradient_summed_over_parts_of_the_batch(batch):
+def test_kernel_gradient_summed_over_parts_of_the_batch(batch, channels):
     rng = np.random.default_rng(2)
-    arrays = single([rng.normal(size=shape) for shape in ((batch, 7, 6, 4), (3, 3, 4, 5), (batch, 5, 4, 5))])
+    shapes = (batch, 7, 6, channels), (3, 3, channels, 5), (batch, 5, 4, 5)
+    arrays = single([rng.normal(size=shape) for shape in shapes])
     plain = compiled(*arrays, "VALID", "plain")
     canonical = compiled(*arrays, "VALID", "canonical")
     for got, wanted in zip(canonical, plain, strict=True):

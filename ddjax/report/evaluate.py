@@ -168,8 +168,6 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
     clean = {(r["network"], r["defense"]): r for r in records if r.get("measure") == "clean" and "scores" in r}
     short = _short(list(dict.fromkeys(r["attack"] for r in records if r.get("measure") == "evaluate")))
     panels: dict[str, list[tuple[str, bool, np.ndarray, np.ndarray]]] = {}
-    from sklearn.metrics import roc_curve  # lazily: it takes a second, and most pages have no detector
-
     for record in records:
         key = (record.get("network"), record.get("defense"))
         if record.get("measure") != "evaluate" or key not in clean:
@@ -177,6 +175,8 @@ def _curves(records: Sequence[Record], workdir: Path) -> dict[str, list[tuple[st
         kept, judged = page.load_arrays(workdir / clean[key]["scores"]), page.load_arrays(workdir / record["judged"])
         if not kept or "fooled" not in judged or not judged["fooled"].any():
             continue
+        from sklearn.metrics import roc_curve  # lazily: it takes a second, and most pages have no detector
+
         scores = np.concatenate([kept["scores"], judged["scores"][judged["fooled"]]])
         truth = np.arange(len(scores)) >= len(kept["scores"])
         false_positives, detected, _ = roc_curve(truth, scores)
