@@ -96,6 +96,9 @@ def run(main: Callable[[], None]) -> None:
                 raise
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        finally:
+            # The interpreter looks for garbage once more when it ends, among all that was traced and compiled.
+            gc.freeze()
 
     app.run(guarded)
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -67,8 +68,7 @@ def class_grid(
     figure = Figure(figsize=(side + 0.9, side * pitch[0] / pitch[1] + 1.2), layout="constrained")
     (axes,) = row_of_axes(figure, 1)
     axes.imshow(mosaic, interpolation="nearest")
-    for box in boxes:
-        axes.add_patch(box)
+    axes.add_collection(PatchCollection(boxes, match_original=True), autolim=False)
     names = [class_name(label, class_names) for label in range(k)]
     turn = 45 if max(map(len, names)) > 4 else 0
     centers = [pitch * place + gap // 2 + (np.array((height, width)) - 1) / 2 for place in range(k)]

@@ -3,9 +3,10 @@
 import io
 from typing import Any
 
-from matplotlib import style
+from matplotlib import rcParams, style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -51,7 +52,9 @@ def to_png(figure: Figure) -> bytes:
       The contents of a PNG file.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.set_dpi(rcParams["savefig.dpi"])
+    # `Figure.savefig` draws twice, the first time for the layout alone.
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})
     return buffer.getvalue()
 
 
