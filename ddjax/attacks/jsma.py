@@ -17,6 +17,8 @@ SCORE_SPACES = ("probs", "logits", "tempered")
 _GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 # A few units in the last place of float32, so that rounding never makes a bound too low.
 _ROUNDING = 1e-6
+# The share of the range that a feature must have left to move, or else it is as good as at the bound.
+_LEAST_ROOM = 0.01
 # Rows of the table of pairs that are computed at a time, and fewer where they have more than so many entries: tables of
 # a batch that leave the cache made the search grow faster than D log D.
 _ROWS, _ENTRIES = 8, 8192
@@ -66,7 +68,8 @@ def jsma(
     With phi the outputs of the score space, alpha and beta of a pair are the sums over its two features of the
     derivative of phi_target and of the other outputs. For theta > 0 a pair counts if alpha > 0 > beta, for theta < 0 if
     alpha < 0 < beta; the pair with the largest -alpha beta is changed. Of equal ones the first in row-major order. Each
-    feature changes once; features already at the bound are never chosen. Where no pair counts the example has failed.
+    feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the range,
+    are never chosen. Where no pair counts the example has failed.
 
     Args:
       logits_fn: a classifier.
@@ -96,6 +99,8 @@ def jsma(
     Departures from the paper:
       A feature leaves the search when it has been changed, not when it has saturated; with |theta| = 1 that is the
       same.
+      Features that are nearly at the bound are left out, as torchattacks does, not only those exactly at it: the
+      strokes of MNIST are mostly 253 and 254 of 255, and moving those spends the budget on nothing.
     """
     del key
     if targets is None:
@@ -136,11 +141,12 @@ def jsma(
             live=go_on,
         )
 
+    room = jnp.where(theta > 0, high - images, images - low)
     # Every carry is derived from the inputs, so that it has their sharding.
     zeros = jnp.zeros_like(labels, jnp.int32)
     start = _State(
         images=images,
-        unused=jnp.where(theta > 0, images < high, images > low).reshape(flat.shape),
+        unused=(room >= jnp.minimum(jnp.abs(theta), _LEAST_ROOM * (high - low))).reshape(flat.shape),
         labels=labels,
         targets=targets,
         logits=jnp.zeros_like(flat, outputs.dtype, shape=outputs.shape),

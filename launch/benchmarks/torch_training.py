@@ -246,7 +246,8 @@ class Sweep:
         Probabilities sum to one, so the best pair is that of the two largest slopes of the target's: one backward pass.
         """
         shape, images = images.shape, images.clone(memory_format=torch.contiguous_format).flatten(1)
-        unused = images < self._high
+        # As ours, without what is nearly at the bound.
+        unused = images < self._high - 0.01
         live = torch.arange(len(images), device=images.device)
         for step in range(self._recipe["jsma_features"] // 2 + 1):
             at = images[live].reshape(-1, *shape[1:]).contiguous(memory_format=memory_format(self._format))

@@ -79,7 +79,7 @@ def test_pair_search_of_one_slope_is_the_general_one():
 def oracle_jsma(jacobian_fn, decide, image, target, theta, gamma, space):
     """One image at a time, K gradients, all pairs: the paper's algorithm as it stands."""
     values = np.array(image).ravel()
-    unused = values < 1 if theta > 0 else values > 0
+    unused = values < 0.99 if theta > 0 else values > 0.01
     pairs = 0
     while int(decide(values.reshape(image.shape))) != target and pairs < int(len(values) * gamma / 2 + 1e-6):
         jac = np.asarray(jacobian_fn(values.reshape(image.shape))).reshape(-1, len(values))
@@ -149,6 +149,26 @@ def test_budget_of_the_paper_and_each_feature_once():
         assert not result.success.any()
     nothing = attacks.jsma(logits_fn, images, labels, targets=labels + 1, gamma=0.0, score_space="logits")
     np.testing.assert_array_equal(nothing.images, images)
+
+
+def test_features_that_are_nearly_at_the_bound_are_left_alone():
+    # The heaviest feature has hardly any room.
+    weights = jnp.array([1.0, 2.0, 3.0, 4.0])
+    logits_fn = lambda x: jnp.stack([1e4 - x.sum((1, 2, 3)), x.reshape(x.shape[0], -1) @ weights], 1)
+    run = lambda theta, last: attacks.jsma(
+        logits_fn,
+        jnp.zeros((1, 2, 2, 1)).at[0, 1, 1, 0].set(last),
+        jnp.zeros(1, jnp.int32),
+        targets=jnp.ones(1, jnp.int32),
+        theta=theta,
+        gamma=0.5,
+        score_space="logits",
+    ).images.ravel()
+    np.testing.assert_array_equal(run(1.0, 254 / 255), np.float32([0, 1, 1, 254 / 255]))
+    np.testing.assert_array_equal(run(1.0, 252 / 255), np.float32([0, 0, 1, 1]))
+    # Unless a step is no longer than the room.
+    np.testing.assert_allclose(run(0.003, 254 / 255), [0, 0, 0.003, 254 / 255 + 0.003], rtol=1e-6)
+    np.testing.assert_array_equal(run(0.003, 1.0), np.float32([0, 0.003, 0.003, 1.0]))
 
 
 def test_probabilities_of_a_saturated_network_are_dead_and_tempered_ones_are_not(network, batch):
