@@ -37,6 +37,9 @@ _FEW_INPUTS = 32
 # Where Winograd's algorithm multiplies polynomials. Points near 1 keep rounding errors small: Barabasz et al., Error
 # Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks, 2020 (arXiv 1803.10986).
 _POINTS = (0.0, 1.0, -1.0, 0.5, -2.0)
+# A convolution of fewer multiplications is over before Winograd's many small steps are: those of MNIST's network pay
+# from eight images on, and with a single one they cost PGD a sixth.
+_LEAST_PRODUCTS = 2**24
 # Kernel gradients are summed over parts of the batch: quarters of it, of 8 to 16 images, but not more parts than eight.
 # In turns, CIFAR-10 networks took 4 percent less time with parts of 8 of 32 images; digits 3 percent more, of 64.
 _CACHED_IMAGES = 16
@@ -262,10 +265,11 @@ def _winograd_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def _is_worth_mixing(inputs: Array, kernel: Array) -> bool:
-    """Whether `_winograd_conv` takes less time: measured, with many channels and maps that the cache holds."""
-    height, width = inputs.shape[1:3]
+    """Whether `_winograd_conv` takes less time: measured, with many channels, maps that the cache holds, much to do."""
+    batch, height, width, _ = inputs.shape
     of_this_form = kernel.shape[:2] == (3, 3) and inputs.dtype == jnp.float32
-    return of_this_form and min(kernel.shape[2:]) >= height + width
+    products = batch * height * width * kernel.size
+    return of_this_form and min(kernel.shape[2:]) >= height + width and products >= _LEAST_PRODUCTS
 
 
 def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:

@@ -25,6 +25,17 @@ SHAPES = [
 ]
 
 
+LEAST_PRODUCTS = layers._LEAST_PRODUCTS
+
+
+@pytest.fixture(autouse=True, scope="module")
+def winograd_at_any_size():
+    """Otherwise tests of it would have to be large."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "_LEAST_PRODUCTS", 0)
+        yield
+
+
 def reference(images, kernel, cotangent, padding):
     """Convolution and both gradients in float64 by SciPy, one filter at a time."""
     mode = {"VALID": "valid", "SAME": "same"}[padding]
@@ -87,6 +98,18 @@ def test_winograd_is_as_precise_as_the_plain_form():
         error[lowering] = [np.sqrt(np.mean((a - b) ** 2) / np.mean(b**2)) for a, b in zip(got, exact, strict=True)]
     assert max(error["canonical"]) < 3e-6
     assert max(error["plain"]) < 3e-6
+
+
+def test_winograd_only_where_there_is_work_enough(monkeypatch):
+    def convolutions(batch):
+        images, kernel = jnp.zeros((batch, 12, 12, 64)), jnp.zeros((3, 3, 64, 64))
+        # A lambda each time: jax keeps the trace of a function.
+        jaxpr = jax.make_jaxpr(lambda x, k: layers.conv(x, k, lowering="canonical"))(images, kernel)
+        return str(jaxpr).count("conv_general_dilated[")
+
+    assert convolutions(1) == 6
+    monkeypatch.setattr(layers, "_LEAST_PRODUCTS", LEAST_PRODUCTS)
+    assert [convolutions(batch) for batch in (1, 2, 4)] == [1, 1, 6]
 
 
 @pytest.mark.parametrize("shape", [*SHAPES[:3], SHAPES[7]])

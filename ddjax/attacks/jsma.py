@@ -68,8 +68,8 @@ def jsma(
     With phi the outputs of the score space, alpha and beta of a pair are the sums over its two features of the
     derivative of phi_target and of the other outputs. For theta > 0 a pair counts if alpha > 0 > beta, for theta < 0 if
     alpha < 0 < beta; the pair with the largest -alpha beta is changed. Of equal ones the first in row-major order. Each
-    feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the range,
-    are never chosen. Where no pair counts the example has failed.
+    feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the
+    range, are never chosen. Where no pair counts the example has failed.
 
     Args:
       logits_fn: a classifier.
