@@ -35,23 +35,19 @@ _TEMPERATURES = (1, 3, 9)
 _CLASSES_BATCH = 32
 _JSMA_STEPS = 5
 _TRAINING_STEPS = 5
-# Turns; a curve has many points.
-_REPETITIONS = 3
 _QUICK_SIZES = 2
 _DRAWS = 4
 
 
 def _compare(context: Context, where: Mapping[str, Any], sides: Sides, unit: str = "example") -> None:
     """Compares the sizes with the smallest, which comes first."""
-    repetitions = min(context.repetitions, _REPETITIONS)
     where = {**where, "network": context.network}
-    measure.compare(context.run, where, sides, base=next(iter(sides)), unit=unit, repetitions=repetitions)
+    measure.compare(context.run, where, sides, base=next(iter(sides)), unit=unit, repetitions=context.repetitions)
 
 
-def _sizes(context: Context, sizes: Sequence[int], most: int | None = None) -> list[int]:
-    """Those that there are examples for; the first few for `--quick`."""
-    fitting = [size for size in sizes if most is None or size <= most]
-    return fitting[:_QUICK_SIZES] if context.quick else fitting
+def _sizes(context: Context, sizes: Sequence[int]) -> Sequence[int]:
+    """All; the first few for `--quick`."""
+    return sizes[:_QUICK_SIZES] if context.quick else sizes
 
 
 def _pgd(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> attacks.AttackResult:
@@ -70,8 +66,9 @@ def _examples(context: Context) -> None:
     shared = (context.logits_fn, jax.random.key(context.seed))
     for name, attack in (("pgd", _pgd), ("carlini_wagner_l2", _carlini_wagner)):
         sides: Sides = {}
-        for size in _sizes(context, _EXAMPLES, len(context.images)):
-            some = [column[:size] for column in columns]
+        for size in _sizes(context, _EXAMPLES):
+            # Again from the first, where there are not so many.
+            some = [column[np.arange(size) % len(column)] for column in columns]
             call = functools.partial(common.evaluate, attack, shared, *some, batch_size=_BATCH)
             fields = {"curve": name, "size": size, "order": "n"}
             sides[f"{size} examples"] = Side(call, size, functools.partial(_judge, fields))
@@ -237,7 +234,7 @@ def _compaction(context: Context) -> None:
             "batches that stay whole": functools.partial(side, False),
         }
         where = {"work": "compaction", "attack": name, "network": context.network, "batch": count}
-        measure.compare(context.run, where, sides, repetitions=min(context.repetitions, _REPETITIONS))
+        measure.compare(context.run, where, sides, repetitions=context.repetitions)
 
 
 def _jsma(context: Context, shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> Any:
@@ -270,7 +267,7 @@ def _precision(context: Context) -> None:
             "bfloat16": functools.partial(side, in_bfloat16),
         }
         where = {"work": "precision", "attack": "pgd", "network": context.network, "batch": batch}
-        measure.compare(context.run, where, sides, repetitions=min(context.repetitions, _REPETITIONS))
+        measure.compare(context.run, where, sides, repetitions=context.repetitions)
 
 
 WORK: Mapping[str, measure.Work] = types.MappingProxyType(
