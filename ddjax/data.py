@@ -203,13 +203,14 @@ def _digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels [1797, 64] in 0 to 16 and classes [1797], from the file that scikit-learn brings."""
     # Importing scikit-learn for it takes a second, of a sweep that takes twenty.
     with contextlib.suppress(metadata.PackageNotFoundError):
-        file = metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+        file = str(metadata.distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz"))
         if os.path.exists(file):
-            table = np.loadtxt(str(file), delimiter=",")
+            table = np.loadtxt(file, delimiter=",")
             return table[:, :-1], table[:, -1].astype(int)
     from sklearn.datasets import load_digits  # where it is not installed as a wheel is
 
-    return load_digits(return_X_y=True)
+    found: Any = load_digits(return_X_y=True)
+    return found
 
 
 def _load_digits(split: str, num_examples: int | None, seed: int, skip: int) -> Dataset:

@@ -1,4 +1,5 @@
 import io
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,6 +52,23 @@ def test_digits_split_is_disjoint_and_covers_all():
     )
     shares = np.bincount(targets) * 450 / 1797
     assert np.abs(np.bincount(test.labels) - shares).max() < 1
+
+
+def test_digits_come_from_the_file_of_scikit_learn_and_without_it_from_its_loader(monkeypatch):
+    expected = data.load("digits", "test")
+    calls = []
+    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **given: calls.append(given) or load_digits(**given))
+    data.load("digits", "test")
+    assert not calls
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "distribution", missing)
+    from_loader = data.load("digits", "test")
+    assert calls
+    np.testing.assert_array_equal(from_loader.images, expected.images)
+    np.testing.assert_array_equal(from_loader.labels, expected.labels)
 
 
 def test_digits_fields():
