@@ -98,7 +98,7 @@ def growth(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
         return None
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.3 * columns, 3.1 * rows), layout="constrained")
+    figure = Figure(figsize=(3.3 * columns, 3.8 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
@@ -131,7 +131,8 @@ def growth(panels: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure | None:
         if orders:
             said = " and ".join(dict.fromkeys(orders))
             handles.append(Line2D([], [], color=GRAY, linestyle=":", label=said))
-        axes.legend(handles=handles, fontsize=8)
+        # Below, where no curve runs.
+        axes.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.32))
     return figure
 
 
