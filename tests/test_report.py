@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib import colors
+from matplotlib.collections import PatchCollection
 
 from ddjax import figures, metrics, report
 
@@ -396,7 +397,8 @@ def test_example_figures(tmp_path):
     assert grid is not None
     (axes,) = grid.axes
     assert axes.get_title(loc="left") == "Undistilled network: 3 of 4 targets reached"
-    edges = [colors.to_hex(patch.get_edgecolor()).upper() for patch in axes.patches]
+    (boxes,) = (child for child in axes.get_children() if isinstance(child, PatchCollection))
+    edges = [colors.to_hex(color).upper() for color in np.asarray(boxes.get_edgecolor())]
     assert (edges.count(figures.GREEN), edges.count(figures.RED), edges.count(figures.GRAY)) == (3, 1, 2)
     right: dict[str, Any] = examples | {"fgsm_prediction": np.int32(0)}
     shown = figures.fgsm({None: examples, 10.0: right, 50.0: examples}, ["$0", "$1", "two"])
