@@ -12,9 +12,9 @@ parameters and, to rounding, the same values are therefore kept:
   gradients of gradients likewise. Pooling is a reshape and a maximum.
 
 `"auto"` chooses by `jax.default_backend()` at trace time. Nothing outside this file knows about any of it;
-`python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib: on two cores
-`"plain"` took 49 times as long to train MNIST's network and 12 times as long for input gradients with jaxlib 0.10.2, and 59
-and 19 times with 0.12.0.1.
+`python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib: on two
+cores `"plain"` took 49 times as long to train MNIST's network, and 12 times as long for input gradients, with jaxlib
+0.10.2, and 59 and 19 times with 0.12.0.1.
 """
 
 import contextlib
