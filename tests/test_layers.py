@@ -25,6 +25,7 @@ SHAPES = [
 ]
 
 
+# As it is outside of these tests.
 LEAST_PRODUCTS = layers._LEAST_PRODUCTS
 
 

@@ -68,6 +68,7 @@ def class_grid(
     figure = Figure(figsize=(side + 0.9, side * pitch[0] / pitch[1] + 1.2), layout="constrained")
     (axes,) = row_of_axes(figure, 1)
     axes.imshow(mosaic, interpolation="nearest")
+    # As one artist, and without limits of their own, which the picture sets: a hundred patches take longer.
     axes.add_collection(PatchCollection(boxes, match_original=True), autolim=False)
     names = [class_name(label, class_names) for label in range(k)]
     turn = 45 if max(map(len, names)) > 4 else 0
