@@ -1,0 +1,76 @@
+"""Checks of settings, which all packages share. Each refuses a bad value before any work is done."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+from jax.core import Tracer
+
+
+def known_values(array: Any) -> np.ndarray | None:
+    """The values of an array as NumPy has them; None for None and inside of a trace, where they are not known."""
+    return None if array is None or isinstance(array, Tracer) else np.asarray(array)
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -np.inf,
+    least: float = -np.inf,
+    below: float = np.inf,
+    most: float = np.inf,
+) -> None:
+    """Refuses a setting that is not a finite number, or an array of them, in its range.
+
+    Args:
+      name: of the setting.
+      value: a Python, NumPy or JAX number, or an array of them. The values of traced ones are not checked.
+      above: the value must be larger than this.
+      least: the value must be at least this.
+      below: the value must be smaller than this.
+      most: the value must be at most this.
+
+    Raises:
+      ValueError: with the range.
+      TypeError: for a value that is neither a number nor an array.
+    """
+    if isinstance(value, list | tuple | str | dict | None):
+        raise TypeError(f"{name} must be a number or an array, got {value!r}")
+    known = known_values(value)
+    if known is None:
+        return
+    if known.dtype == object or not np.issubdtype(known.dtype, np.number):
+        # NumPy does not count JAX's narrow floats among its numbers.
+        try:
+            known = known.astype(np.float64)
+        except (TypeError, ValueError):
+            raise TypeError(f"{name} must be a number or an array, got {value!r}") from None
+    in_range = np.isfinite(known) & (known > above) & (known >= least) & (known < below) & (known <= most)
+    if not in_range.all():
+        ends = (("above", above), ("at least", least), ("below", below), ("at most", most))
+        wanted = " and ".join(f"{word} {end:g}" for word, end in ends if np.isfinite(end))
+        raise ValueError(f"{name} must be a finite number {wanted}".rstrip() + f", got {value}")
+
+
+def check_whole_number(name: str, value: Any, *, least: int) -> None:
+    """Refuses a structural setting that is not a whole number of at least `least`.
+
+    Raises:
+      ValueError: with the least value.
+      TypeError: for a traced value, which cannot decide the structure of a program.
+    """
+    if isinstance(value, Tracer):
+        raise TypeError(f"{name} decides the structure of the program and cannot be traced; pass a Python integer")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, known: Collection[str]) -> None:
+    """Refuses a word that is not one of the known ones.
+
+    Raises:
+      ValueError: with the known ones.
+    """
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
