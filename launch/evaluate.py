@@ -30,7 +30,8 @@ from absl import flags
 
 from ddjax import attacks, checks, data, metrics, recipes, runs, training
 from ddjax.defenses import squeezing
-from launch import attacking, common, defending, loading, masks, substitutes
+
+from . import attacking, common, defending, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")

@@ -20,9 +20,10 @@ from jax import lax
 from ddjax import attacks, jacobian, metrics, models, parallel, recipes, training
 from ddjax.attacks import loops
 from ddjax.classifier import bind, in_bfloat16
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from .. import common
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 _BATCH = 128
