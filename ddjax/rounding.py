@@ -1,8 +1,8 @@
 """Rounding to levels: the 256 of an image file, and any other number of them. There is no second definition.
 
-XLA multiplies by the inverse of a constant where NumPy divides, so two programs for `level / 255` may differ in the last
-bit. No program here divides levels: an image that was rounded to 8 bits equals the same image read from a file to the
-bit, in NumPy and in JAX, eager and compiled.
+XLA multiplies by the inverse of a constant where NumPy divides, so two programs for `level / 255` may differ in the
+last bit. No program here divides levels: an image that was rounded to 8 bits equals the same image read from a file
+to the bit, in NumPy and in JAX, eager and compiled.
 """
 
 from typing import TypeVar

@@ -16,7 +16,7 @@ import numpy as np
 import tqdm
 from absl import app, flags, logging
 
-from ddjax import data, folders, layers, metrics, parallel, recipes, report, runs, training
+from ddjax import data, layers, metrics, parallel, recipes, report, runs, training
 from ddjax.generative import recipes as generative_recipes
 
 FLAGS = flags.FLAGS
@@ -25,14 +25,17 @@ flags.DEFINE_string(
     "recipe", "digits", f"The settings, by name: {', '.join((*recipes.RECIPES, *generative_recipes.RECIPES))}."
 )
 flags.DEFINE_string(
-    "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
+    "dataset",
+    None,
+    "Replaces the recipe's data set: digits, folder:PATH, an image set of tensorflow-datasets, or the import path of "
+    "another one, package.module:name.",
 )
 flags.DEFINE_string(
     "data_dir", None, "Where tensorflow-datasets finds prepared sets; default: TFDS_DATA_DIR, then its own default."
 )
 flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
 flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
-flags.DEFINE_enum("unreadable", "refuse", folders.UNREADABLE, "What to do with images of a folder that are damaged.")
+flags.DEFINE_enum("unreadable", "refuse", data.UNREADABLE, "What to do with images of a folder that are damaged.")
 flags.DEFINE_string("cache_dir", None, "Where a folder's decoded images are kept; default: ddjax in the user's cache.")
 flags.DEFINE_string("workdir", None, "Where the run is written; default: runs/LAUNCHER_RECIPE.")
 flags.DEFINE_integer(

@@ -113,7 +113,7 @@ def main() -> None:
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        loading.check_fits(directory, spec, test)
+        data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
     loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
         how = attacking.resolve_targets("auto", attack.name)
