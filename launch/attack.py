@@ -62,7 +62,7 @@ def main() -> None:
     }
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
-    loading.check_fits(_CHECKPOINT.value, spec, test)
+    data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {_CHECKPOINT.value}")
     state, spec = runs.load_network(_CHECKPOINT.value)
     logits_fn = training.logits_fn(state)
     for text, attack in parsed.items():

@@ -89,7 +89,7 @@ def main() -> None:
     runs.check_workdir(workdir, flags_of_run)
     train, test = loading.load_data(recipe)
     loading.check_network(recipe, train)
-    attacked = loading.first(test, num_examples)
+    attacked = data.first(test, num_examples)
     chosen = _attacks(_QUICK.value, _NUM_STEPS.value)
     settings = {
         name: attack.numbers | attack.words | getattr(attack.function, "settings", {})

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checks, data, metrics, recipes, runs, training
+from ddjax import attacks, checks, data, metrics, recipes, rounding, runs, training
 from ddjax.defenses import squeezing
 
 from . import attacking, common, defending, loading, masks, substitutes
@@ -113,7 +113,7 @@ def main() -> None:
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        loading.check_fits(directory, spec, test)
+        data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
     loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
         how = attacking.resolve_targets("auto", attack.name)
@@ -263,7 +263,7 @@ class _Row:
         name, arrays = self._attack(text, attack, knows)
         rows, images = arrays["rows"], arrays["images"]
         if _EIGHT_BITS.value:
-            images = np.asarray(metrics.round_to_8_bits(jax.numpy.asarray(images)))
+            images = rounding.round_to_8_bits(np.asarray(images))
         clean = data.to_float(self._test.images)[rows]
         moved = metrics.distances(jax.numpy.asarray(clean), jax.numpy.asarray(images))
         norm = _MINIMIZES.get(attack.name)

@@ -168,7 +168,7 @@ def _look_back(run: runs.Run, state: GenerativeState, test: data.Dataset) -> Non
     latent = latent_of(state)
     if not latent:
         return
-    shown = loading.rows_of(test, slice(_NUM_RECONSTRUCTED))
+    shown = data.rows_of(test, slice(_NUM_RECONSTRUCTED))
     keys = common.key_data(shown.indices, _SEARCHES)
     for num_steps, restarts in _SEARCHED:
         where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}

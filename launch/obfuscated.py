@@ -209,7 +209,7 @@ def main() -> None:
         undefended = recipes.get(own or recipe.name)
         source = FLAGS.dataset or undefended.dataset
         test, part = load(source, undefended.image_size), row.part
-        clean = loading.first(test, max(_NUM_CLEAN.value // part, num_examples))
+        clean = data.first(test, max(_NUM_CLEAN.value // part, num_examples))
         epsilon = row.epsilon or _EPSILON.value
         queries = substitutes.queries(source, undefended)
         return _Settings(
@@ -219,16 +219,21 @@ def main() -> None:
             samples=row.samples or samples,
             num_steps=max(num_steps // part, 2),
             clean=clean,
-            attacked=loading.first(clean, num_examples),
-            probed=loading.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
-            held_out=loading.rows_of(test, slice(_NUM_CLEAN.value, None)),
-            queries=loading.rows_of(queries, slice(-(-len(queries) // part))),
+            attacked=data.first(clean, num_examples),
+            probed=data.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
+            held_out=data.rows_of(test, slice(_NUM_CLEAN.value, None)),
+            queries=data.rows_of(queries, slice(-(-len(queries) // part))),
             recipe=undefended,
         )
 
     settings = {name: settings_of(name, row) for name, row in rows.items()}
     for name, spec in specs.items():
-        loading.check_fits(str(checkpoints[name]), spec, settings[name].clean)
+        data.check_fits(
+            settings[name].clean,
+            spec.image_shape,
+            spec.num_classes,
+            network=f"the network of {checkpoints[name]}",
+        )
     # Before anything is written, whether all are whole.
     loaded = {name: runs.load_network(path) for name, path in checkpoints.items()}
     prepared = {name: _defense(row, specs[name]) for name, row in rows.items()}

@@ -57,9 +57,9 @@ def main() -> None:
     if len(train) < 2:
         raise ValueError(f"{train.name} has no two halves to train on: it has {len(train)} images")
     half = len(train) // 2
-    halves = [loading.rows_of(train, slice(start, start + half)) for start in (0, half)]
+    halves = [data.rows_of(train, slice(start, start + half)) for start in (0, half)]
     loading.check_network(recipe, halves[0])
-    attacked = loading.first(test, num_examples)
+    attacked = data.first(test, num_examples)
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"num_train": half})
     source = Trainer(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
     trainer = Trainer(run, recipe, halves[1])

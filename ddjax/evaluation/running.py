@@ -222,7 +222,7 @@ def run_attack(
     seconds = time.monotonic() - started
     settings = {"key": jax.random.fold_in(key, 0x1D6E), "indices": attempts.indices, "evaluate": evaluate}
     judgement = judge(judged, result.inputs, attempts.labels, attempts.targets, num_draws=num_draws, **settings)
-    rounded = np.asarray(round_to_8_bits(jnp.asarray(result.inputs)))
+    rounded = round_to_8_bits(np.asarray(result.inputs))
     after_rounding = judge(judged, rounded, attempts.labels, attempts.targets, **settings)
     measured = metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(result.inputs))
     return Outcome(
