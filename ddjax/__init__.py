@@ -22,9 +22,11 @@ from ddjax.attacks import (
 from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized, randomized, transformed
 from ddjax.jacobian import amplitude
 from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
+from ddjax.version import __version__
 
 __all__ = [
     "AttackResult",
+    "__version__",
     "amplitude",
     "at_temperature",
     "bim",

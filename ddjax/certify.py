@@ -31,8 +31,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from ddjax import classifier, layers, losses, models
-from ddjax.attacks import base
+from ddjax import checks, classifier, layers, losses, models
+from ddjax.attacks import problem
 from ddjax.classifier import LogitsFn
 
 NORMS = ("linf", "l2", "l1")
@@ -171,7 +171,7 @@ def layer_bounds(
     *,
     norm: str = "linf",
     method: str = "crown",
-    bounds: base.Bounds = (0.0, 1.0),
+    bounds: problem.Bounds = (0.0, 1.0),
 ) -> tuple[Interval, ...]:
     """Encloses the output of each layer while the image moves in a ball.
 
@@ -193,7 +193,7 @@ def layer_bounds(
     """
     network = layers_of(logits_fn)
     _check(network, images, jnp.zeros(images.shape[:1], jnp.int32), norm, method, bounds, radius)
-    low, high = base.box(bounds, images[:1])
+    low, high = problem.box(bounds, images[:1])
 
     def enclose(example: tuple[Array, Array]) -> tuple[Interval, ...]:
         image, radius = example
@@ -212,7 +212,7 @@ def margin_bounds(
     *,
     norm: str = "linf",
     method: str = "crown",
-    bounds: base.Bounds = (0.0, 1.0),
+    bounds: problem.Bounds = (0.0, 1.0),
 ) -> Float[Array, "B K"]:
     """Bounds the margin of the label's logit over each other from below, for all images of a ball.
 
@@ -250,7 +250,7 @@ def margin_bounds(
     """
     network = layers_of(logits_fn)
     _check(network, images, labels, norm, method, bounds, radius)
-    low, high = base.box(bounds, images[:1])
+    low, high = problem.box(bounds, images[:1])
 
     def bound(example: tuple[Array, Array, Array]) -> Array:
         image, label, radius = example
@@ -271,7 +271,7 @@ def largest_radius(
     lowest: float | Float[Array, ""] = 1e-4,
     highest: float | Float[Array, ""] | Float[Array, " B"] = 10.0,
     num_bisections: int = 10,
-    bounds: base.Bounds = (0.0, 1.0),
+    bounds: problem.Bounds = (0.0, 1.0),
 ) -> Float[Array, " B"]:
     """Searches for the largest radius within which no image is decided otherwise.
 
@@ -301,11 +301,11 @@ def largest_radius(
     """
     network = layers_of(logits_fn)
     _check(network, images, labels, norm, method, bounds, 0.0)
-    base.check_number("lowest", lowest, above=0.0)
-    base.check_number("highest", highest, least=0.0)
+    checks.check_number("lowest", lowest, above=0.0)
+    checks.check_number("highest", highest, least=0.0)
     if num_bisections < 1:
         raise ValueError(f"num_bisections must be at least 1, got {num_bisections}")
-    low, high = base.box(bounds, images[:1])
+    low, high = problem.box(bounds, images[:1])
 
     def search(example: tuple[Array, Array, Array]) -> Array:
         image, label, highest = example
@@ -327,12 +327,12 @@ def largest_radius(
 
 
 def _check(
-    network: Network, images: Array, labels: Array, norm: str, method: str, bounds: base.Bounds, radius: Any
+    network: Network, images: Array, labels: Array, norm: str, method: str, bounds: problem.Bounds, radius: Any
 ) -> None:
-    base.check_choice("norm", norm, NORMS)
-    base.check_choice("method", method, METHODS)
-    base.check_number("radius", radius, least=0.0)
-    base.check_arguments(lambda inputs: apply(network, inputs), images, labels, None, bounds)
+    checks.check_choice("norm", norm, NORMS)
+    checks.check_choice("method", method, METHODS)
+    checks.check_number("radius", radius, least=0.0)
+    problem.prepare("certify", lambda inputs: apply(network, inputs), images, labels, bounds=bounds)
 
 
 class _Ball(NamedTuple):

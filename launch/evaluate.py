@@ -28,10 +28,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, metrics, recipes, runs, training
-from ddjax.attacks import base
+from ddjax import attacks, checks, data, metrics, recipes, runs, training
 from ddjax.defenses import squeezing
-from launch import attacking, common, defending, loading, masks, substitutes
+
+from . import attacking, common, defending, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
@@ -91,7 +91,7 @@ def main() -> None:
         "linf": _BUDGET_LINF.value if _BUDGET_LINF.value is not None else 8 / 255 if photographs else 0.3,
     }
     for norm, budget in budgets.items():
-        base.check_number(f"--budget_{norm}", budget, above=0.0)
+        checks.check_number(f"--budget_{norm}", budget, above=0.0)
     samples = _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     workdir = pathlib.Path(FLAGS.workdir or f"runs/evaluate_{first.recipe}")

@@ -30,11 +30,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, metrics, recipes, runs, training
-from ddjax.attacks import base
+from ddjax import attacks, checks, data, metrics, recipes, runs, training
+from ddjax.attacks import problem
 from ddjax.defenses import defense_gan, thermometer
 from ddjax.generative import recipes as generative_recipes
-from launch import attacking, common, defending, detecting, loading, masks, substitutes
+
+from . import attacking, common, defending, detecting, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
@@ -164,10 +165,10 @@ def main() -> None:
     """Fills the table."""
     chosen = _DEFENSE.value or list(ROWS)
     for name in chosen:
-        base.check_choice("defense", name, ROWS)
+        checks.check_choice("defense", name, ROWS)
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"--defense must be different ones, got {', '.join(chosen)}")
-    base.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
+    checks.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
     quick = _QUICK.value
     samples = _SAMPLES.value or (2 if quick else 30)
     num_steps = _NUM_STEPS.value or (100 if quick else 150)
@@ -464,7 +465,8 @@ class _Row:
 
 
 def _gradient_norm(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    return base.norm(base.objective_and_gradient(logits_fn, images, labels, None)[2])
+    asked = problem.prepare("the gradient's norm", logits_fn, images, labels)
+    return problem.norm(asked.examples.objective_and_gradient(asked.logits_fn, asked.clean)[2])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, UInt32
 
-from ddjax.attacks import base
+from ddjax import checks
 from ddjax.classifier import LogitsFn, Randomized, Transform, as_pytree, transform
 
 AVERAGES = ("logits", "probs")
@@ -139,7 +139,7 @@ def expectation(
       Programs of different shapes round differently, so that in these an attack meets other draws: its rates agree as
       far as samples do, not to rounding.
     """
-    base.check_choice("average", average, AVERAGES)
+    checks.check_choice("average", average, AVERAGES)
     if num_samples < 1:
         raise ValueError(f"an expectation needs at least one sample, got {num_samples}")
     _check_key("an expectation", key)

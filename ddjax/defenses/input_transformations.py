@@ -13,7 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, Key
 
-from ddjax.attacks import base, bpda
+from ddjax import checks, rounding
+from ddjax.attacks import bpda
 from ddjax.classifier import LogitsFn, Randomized, as_pytree, randomized, transform
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
@@ -50,7 +51,7 @@ def truncate_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 3) -> Flo
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be from 1 to 8, got {bits}")
     level = jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.int32)
-    return base.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
+    return rounding.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
 
 
 def total_variation(
@@ -90,8 +91,8 @@ def total_variation(
       sweep of Gauss-Seidel goes over all black squares of the checkerboard at once and then over all white ones, not
       pixel by pixel: the solution is the same, the way there is parallel.
     """
-    base.check_number("weight", weight, least=0.0)
-    base.check_number("keep", keep, above=0.0, most=1.0)
+    checks.check_number("weight", weight, least=0.0)
+    checks.check_number("keep", keep, above=0.0, most=1.0)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
     images = lax.stop_gradient(images)

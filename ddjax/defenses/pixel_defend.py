@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ddjax.attacks import base, bpda
+from ddjax import checks, rounding
+from ddjax.attacks import bpda
 from ddjax.classifier import LogitsFn, transform, transformed
 from ddjax.generative import logistic_mixture, pixelcnn
 
@@ -50,15 +51,15 @@ def purify(
       The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel
       from the channels before it in its pixel, as the density has it.
     """
-    base.check_number("epsilon", epsilon, least=0.0)
-    base.check_number("most_bits", most_bits, least=0.0)
+    checks.check_number("epsilon", epsilon, least=0.0)
+    checks.check_number("most_bits", most_bits, least=0.0)
     images, density = lax.stop_gradient((images, density))
     nearest, choose = greedy(images, epsilon)
     purified = pixelcnn.autoregress(density, nearest, choose)
     if most_bits > 0:
         is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
         purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
-    return base.round_to_levels(purified / 255, 256)
+    return rounding.round_to_levels(purified / 255, 256)
 
 
 def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:

@@ -14,15 +14,16 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ddjax.attacks.jsma import most_salient_feature_pair, most_salient_pair
 from jax import lax
 
 from ddjax import attacks, jacobian, metrics, models, parallel, recipes, training
-from ddjax.attacks import base
-from ddjax.attacks.jsma import most_salient_feature_pair, most_salient_pair
+from ddjax.attacks import loops
 from ddjax.classifier import bind, in_bfloat16
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from .. import common
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 _BATCH = 128
@@ -215,7 +216,7 @@ def _compaction(context: Context) -> None:
     for name, attack in (("carlini_wagner_l2", _carlini_wagner), ("jsma", functools.partial(_jsma, context))):
 
         def side(compacts: bool, attack: Any = attack, norm: str = "l2" if name != "jsma" else "l0_values") -> Side:
-            loop = base.while_live
+            loop = loops.while_live
             whole = lambda *given, **settings: loop(*given, **settings | {"lanes": None, "smallest": 10**9})
             with mock.patch.object(base, "while_live", loop if compacts else whole):
                 # A function of its own, or the trace of the other side would be taken.

@@ -1,6 +1,5 @@
-"""The Jacobian-based saliency map attack: change the most salient pair of features, again and again."""
+"""JSMA, the Jacobian-based saliency map attack: it changes the most salient pair of features again and again."""
 
-import math
 from typing import NamedTuple
 
 import jax
@@ -9,7 +8,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import jacobian
-from ddjax.attacks import base
+from ddjax.attacks import loops
+from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
+from ddjax.attacks.problem import Bounds, Criterion, Examples, prepare
+from ddjax.checks import check_choice, check_number, known_values
 from ddjax.classifier import LogitsFn
 
 SCORE_SPACES = ("probs", "logits", "tempered")
@@ -17,27 +19,27 @@ SCORE_SPACES = ("probs", "logits", "tempered")
 _GRID = (0.25, 0.5, 1.0, 2.0, 4.0)
 # A few units in the last place of float32, so that rounding never makes a bound too low.
 _ROUNDING = 1e-6
-# The share of the range that a feature must have left to move, or else it is as good as at the bound.
+# A feature with less room than this share of the range counts as being at the bound.
 _LEAST_ROOM = 0.01
-# Rows of the table of pairs that are computed at a time, and fewer where they have more than so many entries: tables of
-# a batch that leave the cache made the search grow faster than D log D.
+# So many rows of the table of pairs are computed at a time, and fewer where they have more than so many entries: with
+# tables that leave the cache, the search took longer than D log D.
 _ROWS, _ENTRIES = 8, 8192
 
 
 class _State(NamedTuple):
     """One entry for each example."""
 
-    images: Float[Array, "B H W C"]
+    examples: Examples
+    inputs: Float[Array, "B ..."]
     unused: Bool[Array, "B D"]
-    labels: Int[Array, " B"]
-    targets: Int[Array, " B"]
     logits: Float[Array, "B K"]
     steps: Int[Array, " B"]
+    zero_gradients: Int[Array, " B"]
     live: Bool[Array, " B"]
 
 
 class _Search(NamedTuple):
-    """For a pair, one entry for each example. `bound` is of the scores of a feature's pairs, -1 where it is out."""
+    """The search for a pair, one entry for each example. `bound` limits the scores of a feature's pairs."""
 
     u: Float[Array, "B D"]
     v: Float[Array, "B D"]
@@ -50,150 +52,177 @@ class _Search(NamedTuple):
     second: Int[Array, " B"]
 
 
+@refuses_old_calls
 def jsma(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
+    inputs: Float[Array, "B ..."],
     labels: Int[Array, " B"],
-    key: Key[Array, "..."] | None = None,
     *,
+    key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
-    theta: float | Float[Array, ""] = 1.0,
+    theta: float | Float[Array, ""] | None = None,
     gamma: float | Float[Array, ""] = 1 / 7,
     score_space: str = "probs",
     temperature: float | Float[Array, ""] = 1.0,
-    bounds: base.Bounds = (0.0, 1.0),
-) -> base.AttackResult:
+    mask: Bool[Array, "..."] | None = None,
+    criterion: Criterion | None = None,
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
     """Moves the most salient pair of features by theta until the target class is reached or the budget is spent.
 
     With phi the outputs of the score space, alpha and beta of a pair are the sums over its two features of the
     derivative of phi_target and of the other outputs. For theta > 0 a pair counts if alpha > 0 > beta, for theta < 0 if
-    alpha < 0 < beta; the pair with the largest -alpha beta is changed. Of equal ones the first in row-major order. Each
-    feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the
-    range, are never chosen. Where no pair counts the example has failed.
+    alpha < 0 < beta. The pair with the largest -alpha beta is changed; ties go to the first pair in row-major order.
+    Each feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the
+    range, are never chosen. An example fails where no pair counts.
 
     Args:
       logits_fn: a classifier.
-      images: within `bounds`. Each channel of each pixel is a feature; there are D.
+      inputs: inside `bounds`. Each of the D values of an input is a feature.
       labels: the true classes.
       key: unused; the attack is deterministic.
       targets: the classes to reach. Required: there is no untargeted form.
-      theta: the change of a feature, not 0; may be traced.
-      gamma: the largest share of the features that may change, in [0, 1]; may be traced. 1/7 of 784 is the paper's 112.
+      theta: the change of a feature, not 0, in the units of the inputs; may be traced. None takes the whole range.
+      gamma: the largest share of the features that may change, at least one pair and at most 1; may be traced. 1/7 of
+        784 is the paper's 112.
       score_space: what is differentiated. `"probs"`, the softmax at temperature 1, as the distillation paper evaluated;
         `"logits"`; or `"tempered"`, the softmax of the logits divided by `temperature`, which undoes the saturation of
         a distilled network.
       temperature: for the score space `"tempered"`; may be traced.
-      bounds: the least and the greatest value of a pixel, or of each channel.
+      mask: which features may change, `[B, ...]` or broadcastable; None for all.
+      criterion: when to stop, in the place of reaching the target; see `problem.prepare`.
+      bounds: the least and the greatest value of an input; see `problem.prepare`.
 
     Returns:
-      For each example the image at which it stopped. `steps` counts the pairs changed.
+      For each example the input at which it stopped. `steps` counts the pairs changed.
 
     Raises:
-      ValueError: for bad images, labels, targets or bounds (see `base.check_arguments`), missing targets, theta 0,
-        gamma outside [0, 1], a temperature that is not positive or without `"tempered"`, an unknown score space.
+      TypeError: for arguments of a wrong type (see `problem.prepare`).
+      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`), missing targets, theta 0, a gamma
+        of less than a pair or above 1, a temperature that is not positive or without `"tempered"`, an unknown score
+        space, no theta without finite bounds.
 
     Reference:
       Papernot et al., The Limitations of Deep Learning in Adversarial Settings, 2016 (arXiv 1511.07528); the
       sums over pairs as in Carlini and Wagner, 2017 (arXiv 1608.04644).
 
     Departures from the paper:
-      A feature leaves the search when it has been changed, not when it has saturated; with |theta| = 1 that is the
-      same.
+      A feature leaves the search when it has been changed, not when it has saturated; with a theta of the whole range
+      that is the same.
       Features that are nearly at the bound are left out, as torchattacks does, not only those exactly at it: the
       strokes of MNIST are mostly 253 and 254 of 255, and moving those spends the budget on nothing.
     """
     del key
     if targets is None:
         raise ValueError("jsma needs targets: it has no untargeted form")
-    base.check_arguments(logits_fn, images, labels, targets, bounds)
-    _check_settings(theta, gamma, score_space, temperature)
-    batch = images.shape[0]
-    outputs = jax.eval_shape(logits_fn, images)
-    flat = images.reshape(batch, -1)
+    problem = prepare("jsma", logits_fn, inputs, labels, targets=targets, mask=mask, criterion=criterion, bounds=bounds)
+    clean, low, high = problem.clean, problem.low, problem.high
+    flat = clean.reshape(clean.shape[0], -1)
     num_features = flat.shape[1]
-    low, high = base.box(bounds, images)
-    theta = jnp.asarray(theta, images.dtype)
+    _check_settings(theta, gamma, score_space, temperature, num_features)
+    direction = jnp.sign(jnp.asarray(1.0 if theta is None else theta, clean.dtype))
+    if theta is None:
+        step_size = problem.share_of_range("theta", None, 1.0)[:1]
+    else:
+        step_size = jnp.asarray(theta, clean.dtype).reshape((1,) * clean.ndim)
     # The small constant keeps a share like 112 / 784 from losing a pair to rounding.
     max_pairs = jnp.floor(jnp.asarray(gamma, jnp.float32) * (num_features / 2) + 1e-3).astype(jnp.int32)
 
     def step(state: _State) -> _State:
-        logits, target_slope, others_slope = _slopes(logits_fn, state.images, state.targets, score_space, temperature)
-        reached = base.is_adversarial(logits, state.labels, state.targets)
-        may_go_on = state.live & ~reached & (state.steps < max_pairs)
-        u = jnp.sign(theta) * target_slope
-        # No time is spent on the pairs of those that are done.
+        examples = state.examples
+        logits, target_slope, others_slope = _slopes(
+            problem.logits_fn, state.inputs, examples.targets, score_space, temperature
+        )
+        may_go_on = state.live & ~examples.is_adversarial(logits) & (state.steps < max_pairs)
+        u = direction * target_slope
+        # No time is spent on the pairs of finished examples.
         candidates = state.unused & may_go_on[:, None]
         if score_space == "logits":
-            first, second, found = most_salient_pair(u, -jnp.sign(theta) * others_slope, candidates)
+            first, second, found = most_salient_pair(u, -direction * others_slope, candidates)
         else:
             first, second, found = most_salient_feature_pair(u, candidates)
         go_on = may_go_on & found
         feature = jnp.arange(num_features)[None, :]
         chosen = ((feature == first[:, None]) | (feature == second[:, None])) & go_on[:, None]
-        moved = jnp.clip(state.images + theta, low, high)
-        return _State(
-            images=jnp.where(chosen.reshape(state.images.shape), moved, state.images),
+        moved = jnp.clip(state.inputs + step_size, low, high)
+        is_zero = state.live & jnp.all(target_slope == 0, axis=1)
+        return state._replace(
+            inputs=jnp.where(chosen.reshape(state.inputs.shape), moved, state.inputs),
             unused=state.unused & ~chosen,
-            labels=state.labels,
-            targets=state.targets,
             logits=jnp.where(state.live[:, None], logits, state.logits),
             steps=state.steps + go_on.astype(jnp.int32),
+            zero_gradients=state.zero_gradients + is_zero,
             live=go_on,
         )
 
-    room = jnp.where(theta > 0, high - images, images - low)
+    room = jnp.where(step_size > 0, high - clean, clean - low)
+    least_room = jnp.abs(step_size)
+    if problem.is_bounded:
+        least_room = jnp.minimum(least_room, _LEAST_ROOM * problem.width)
+    is_free = (room >= least_room) & (room > 0)
+    if problem.examples.mask is not None:
+        is_free = is_free & problem.examples.mask
     # Every carry is derived from the inputs, so that it has their sharding.
-    zeros = jnp.zeros_like(labels, jnp.int32)
+    zeros = problem.zeros
     start = _State(
-        images=images,
-        unused=(room >= jnp.minimum(jnp.abs(theta), _LEAST_ROOM * (high - low))).reshape(flat.shape),
-        labels=labels,
-        targets=targets,
-        logits=jnp.zeros_like(flat, outputs.dtype, shape=outputs.shape),
+        examples=problem.examples,
+        inputs=clean,
+        unused=is_free.reshape(flat.shape),
+        logits=jnp.zeros_like(flat, shape=(flat.shape[0], problem.num_classes)),
         steps=zeros,
+        zero_gradients=zeros,
         live=zeros == 0,
     )
-    end = base.while_live(step, lambda state: state.live, start, lanes=base.lanes(images))
-    return base.AttackResult(
-        images=end.images,
-        success=base.is_adversarial(end.logits, labels, targets),
-        logits=end.logits,
+    end = loops.while_live(step, lambda state: state.live, start, lanes=loops.lanes(clean))
+    # Two sums in the space of logits are two backward passes.
+    passes = 2 if score_space == "logits" else 1
+    return problem.result(
+        end.inputs,
+        end.logits,
         steps=end.steps,
-        # One more tells that there is nothing left to change; two sums in the space of logits are two backward passes.
-        gradients=(end.steps + 1) * (2 if score_space == "logits" else 1),
+        # One more pass tells that there is nothing left to change.
+        gradients=(end.steps + 1) * passes,
+        queries=end.steps + 1,
+        zero_gradients=end.zero_gradients * passes,
     )
 
 
-def _check_settings(theta: object, gamma: object, score_space: str, temperature: object) -> None:
-    base.check_choice("score space", score_space, SCORE_SPACES)
-    if isinstance(theta, int | float) and (theta == 0 or not math.isfinite(theta)):
-        raise ValueError(f"theta must be a number other than 0, got {theta}")
-    if isinstance(gamma, int | float) and not 0 <= gamma <= 1:
-        raise ValueError(f"gamma is a share of the features and must be in [0, 1], got {gamma}")
-    if isinstance(temperature, int | float) and not 0 < temperature < math.inf:
-        raise ValueError(f"a temperature must be positive and finite, got {temperature}")
-    if score_space != "tempered" and isinstance(temperature, int | float) and temperature != 1:
+def _check_settings(theta: object, gamma: object, score_space: str, temperature: object, num_features: int) -> None:
+    check_choice("score space", score_space, SCORE_SPACES)
+    if theta is not None:
+        check_number("theta", theta)
+        if (known := known_values(theta)) is not None and known == 0:
+            raise ValueError("theta must not be 0: it is the change of a feature")
+    check_number("gamma", gamma, least=0.0, most=1.0)
+    share = known_values(gamma)
+    if share is not None and share * num_features < 2 - 1e-3:
+        raise ValueError(
+            f"gamma={float(share):g} of {num_features} features is less than the one pair that jsma changes at a time; "
+            f"gamma must be at least {2 / num_features:.3g}"
+        )
+    check_number("temperature", temperature, above=0.0)
+    if score_space != "tempered" and (known := known_values(temperature)) is not None and known != 1:
         raise ValueError(
             f"the score space {score_space!r} has no temperature; temperature={temperature} needs 'tempered'"
         )
 
 
 def _slopes(
-    logits_fn: LogitsFn, images: Array, targets: Array, score_space: str, temperature: float | Array
+    logits_fn: LogitsFn, inputs: Array, targets: Array, score_space: str, temperature: float | Array
 ) -> tuple[Array, Array, Array]:
     """The logits, and the derivatives of the target's output and of the sum of the others, each `[B, D]`.
 
     Two cotangents give both sums, whatever the number of classes; probabilities, which sum to one, need a single one.
     """
-    logits, vjp_fn = jax.vjp(logits_fn, images)
+    logits, vjp_fn = jax.vjp(logits_fn, inputs)
     is_target = (jnp.arange(logits.shape[1])[None, :] == targets[:, None]).astype(logits.dtype)
     if score_space == "logits":
         slopes = jacobian.pull_back(vjp_fn, jnp.stack([is_target, jnp.ones_like(is_target)]))
-        target_slope, total_slope = slopes.reshape(2, images.shape[0], -1)
+        target_slope, total_slope = slopes.reshape(2, inputs.shape[0], -1)
         return logits, target_slope, total_slope - target_slope
-    divisor = temperature if score_space == "tempered" else 1.0
+    divisor = jnp.asarray(temperature if score_space == "tempered" else 1.0, logits.dtype)
     _, softmax_vjp = jax.vjp(lambda z: jax.nn.softmax(z / divisor), logits)
-    target_slope = vjp_fn(softmax_vjp(is_target)[0])[0].reshape(images.shape[0], -1)
+    target_slope = vjp_fn(softmax_vjp(is_target)[0])[0].reshape(inputs.shape[0], -1)
     return logits, target_slope, -target_slope
 
 
@@ -273,7 +302,7 @@ def most_salient_pair(
     none = jnp.zeros_like(u[:, 0], jnp.int32)
     start = _Search(u, v, scaled_u, scaled_v, unused, bound, jnp.full_like(u[:, 0], -1.0), none, none)
     # Most examples are done at once, and a few take long.
-    end = base.while_live(look, lambda state: jnp.any(state.bound >= 0, axis=1), start, smallest=2)
+    end = loops.while_live(look, lambda state: jnp.any(state.bound >= 0, axis=1), start, smallest=2)
     return end.first, end.second, end.best >= 0
 
 
@@ -309,3 +338,17 @@ def _scale(values: Array, unused: Array) -> Array:
     half = -exponent // 2
     rest = -exponent - half
     return values * jnp.ldexp(1.0, half)[:, None] * jnp.ldexp(1.0, rest)[:, None]
+
+
+ATTACKS = (
+    declare(
+        jsma,
+        norm="l0",
+        kind="fixed",
+        targets="required",
+        random=False,
+        access="gradient",
+        refills=True,
+        example={"gamma": 0.5},
+    ),
+)
