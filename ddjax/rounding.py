@@ -5,7 +5,7 @@ last bit. No program here divides levels: an image that was rounded to 8 bits eq
 to the bit, in NumPy and in JAX, eager and compiled.
 """
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -84,8 +84,8 @@ def round_to_levels(
         # In this order the ends are exact, and so are whole numbers.
         table = (low * np.arange(levels - 1, -1, -1) + high * np.arange(levels)) / (levels - 1)
         return _look_up(table, _levels((inputs - low) / (high - low), levels), inputs.dtype)
-    shares = _look_up(np.arange(levels) / (levels - 1), _levels((inputs - low) / (high - low), levels), inputs.dtype)
-    return low + shares * (high - low)
+    positions: Any = _levels((inputs - low) / (high - low), levels)
+    return low + _look_up(np.arange(levels) / (levels - 1), positions, inputs.dtype) * (high - low)
 
 
 def round_to_8_bits(images: ArrayT) -> ArrayT:
@@ -102,7 +102,7 @@ def round_to_8_bits(images: ArrayT) -> ArrayT:
 
 def _levels(shares: ArrayT, levels: int) -> ArrayT:
     """The number of the nearest level for values in [0, 1]."""
-    numpy = np if isinstance(shares, np.ndarray) else jnp
+    numpy: Any = np if isinstance(shares, np.ndarray) else jnp
     if shares.dtype.itemsize < 4:
         shares = shares.astype(np.float32)  # which holds all levels, and their halves
     return numpy.clip(numpy.round(shares * (levels - 1)), 0, levels - 1).astype(np.int32)

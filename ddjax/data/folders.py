@@ -160,8 +160,8 @@ def _find(root: Path, class_names: Mapping[str, str] | None) -> tuple[list[str],
     directories = {split: _class_directories(path) for split, path in _split_directories(root).items()}
     folders = sorted({folder for part in directories.values() for folder in part})
     if len(folders) < 2:
-        found = f"found {folders[0]}; if the classes are below it, name that directory" if folders else "found none"
-        raise ValueError(f"{root} must hold a directory of images for each of at least two classes, {found}")
+        there = f"{folders[0]}; if the classes are below it, name that directory" if folders else "none"
+        raise ValueError(f"{root} must hold a directory of images for each of at least two classes, found {there}")
     if class_names is None:
         class_names = ANIMALS10 if set(folders) <= set(ANIMALS10) else {}
     elif set(class_names) - set(folders):

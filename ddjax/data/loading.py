@@ -76,21 +76,22 @@ def load(
             progress=progress,
             others=tuple(SOURCES),
         )
-    whole = _load_whole(SOURCES.find(base), name, split, rest, options)
+    whole = _load_whole(base, name, split, rest, options)
     positions = choose(len(whole), lambda rows: whole.labels[rows], num_examples, seed, skip)
     # A slice of images on disk stays on disk.
     return rows_of(whole, slice(skip, None) if num_examples is None else positions)
 
 
-def _load_whole(source: Source, name: str, split: str, rest: str, options: Mapping[str, Any]) -> Dataset:
+def _load_whole(base: str, name: str, split: str, rest: str, options: Mapping[str, Any]) -> Dataset:
     """The whole split of a declared set; `rest` is what stands behind its name, a path or settings."""
+    source = SOURCES.find(base)
     arguments, settings = (split,), {}
     if source.takes_path:
         if not rest:
-            raise ValueError(f"data set {name!r} needs a path, as in {source.name}:PATH")
+            raise ValueError(f"data set {name!r} needs a path, as in {base}:PATH")
         arguments = (rest, split)
     else:
-        settings = read_settings("dataset", name, rest, settings_of(source.load, tuple(options)))
+        settings = read_settings("dataset", base, rest, settings_of(source.load, tuple(options)))
     taken = inspect.signature(source.load).parameters
     whole = source.load(*arguments, **{key: value for key, value in options.items() if key in taken}, **settings)
     if not isinstance(whole, Dataset):

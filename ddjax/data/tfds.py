@@ -148,7 +148,7 @@ def _builder(name: str, root: str, others: Sequence[str]) -> Any:
         known = tfds.list_builders(with_community_datasets=False)
         base = re.split("[/:]", name)[0]
         if base in known:  # the configuration or the version is what is wrong, and TFDS says so
-            raise ValueError(str(error)) from error
+            raise ValueError(" ".join(str(error).split())) from error
         if os.path.isdir(os.path.join(root, base)):
             raise DatasetUnavailableError(
                 f"{os.path.join(root, base)} cannot be read as a prepared set of tensorflow-datasets: {_told(error)}"

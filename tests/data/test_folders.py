@@ -1,3 +1,4 @@
+import resource
 from types import SimpleNamespace
 
 import numpy as np
@@ -307,6 +308,29 @@ def test_bad_use(load, tree, tmp_path, monkeypatch):
         path.unlink()
     with pytest.raises(ValueError, match="class 'cane' has 1 images; at least 2 are needed"):
         load("train")
+
+
+def test_full_disk_is_told_and_leaves_nothing(load, tmp_path):
+    # A limit to the size of files fails a write as a full disk does.
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(data.DatasetUnavailableError, match="cannot be kept in .*; choose another cache_dir"):
+            load("train")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    (place,) = (tmp_path / "cache" / "folders").iterdir()
+    assert list(place.iterdir()) == []
+
+
+def test_missing_home_is_told(load, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    for cache_dir in (None, "~/cache"):
+        with pytest.raises(data.DatasetUnavailableError, match="no home directory; choose another cache_dir"):
+            load("train", cache_dir=cache_dir)
+    with pytest.raises(data.DatasetUnavailableError, match="no home directory for ~/photos: give the whole path"):
+        load("train", root="~/photos")
 
 
 def test_nothing_is_left_of_a_cache_that_was_not_finished(load, tmp_path, monkeypatch):

@@ -1,85 +1,9 @@
-import io
-from importlib import metadata
-from pathlib import Path
-from types import SimpleNamespace
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image
-from sklearn.datasets import load_digits
 
 from ddjax import data
-
-
-@pytest.fixture(scope="module")
-def mnist_train(tfds_data_dir):
-    return data.load("mnist", "train", data_dir=tfds_data_dir)
-
-
-def stub_builder(monkeypatch, images, labels, *, shape=(None, None, 1), extra=None):
-    """Stands for a prepared set that holds the given arrays as PNG."""
-    import tensorflow_datasets as tfds
-
-    rows = []
-    for image, label in zip(images, labels, strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PNG")
-        rows.append({"image": buffer.getvalue(), "label": label})
-
-    class Source:
-        def __len__(self):
-            return len(rows)
-
-        def __getitems__(self, keys):
-            return [rows[key] for key in keys]
-
-    features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
-    info = SimpleNamespace(features=tfds.features.FeaturesDict(features | (extra or {})), splits={"train": None})
-    builder = SimpleNamespace(info=info, is_prepared=lambda: True, as_data_source=lambda split, decoders: Source())
-    monkeypatch.setattr(data, "_builder", lambda name, root: builder)
-
-
-def test_digits_split_is_disjoint_and_covers_all():
-    train, test = data.load("digits", "train"), data.load("digits", "test")
-    assert (len(train), len(test)) == (1347, 450)
-    pixels, targets = load_digits(return_X_y=True)
-    expected = np.column_stack([np.rint(pixels * 255 / 16), targets])
-    rows = [np.column_stack([d.images.reshape(len(d), -1), d.labels]) for d in (train, test)]
-    # Equal as multisets: every image is in exactly one of the two splits.
-    np.testing.assert_array_equal(
-        sorted(map(tuple, np.concatenate(rows).astype(int).tolist())), sorted(map(tuple, expected.astype(int).tolist()))
-    )
-    shares = np.bincount(targets) * 450 / 1797
-    assert np.abs(np.bincount(test.labels) - shares).max() < 1
-
-
-def test_digits_come_from_the_file_of_scikit_learn_and_without_it_from_its_loader(monkeypatch):
-    expected = data.load("digits", "test")
-    calls = []
-    monkeypatch.setattr("sklearn.datasets.load_digits", lambda **given: calls.append(given) or load_digits(**given))
-    data.load("digits", "test")
-    assert not calls
-
-    def missing(name):
-        raise metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(metadata, "distribution", missing)
-    from_loader = data.load("digits", "test")
-    assert calls
-    np.testing.assert_array_equal(from_loader.images, expected.images)
-    np.testing.assert_array_equal(from_loader.labels, expected.labels)
-
-
-def test_digits_fields():
-    digits = data.load("digits", "train")
-    assert digits.images.dtype == np.uint8
-    assert digits.labels.dtype == np.int32
-    assert digits.indices.dtype == np.int32
-    assert digits.image_shape == (8, 8, 1)
-    assert digits.num_classes == 10
-    assert digits.class_names[3] == "3"
-    assert digits.images.max() == 255
-    np.testing.assert_array_equal(digits.indices, np.arange(1347))
 
 
 def test_subset_keeps_identity_and_skips():
@@ -94,11 +18,6 @@ def test_subset_keeps_identity_and_skips():
     np.testing.assert_array_equal(subset.indices, again.indices)
     other = data.load("digits", "train", num_examples=100, seed=4, skip=500)
     assert not np.array_equal(subset.indices, other.indices)
-
-
-def test_split_does_not_depend_on_the_seed():
-    first, second = data.load("digits", "test", seed=0), data.load("digits", "test", seed=1)
-    np.testing.assert_array_equal(first.images, second.images)
 
 
 @pytest.mark.parametrize(
@@ -118,135 +37,85 @@ def test_load_rejects(arguments, message):
         data.load(**({"name": "digits", "split": "test"} | arguments))
 
 
-def test_stratified_largest_remainder():
-    labels = np.repeat([0, 1, 2], [50, 30, 21])
-    chosen = data.stratified(labels, 10, seed=0)
-    # Exact shares 4.95, 2.97, 2.08: the remainders .95 and .97 win the two places left by rounding down.
-    np.testing.assert_array_equal(np.bincount(labels[chosen]), [5, 3, 2])
-    assert len(set(chosen.tolist())) == 10
-    np.testing.assert_array_equal(data.stratified(labels, 101, seed=5), np.arange(101))
+BLOBS = """
+import numpy as np
+from ddjax import data
+
+def load_blobs(split, *, noise: float = 0.1, image_size: int | None = None, words: tuple = ()):
+    data.check_split("blobs", split, ["train", "test"])
+    images = np.full((6, image_size or 4, 4, 1), noise, np.float32)
+    return data.from_arrays("anything", split, images, np.arange(6) % 3, ["a", "b", "c"])
+
+DATASETS = (
+    data.declare(load_blobs, name="blobs"),
+    data.declare(lambda split: [split], name="wrong"),
+    data.declare(lambda path, split: data.load("digits", split), name="at", takes_path=True),
+)
+"""
 
 
-def test_stratified_keeps_rare_classes():
-    labels = np.repeat([0, 1, 2], [980, 10, 10])
-    np.testing.assert_array_equal(np.bincount(labels[data.stratified(labels, 10, seed=0)]), [8, 1, 1])
+@pytest.fixture
+def blobs(tmp_path, monkeypatch):
+    (tmp_path / "their_data.py").write_text(BLOBS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "their_data:blobs"
+    sys.modules.pop("their_data", None)
 
 
-def test_stratified_is_pinned():
-    """The draw itself, so that no platform or NumPy release moves published subsets unnoticed."""
-    chosen = data.stratified(np.arange(40) % 4, 8, seed=7)
-    np.testing.assert_array_equal(chosen, [5, 9, 11, 12, 14, 18, 24, 31])
+def test_data_set_of_another_package_is_loaded_by_its_import_path(blobs):
+    whole = data.load(blobs, "test")
+    assert (whole.name, whole.split, whole.class_names) == (blobs, "test", ("a", "b", "c"))
+    assert whole.images.shape == (6, 4, 4, 1)
+    np.testing.assert_array_equal(whole.images, np.float32(0.1))
+    some = data.load(blobs, "train", num_examples=3, skip=1, seed=2)
+    assert sorted(some.labels.tolist()) == [0, 1, 2]
+    assert some.indices.min() >= 1
 
 
-def test_mnist_train(mnist_train):
-    # The order of the prepared set, which shuffles the original 5, 0, 4, 1, ...
-    assert mnist_train.labels[:8].tolist() == [4, 1, 0, 7, 8, 1, 2, 7]
-    assert mnist_train.images.shape == (60000, 28, 28, 1)
-    assert data.to_float(mnist_train.images[:30000]).mean() == pytest.approx(0.1307, abs=5e-4)
-    assert mnist_train.images.mean() / 255 == pytest.approx(0.13066, abs=1e-5)
-    assert np.bincount(mnist_train.labels).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+def test_data_set_takes_settings_and_options_by_name(blobs):
+    changed = data.load(f"{blobs}:noise=1/4", "test", image_size=2, cache_dir="not passed on")
+    assert changed.images.shape == (6, 2, 4, 1)
+    assert changed.images.max() == 0.25
+    with pytest.raises(ValueError, match="has no setting 'image_size'; known: noise=0.1"):
+        data.load(f"{blobs}:image_size=3", "test")
+    with pytest.raises(ValueError, match="digits has no setting 'depth'; known: none"):
+        data.load("digits:depth=3", "test")
 
 
-def test_mnist_subset_is_the_same_rows(mnist_train, tfds_data_dir):
-    subset = data.load("mnist", "train", data_dir=tfds_data_dir, num_examples=200, seed=1, skip=5000)
-    assert subset.indices.min() >= 5000
-    np.testing.assert_array_equal(subset.images, mnist_train.images[subset.indices])
-    np.testing.assert_array_equal(subset.labels, mnist_train.labels[subset.indices])
-    shares = np.bincount(mnist_train.labels[5000:]) * 200 / 55000
-    assert np.abs(np.bincount(subset.labels) - shares).max() < 1
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("their_data:other", "declares no data set 'other'; it declares: blobs, wrong, at"),
+        ("nobodys_data:blobs", "cannot import 'nobodys_data'"),
+        ("their_data:wrong", "must be loaded as a ddjax.data.Dataset, got list"),
+        ("their_data:at", "'their_data:at' needs a path, as in their_data:at:PATH"),
+        ("folder:", "'folder:' needs a path, as in folder:PATH"),
+        ("folder", "'folder' needs a path, as in folder:PATH"),
+    ],
+)
+@pytest.mark.usefixtures("blobs")
+def test_name_that_cannot_be_loaded_is_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(name, "test")
 
 
-@pytest.mark.usefixtures("tfds_data_dir")
-def test_mnist_test_through_the_environment():
-    test = data.load("mnist", "test", num_examples=50)
-    assert test.image_shape == (28, 28, 1)
-    assert np.bincount(test.labels, minlength=10).min() >= 4
-    with pytest.raises(ValueError, match="no split 'validation'; it has train, test"):
-        data.load("mnist", "validation")
+def test_registered_data_set_is_loaded_by_its_name(monkeypatch):
+    monkeypatch.setattr(data.DATASETS, "_known", dict(data.DATASETS))
+    data.register(data.declare(lambda split: data.load("digits", split), name="alias"))
+    assert len(data.load("alias", "test")) == 450
+    with pytest.raises(ValueError, match="there already is data set 'digits'"):
+        data.register(data.declare(lambda split: None, name="digits"))
 
 
-def test_unknown_name(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown data set 'mnits'; use 'digits' .* close matches: mnist") as info:
-        data.load("mnits", "train", data_dir=str(tmp_path))
-    assert len(str(info.value)) < 300
-
-
-def test_no_image_classification(tmp_path):
-    with pytest.raises(ValueError, match=r"no image classification .* segmentation_mask \(Image\)"):
-        data.load("oxford_iiit_pet", "train", data_dir=str(tmp_path))
-
-
-def test_unprepared_without_tensorflow(tmp_path, monkeypatch):
-    find_spec = data.importlib.util.find_spec
-    monkeypatch.setattr(
-        data.importlib.util, "find_spec", lambda name: None if name == "tensorflow" else find_spec(name)
+def test_augmentations_are_found_by_name_and_by_import_path(tmp_path, monkeypatch):
+    assert list(data.AUGMENTATIONS) == ["photographs", "shifts_and_flips", "crops"]
+    (tmp_path / "their_augmentation.py").write_text(
+        "from ddjax.data import augmentation\n"
+        "def flips(images, keys):\n    return images[:, :, ::-1]\n"
+        "AUGMENTATIONS = (augmentation.declare(flips),)\n"
     )
-    with pytest.raises(data.DatasetUnavailableError, match="tensorflow is not installed") as info:
-        data.load("mnist", "train", data_dir=str(tmp_path / "new"))
-    folder = tmp_path / "new"
-    assert (
-        "pip install -e '.[prepare]' && python -c \"import tensorflow_datasets as tfds; tfds.builder('mnist',"
-        f" data_dir='{folder}', file_format='array_record').download_and_prepare()\"" in str(info.value)
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch, capsys):
-    import tensorflow_datasets as tfds
-
-    def fail(self, *, download_dir, **_):
-        print("downloading")
-        Path(download_dir).mkdir(parents=True)
-        Path(download_dir, "half.png").write_bytes(b"half")
-        raise OSError("connection lost")
-
-    monkeypatch.setattr(data, "_obstacle", lambda homepage: None)
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", fail)
-    with pytest.raises(data.DatasetUnavailableError, match="OSError: connection lost"):
-        data.load("mnist", "train", data_dir=str(tmp_path / "new"))
-    assert list(tmp_path.iterdir()) == []
-    assert capsys.readouterr().out == ""
-
-
-def test_successful_preparation_is_moved_whole(tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
-
-    def succeed(self, **_):
-        Path(self.data_dir).mkdir(parents=True)
-        Path(self.data_dir, "dataset_info.json").write_text("{}")
-
-    monkeypatch.setattr(data, "_obstacle", lambda homepage: None)
-    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", succeed)
-    data._prepare("mnist", str(tmp_path / "new"), tfds.builder("mnist", data_dir=str(tmp_path)))
-    files = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
-    assert files == ["new/mnist/3.0.1/dataset_info.json"]
-
-
-def test_dead_network_is_an_obstacle(monkeypatch):
-    def refuse(url, timeout):
-        raise data.urllib.error.URLError("no route")
-
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: name)
-    monkeypatch.setattr(data.urllib.request, "urlopen", refuse)
-    assert data._obstacle("https://example.org") == "the network cannot be reached"
-
-
-def test_stored_images_come_back_exactly(monkeypatch):
-    images = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
-    stub_builder(monkeypatch, images, [0, 1, 0, 1, 0, 1])
-    loaded = data.load("any", "train")
-    np.testing.assert_array_equal(loaded.images[..., 0], images)
-    assert loaded.class_names == ("cat", "dog")
-    assert loaded.labels.tolist() == [0, 1, 0, 1, 0, 1]
-
-
-def test_varying_sizes(monkeypatch):
-    stub_builder(monkeypatch, [np.zeros((4, 4), np.uint8), np.zeros((4, 5), np.uint8)], [0, 1])
-    with pytest.raises(ValueError, match=r"varying sizes.*\(4, 4, 1\) at row 0, \(4, 5, 1\) at row 1"):
-        data.load("any", "train")
-
-
-def test_unlabeled_split(monkeypatch):
-    stub_builder(monkeypatch, np.zeros((2, 4, 4), np.uint8), [0, -1])
-    with pytest.raises(ValueError, match="1 examples of split 'train' have no label"):
-        data.load("any", "train")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    flips = data.AUGMENTATIONS.find("their_augmentation:flips").function
+    np.testing.assert_array_equal(flips(np.arange(4).reshape(1, 1, 4, 1), None).ravel(), [3, 2, 1, 0])
+    with pytest.raises(ValueError, match="unknown augmentation 'mixup'; known: photographs, shifts_and_flips, crops"):
+        data.AUGMENTATIONS.find("mixup")
