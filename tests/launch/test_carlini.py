@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddjax import runs
-from tests.launch.conftest import SMALL
+from tests.launch.processes import SMALL
 
 ARGUMENTS = ["--num_train=600", "--num_test=100", "--epochs=8", "--num_examples=1", "--quick", "--temperature=20"]
 ARGUMENTS += ["--num_steps=60"]
