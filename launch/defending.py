@@ -239,8 +239,8 @@ def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
 
 
 def aware(
-    attack: attacking.Attack, defense: Defense, logits_fn: Any, *, temperature: float, threshold: float, samples: int
-) -> tuple[attacking.Attack, Any]:
+    attack: ConfiguredAttack, defense: Defense, logits_fn: Any, *, temperature: float, threshold: float, samples: int
+) -> tuple[ConfiguredAttack, Any]:
     """An attack that knows the defense, and the classifier that it sees.
 
     Args:
@@ -279,7 +279,7 @@ def _undetected(
 
 
 @functools.cache
-def _on_detector(function: attacking.AttackFn) -> attacking.AttackFn:
+def _on_detector(function: Callable[..., Any]) -> Callable[..., Any]:
     """`squeezing.attack_detector` with an attack, as one object for one program."""
 
     def attack(

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import data, parallel, recipes, runs, training
+from ddjax import data, layers, parallel, recipes, runs, training
 from ddjax.defenses import adversarial_training
 
 from . import common
@@ -45,7 +45,7 @@ def _compiled_epoch(
     ) -> Any:
         return train_all(images, training.Member(state, targets, temperature, live))
 
-    return common.jit(epoch, donate_argnums=1)
+    return layers.jit(epoch, donate_argnums=1)
 
 
 @functools.cache
@@ -64,7 +64,7 @@ def _compiled_step(recipe: recipes.Recipe, adversarial: bool, stacking: str, ove
     ) -> Any:
         return step_all(None, (training.Member(state, targets, temperature, live), images, rows))
 
-    return common.jit(step, donate_argnums=0)
+    return layers.jit(step, donate_argnums=0)
 
 
 @functools.cache
@@ -80,7 +80,7 @@ def _soft_labels(shared: Any, images: jax.Array) -> jax.Array:
 @functools.cache
 def _compiled_soft_labels(stacking: str, over: jax.sharding.Mesh) -> Any:
     label = lambda images, teacher: training.soft_labels(teacher[0], images, teacher[1])
-    return common.jit(parallel.over_members(label, over, stacking))
+    return layers.jit(parallel.over_members(label, over, stacking))
 
 
 def _begun_from(start: training.TrainState, state: training.TrainState) -> training.TrainState:

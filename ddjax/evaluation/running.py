@@ -217,9 +217,10 @@ def run_attack(
     columns += [np.asarray((per_example or {})[name], np.float32) for name in names]
     shared = (seen, numbers | dict(configured.given))
     work = evaluate.compiled(program, shared, *columns, in_parts=not configured.attack.refills)
-    started = time.monotonic()
-    result = work(description or configured.text)
-    seconds = time.monotonic() - started
+    with evaluate.progress(len(attempts.rows), description or configured.text, "attempt") as bar:
+        started = time.monotonic()
+        result = work(bar.update)
+        seconds = time.monotonic() - started
     settings = {"key": jax.random.fold_in(key, 0x1D6E), "indices": attempts.indices, "evaluate": evaluate}
     judgement = judge(judged, result.inputs, attempts.labels, attempts.targets, num_draws=num_draws, **settings)
     rounded = round_to_8_bits(np.asarray(result.inputs))
