@@ -6,7 +6,6 @@ from ddjax.attacks.ddn import ddn
 from ddjax.attacks.deepfool import deepfool
 from ddjax.attacks.gradient_sign import fgsm
 from ddjax.attacks.jsma import jsma
-from ddjax.attacks.obfuscated_gradients import bpda, expectation, reparameterized, single_draw
 from ddjax.attacks.pgd import bim, mim, pgd
 from ddjax.attacks.smallest_epsilon import smallest_epsilon
 from ddjax.attacks.substitute import jacobian_augmentation
@@ -33,19 +32,15 @@ __all__ = [
     "KEEP_LANES",
     "AttackResult",
     "bim",
-    "bpda",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
     "ddn",
     "deepfool",
-    "expectation",
     "fgsm",
     "jacobian_augmentation",
     "jsma",
     "mim",
     "pgd",
-    "reparameterized",
-    "single_draw",
     "smallest_epsilon",
 ]

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddjax.attacks import base, bpda
-from ddjax.classifier import transform
+from ddjax.attacks import base
+from ddjax.classifier import bpda, transform
 
 Table = tuple[tuple[float, ...], ...]
 

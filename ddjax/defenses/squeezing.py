@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax.attacks import base, bpda, carlini_wagner_l2
-from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, transform, transformed
+from ddjax.attacks import base, carlini_wagner_l2
+from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transform, transformed
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
 _GUARD = 0.3

@@ -18,8 +18,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
-from ddjax.attacks import base, bpda
-from ddjax.classifier import LogitsFn, transform, transformed
+from ddjax.attacks import base
+from ddjax.classifier import LogitsFn, bpda, transform, transformed
 
 
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
