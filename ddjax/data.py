@@ -26,6 +26,8 @@ from jaxtyping import Int, Int32, UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from ddjax.rounding import to_float as to_float
+
 ArrayT = TypeVar("ArrayT", np.ndarray, jax.Array)
 
 DIGITS = "digits"
@@ -118,25 +120,6 @@ def load(
     if name == DIGITS:
         return _load_digits(split, num_examples, seed, skip)
     return _load_tfds(name, split, data_dir, num_examples, seed, skip)
-
-
-def to_float(images: ArrayT) -> ArrayT:
-    """Scales stored images to the range that models and attacks work in.
-
-    Args:
-      images: bytes, 0..255, or floats, which are left alone; of any rank. A NumPy array stays one.
-
-    Returns:
-      Bytes divided by 255, in [0, 1], as float32.
-
-    Raises:
-      ValueError: If the images are neither.
-    """
-    if np.issubdtype(images.dtype, np.floating):
-        return images
-    if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 or floats, got {images.dtype}")
-    return images.astype(np.float32) / np.float32(255)
 
 
 def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> Int[np.ndarray, "n"]:

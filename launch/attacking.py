@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, metrics, runs
+from ddjax import attacks, classifier, data, metrics, rounding, runs
 from launch import common
 
 FLAGS = flags.FLAGS
@@ -317,7 +317,7 @@ def run_attack(
         result = evaluate(bar.update)
         seconds = time.monotonic() - started
     predictions = decide(logits_fn, result.images)
-    rounded = decide(logits_fn, np.asarray(metrics.round_to_8_bits(jnp.asarray(result.images))))
+    rounded = decide(logits_fn, rounding.round_to_8_bits(np.asarray(result.images)))
     measured = metrics.distances(jnp.asarray(tried.images), jnp.asarray(result.images))
     return Outcome(
         images=result.images,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, defenses, recipes, runs
+from ddjax import attacks, classifier, data, defenses, recipes, rounding, runs
 from ddjax.classifier import Transform
 from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
 from ddjax.generative import recipes as generative_recipes
@@ -332,7 +332,7 @@ def _shown(defense: Defense) -> Callable[..., jax.Array]:
 
     def show(given: Any, images: jax.Array, key_data: jax.Array) -> jax.Array:
         seen = _transform(defense, data.to_float(images), jax.random.wrap_key_data(key_data), given)
-        return jnp.round(255 * seen).astype(jnp.uint8)
+        return rounding.to_uint8(seen)
 
     return show
 

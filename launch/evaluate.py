@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, metrics, recipes, runs, training
+from ddjax import attacks, data, metrics, recipes, rounding, runs, training
 from ddjax.attacks import base
 from ddjax.defenses import squeezing
 from launch import attacking, common, defending, loading, masks, substitutes
@@ -263,7 +263,7 @@ class _Row:
         name, arrays = self._attack(text, attack, knows)
         rows, images = arrays["rows"], arrays["images"]
         if _EIGHT_BITS.value:
-            images = np.asarray(metrics.round_to_8_bits(jax.numpy.asarray(images)))
+            images = rounding.round_to_8_bits(np.asarray(images))
         clean = data.to_float(self._test.images)[rows]
         moved = metrics.distances(jax.numpy.asarray(clean), jax.numpy.asarray(images))
         norm = _MINIMIZES.get(attack.name)

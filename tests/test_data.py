@@ -3,7 +3,6 @@ from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,20 +136,6 @@ def test_stratified_is_pinned():
     """The draw itself, so that no platform or NumPy release moves published subsets unnoticed."""
     chosen = data.stratified(np.arange(40) % 4, 8, seed=7)
     np.testing.assert_array_equal(chosen, [5, 9, 11, 12, 14, 18, 24, 31])
-
-
-def test_to_float():
-    images = np.array([[[[0], [51], [255]]]], np.uint8)
-    scaled = data.to_float(images)
-    assert isinstance(scaled, np.ndarray)
-    assert scaled.dtype == np.float32
-    np.testing.assert_allclose(scaled.ravel(), [0, 0.2, 1], rtol=1e-7)
-    # XLA multiplies by the reciprocal, which may move the last bit.
-    np.testing.assert_allclose(data.to_float(jnp.asarray(images)), scaled, rtol=2e-7)
-    assert float(data.to_float(jnp.full((1, 1, 1, 1), 255, np.uint8)).max()) == 1
-    assert data.to_float(scaled) is scaled
-    with pytest.raises(ValueError, match="must be uint8 or floats, got int32"):
-        data.to_float(images.astype(np.int32))
 
 
 def test_mnist_train(mnist_train):

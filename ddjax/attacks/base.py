@@ -159,15 +159,6 @@ def lanes(images: Float[Array, "B H W C"]) -> int:
     return layers.images_at_once(images.shape[0], images.shape[1:], equal=False)
 
 
-def round_to_levels(images: Float[Array, "B H W C"], levels: int) -> Float[Array, "B H W C"]:
-    """Rounds to the nearest of `levels` equally spaced values from 0 to 1."""
-    # From a table: XLA divides by a constant by multiplying with its inverse, which may be off in the last bit, and a
-    # value that is one of them already must be equal to the bit.
-    table = jnp.asarray(np.arange(levels) / max(levels - 1, 1), images.dtype)
-    level = jnp.clip(jnp.round(images * (levels - 1)), 0, levels - 1)
-    return table[level.astype(jnp.int32)]
-
-
 def norm(images: Float[Array, "B H W C"], order: int | float = 2) -> Float[Array, " B"]:
     """The L1, L2 or Linf norm (`order` 1, 2 or infinity) of each image."""
     size = jnp.abs(images)

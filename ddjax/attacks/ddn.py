@@ -4,10 +4,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-from ddjax import losses
+from ddjax import losses, rounding
 from ddjax.attacks import base
 from ddjax.classifier import LogitsFn
 
@@ -116,7 +117,9 @@ def ddn(
         change = change * (radius / jnp.where(length > 0, length, 1.0))[:, None, None, None]
         moved = images + change
         if levels:
-            moved = low + base.round_to_levels((moved - low) / (high - low), levels) * (high - low)
+            # Numbers as they came, since those are exact.
+            span = bounds if all(np.ndim(bound) == 0 for bound in bounds) else (low, high)
+            moved = rounding.round_to_levels(moved, levels, *span)
         return state._replace(images=jnp.clip(moved, low, high), radius=radius)
 
     blank = jnp.zeros_like(images[:, 0, 0, 0])

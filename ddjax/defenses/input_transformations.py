@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, Key
 
+from ddjax import rounding
 from ddjax.attacks import base
 from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
 
@@ -50,7 +51,7 @@ def truncate_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 3) -> Flo
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be from 1 to 8, got {bits}")
     level = jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.int32)
-    return base.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
+    return rounding.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
 
 
 def total_variation(

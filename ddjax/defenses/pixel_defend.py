@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from ddjax import rounding
 from ddjax.attacks import base
 from ddjax.classifier import LogitsFn, bpda, transform, transformed
 from ddjax.generative import logistic_mixture, pixelcnn
@@ -58,7 +59,7 @@ def purify(
     if most_bits > 0:
         is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
         purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
-    return base.round_to_levels(purified / 255, 256)
+    return rounding.round_to_levels(purified / 255, 256)
 
 
 def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from ddjax import rounding
 from ddjax.attacks import base, carlini_wagner_l2
 from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transform, transformed
 
@@ -43,7 +44,7 @@ def reduce_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 1) -> Float
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be from 1 to 16, got {bits}")
-    return base.round_to_levels(images, 2**bits)
+    return rounding.round_to_levels(images, 2**bits)
 
 
 def binarize(images: Float[Array, "B H W C"], *, threshold: float = 0.5) -> Float[Array, "B H W C"]:

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import metrics
-from ddjax.attacks import base
+from ddjax import metrics, rounding
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
 from ddjax.generative import recipes as generative_recipes
@@ -70,7 +69,7 @@ def _purified(density: Any, images: jax.Array) -> jax.Array:
 
 
 def _purified_plainly(density: Any, images: jax.Array) -> jax.Array:
-    return base.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
+    return rounding.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
 
 
 def _purify(context: Context) -> None:
