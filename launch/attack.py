@@ -25,7 +25,8 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, certify, data, metrics, parallel, runs, training
-from launch import attacking, common, loading
+
+from . import attacking, common, loading
 
 FLAGS = flags.FLAGS
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one network's checkpoints.")

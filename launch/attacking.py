@@ -14,7 +14,8 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, rounding, runs
-from launch import common
+
+from . import common
 
 FLAGS = flags.FLAGS
 # How targets are chosen; `auto` depends on the attack.

@@ -30,10 +30,11 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from ddjax import data, losses, parallel, recipes, runs, training
-from launch import common, defending, loading
-from launch.benchmarks import attacks, generative, growth, measure, peers
-from launch.benchmarks import training as training_works
-from launch.trainer import Trainer
+
+from . import common, defending, loading
+from .benchmarks import attacks, generative, growth, measure, peers
+from .benchmarks import training as training_works
+from .trainer import Trainer
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}

@@ -16,7 +16,8 @@ from ddjax.classifier import Transform
 from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
 from ddjax.generative import recipes as generative_recipes
 from ddjax.generative.state import GenerativeState
-from launch import attacking, common
+
+from . import attacking, common
 
 FLAGS = flags.FLAGS
 NAMES = ("none", "squeezing", *defenses.TRANSFORMS, *defenses.WRAPPERS, "thermometer")

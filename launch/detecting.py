@@ -11,7 +11,8 @@ from absl import flags
 
 from ddjax import attacks, data, metrics
 from ddjax.defenses import lid, squeezing
-from launch import attacking, common
+
+from . import attacking, common
 
 FLAGS = flags.FLAGS
 _NOISE = 0x2015E

@@ -31,7 +31,8 @@ from absl import flags
 from ddjax import attacks, data, metrics, recipes, rounding, runs, training
 from ddjax.attacks import base
 from ddjax.defenses import squeezing
-from launch import attacking, common, defending, loading, masks, substitutes
+
+from . import attacking, common, defending, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")

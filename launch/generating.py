@@ -14,7 +14,8 @@ from ddjax.defenses import defense_gan
 from ddjax.generative import gan, pixelcnn
 from ddjax.generative.recipes import RECIPES, GenerativeRecipe, epoch_fn, latent_of, model_fn
 from ddjax.generative.state import GenerativeState
-from launch import common, loading
+
+from . import common, loading
 
 FLAGS = flags.FLAGS
 # Keys of samples and of searches for codes are others than those of the training.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from absl import flags
 
 from ddjax import data, recipes, runs, training
-from launch import common, defending
+
+from . import common, defending
 
 FLAGS = flags.FLAGS
 

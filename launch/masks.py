@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from ddjax import data, masking, runs
-from launch import common
+
+from . import common
 
 # Keys of what is random in it are others than the attacks'.
 _PURPOSE = 0x3A5C

@@ -34,7 +34,8 @@ from ddjax import attacks, data, metrics, recipes, runs, training
 from ddjax.attacks import base
 from ddjax.defenses import defense_gan, thermometer
 from ddjax.generative import recipes as generative_recipes
-from launch import attacking, common, defending, detecting, loading, masks, substitutes
+
+from . import attacking, common, defending, detecting, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")

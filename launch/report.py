@@ -9,7 +9,8 @@ With `--readme=FILE --block=NAME`, nothing of the run is touched; its table repl
 from absl import flags
 
 from ddjax import report, shards
-from launch import common
+
+from . import common
 
 FLAGS = flags.FLAGS
 _README = flags.DEFINE_string("readme", None, "A Markdown file to put the table into.")

@@ -9,8 +9,9 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, data, recipes, rounding, runs, training
-from launch import attacking, common, loading
-from launch.trainer import Trainer
+
+from . import attacking, common, loading
+from .trainer import Trainer
 
 FLAGS = flags.FLAGS
 _QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose answers a substitute learns.", lower_bound=10)

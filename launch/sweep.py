@@ -21,8 +21,9 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
-from launch import common, loading
-from launch.trainer import Trainer
+
+from . import common, loading
+from .trainer import Trainer
 
 FLAGS = flags.FLAGS
 _TEMPERATURES = flags.DEFINE_list("temperatures", "1,2,5,10,20,30,40,50,100", "The temperatures to distill at.")

@@ -12,7 +12,8 @@ from absl import flags
 
 from ddjax import data, folders, parallel, recipes, runs, training
 from ddjax.defenses import adversarial_training
-from launch import common
+
+from . import common
 
 FLAGS = flags.FLAGS
 

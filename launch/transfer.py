@@ -20,8 +20,9 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, runs, training
-from launch import attacking, common, loading
-from launch.trainer import Trainer
+
+from . import attacking, common, loading
+from .trainer import Trainer
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddjax import attacks, metrics, parallel
-from launch import common
-from launch.benchmarks import measure, peers
-from launch.benchmarks.adapters import ADAPTERS, Adapter
-from launch.benchmarks.measure import Context, Side
+
+from .. import common
+from . import measure, peers
+from .adapters import ADAPTERS, Adapter
+from .measure import Context, Side
 
 # An example alone may be an easy one: so many go, one after the other, where the batch is smaller.
 _LEAST_EXAMPLES = 8

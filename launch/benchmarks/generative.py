@@ -14,9 +14,10 @@ from ddjax import metrics, rounding
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
 from ddjax.generative import recipes as generative_recipes
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from .. import common
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 # What is made where no trained model is given. Time does not depend on the weights.

@@ -20,9 +20,10 @@ from ddjax import attacks, jacobian, metrics, models, parallel, recipes, trainin
 from ddjax.attacks import base
 from ddjax.attacks.jsma import most_salient_feature_pair, most_salient_pair
 from ddjax.classifier import bind, in_bfloat16
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from .. import common
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 _BATCH = 128
