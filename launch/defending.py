@@ -194,7 +194,7 @@ def deployed(defense: Defense, logits_fn: Any, draws: int = 1) -> Any:
     defended = _defended(defense, logits_fn)
     if not isinstance(defended, classifier.Randomized):
         return defended
-    return attacks.expectation(defended, _key(_JUDGING), num_samples=draws)
+    return classifier.expectation(defended, _key(_JUDGING), num_samples=draws)
 
 
 def naive(defense: Defense, logits_fn: Any) -> Any:
@@ -202,7 +202,7 @@ def naive(defense: Defense, logits_fn: Any) -> Any:
     defended = _defended(defense, logits_fn)
     if not isinstance(defended, classifier.Randomized):
         return defended
-    return attacks.single_draw(defended, _key(_ATTACKING))
+    return classifier.single_draw(defended, _key(_ATTACKING))
 
 
 def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
@@ -215,7 +215,7 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
     if defense.wrapper in ("crop_ensemble", "defense_gan"):
         # A draw is an expectation over crops already, or the best of several starts.
         samples = 1
-    return attacks.expectation(seen, _key(_ATTACKING), num_samples=samples)
+    return classifier.expectation(seen, _key(_ATTACKING), num_samples=samples)
 
 
 def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import time
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,11 +46,11 @@ class ConfiguredAttack:
 
     text: str
     attack: Attack
-    numbers: Mapping[str, float] = types.MappingProxyType({})
-    words: Mapping[str, Any] = types.MappingProxyType({})
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     temperature: float | None = None
     forward: str = "float32"
-    given: Mapping[str, Any] = types.MappingProxyType({})
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def norm(self) -> str:
