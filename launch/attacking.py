@@ -13,6 +13,8 @@ from ddjax.evaluation import Attempts, ConfiguredAttack, Outcome
 from . import common
 
 FLAGS = flags.FLAGS
+# Keys of the draws that judge are others than those of the draws that attack.
+JUDGING = 0x1D6E
 
 
 def attempts(how: str, test: data.Dataset, logits: np.ndarray | None = None) -> Attempts:
@@ -27,9 +29,11 @@ def attempts(how: str, test: data.Dataset, logits: np.ndarray | None = None) -> 
     return evaluation.make_attempts(how, inputs, test.labels, logits=logits, indices=test.indices, seed=FLAGS.seed)
 
 
-def decide(logits_fn: Any, inputs: np.ndarray) -> np.ndarray:
-    """The class of each input; -1 where the logits are no decision."""
-    return evaluation.decisions(common.classify(logits_fn, inputs))
+def decide(classifier: Any, inputs: np.ndarray) -> np.ndarray:
+    """The class of each input, by one fresh draw where the classifier is random; -1 where there is no decision."""
+    key = jax.random.fold_in(jax.random.key(FLAGS.seed), JUDGING)
+    labels = np.zeros(len(inputs), np.int32)
+    return evaluation.judge(classifier, inputs, labels, key=key, evaluate=common.evaluator()).predictions[0]
 
 
 def run_attack(

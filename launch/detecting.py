@@ -11,6 +11,7 @@ from absl import flags
 
 from ddjax import attacks, data, metrics
 from ddjax.defenses import lid, squeezing
+from ddjax.evaluation import Attempts, ConfiguredAttack
 
 from . import attacking, common
 
@@ -19,15 +20,15 @@ _NOISE = 0x2015E
 # Shares of the clean images: what the detector compares with, and what it is fitted on; the rest is for its threshold.
 _REFERENCES, _FITTED = 1 / 8, 3 / 8
 # Opt of the paper, shortened: the attack that the detector is fitted on.
-_ATTACK = attacking.Attack(
+_ATTACK = ConfiguredAttack(
     "carlini_wagner_l2",
-    attacks.carlini_wagner_l2,
+    attacks.ATTACKS["carlini_wagner_l2"],
     {"learning_rate": 0.01, "initial_const": 1.0},
     {"search_steps": 3, "num_steps": 100},
 )
 
 
-def attack() -> attacking.Attack:
+def attack() -> ConfiguredAttack:
     """The attack that the detector is fitted on."""
     return _ATTACK
 
