@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax.attacks import problem
 from ddjax.checks import check_whole_number
-from ddjax.classifier import Randomized
+from ddjax.classifier import Randomized, as_pytree
 from ddjax.evaluation.attempts import key_data
 from ddjax.parallel import Evaluator
 from ddjax.rounding import to_float
@@ -78,7 +78,7 @@ def judge(
         keys = [key_data(jax.random.fold_in(key, draw), indices) for draw in range(num_draws)]
         logits = [evaluate(_random_logits, classifier, inputs, data) for data in keys]
     else:
-        logits = [evaluate(logits_of, classifier, inputs)]
+        logits = [evaluate(logits_of, as_pytree(classifier), inputs)]
     predictions = np.stack([decisions(each) for each in logits])
     goal = predictions == targets if targets is not None else (predictions != labels) & (predictions >= 0)
     return Judgement(predictions, goal)

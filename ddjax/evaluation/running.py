@@ -144,7 +144,7 @@ def check_settings(configured: ConfiguredAttack, logits_fn: Any, input_shape: tu
     settings = dict(configured.numbers) | dict(configured.words)
     jax.eval_shape(
         lambda f, x, y, t, k: configured.attack.function(f, x, y, key=k, targets=t if targeted else None, **settings),
-        logits_fn,
+        classifier.as_pytree(logits_fn),
         jax.ShapeDtypeStruct((1, *input_shape), jnp.float32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
         jax.ShapeDtypeStruct((1,), jnp.int32),
@@ -204,6 +204,7 @@ def run_attack(
     """
     evaluate = evaluate or Evaluator()
     judged = logits_fn if judged is None else judged
+    logits_fn = classifier.as_pytree(logits_fn)
     names = tuple(per_example or ())
     words = tuple(sorted(configured.words.items()))
     program = _program(configured.attack.function, words, attempts.targets is not None, names)
