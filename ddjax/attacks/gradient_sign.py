@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, PerExample, all_of, prepare
+from ddjax.attacks.problem import Bounds, Criterion, PerExample, is_dead, prepare
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 
@@ -82,7 +82,7 @@ def fgsm(
         steps=one,
         gradients=one,
         queries=one + 1,
-        zero_gradients=all_of(gradient == 0),
+        zero_gradients=is_dead(gradient),
     )
 
 

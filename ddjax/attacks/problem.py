@@ -44,7 +44,7 @@ def per_example(values: PerExample, inputs: Float[Array, "B ..."]) -> Float[Arra
     return jnp.broadcast_to(values, inputs.shape[:1]).reshape(-1, *(1,) * (inputs.ndim - 1))
 
 
-def norm(values: Float[Array, "B ..."], order: float = 2) -> Float[Array, " B"]:
+def norm(values: Float[Array, "B ..."], order: int | float = 2) -> Float[Array, " B"]:
     """The L1, L2 or Linf norm (`order` 1, 2 or infinity) of each example."""
     size = jnp.abs(values)
     axes = tuple(range(1, values.ndim))
@@ -58,6 +58,11 @@ def norm(values: Float[Array, "B ..."], order: float = 2) -> Float[Array, " B"]:
 def all_of(conditions: Bool[Array, "B ..."]) -> Bool[Array, " B"]:
     """Whether all entries of each example are true."""
     return jnp.all(conditions, axis=tuple(range(1, conditions.ndim)))
+
+
+def is_dead(gradient: Float[Array, "B ..."]) -> Int[Array, " B"]:
+    """1 where the gradient of an example is zero in every feature, else 0; for the count of zero gradients."""
+    return all_of(gradient == 0).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, Problem, all_of, prepare
+from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, Problem, is_dead, prepare
 from ddjax.attacks.problem import norm as norm_of
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
@@ -130,12 +130,11 @@ def pgd(
         bounds=bounds,
     )
     examples, clean = problem.examples, problem.clean
-    # Traced settings may be anything; one that is out of range moves nothing, or counts as not given.
+    # Traced settings may be anything; one that is out of range moves nothing.
     radius = _positive(problem.share_of_range("epsilon", epsilon, _EPSILON))
     length = _PATH / num_steps * radius
     if step_size is not None:
-        given = _positive(problem.share_of_range("step_size", step_size, 0.0))
-        length = jnp.where(given > 0, given, length)
+        length = _positive(problem.share_of_range("step_size", step_size, 0.0))
     if norm != "linf":
         # One number for each example: the default radius has one for each value.
         radius, length = (jnp.max(each, axis=tuple(range(1, each.ndim)), keepdims=True) for each in (radius, length))
@@ -165,7 +164,7 @@ def pgd(
         gradient, (logits, value) = jax.grad(rated, has_aux=True)(current)
         gradient = examples.free(gradient)
         best = keep_better(best, current, logits, value)
-        best = best._replace(zero_gradients=best.zero_gradients + all_of(gradient == 0))
+        best = best._replace(zero_gradients=best.zero_gradients + is_dead(gradient))
         gradient = _unit(gradient, 1)
         velocity = decay * velocity + gradient
         # A momentum above 1 may run out of range.

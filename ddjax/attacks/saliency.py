@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax import jacobian
 from ddjax.attacks import loops
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, prepare
+from ddjax.attacks.problem import Bounds, Criterion, Examples, is_dead, prepare
 from ddjax.checks import check_choice, check_number, known_values
 from ddjax.classifier import LogitsFn
 
@@ -145,13 +145,13 @@ def jsma(
         feature = jnp.arange(num_features)[None, :]
         chosen = ((feature == first[:, None]) | (feature == second[:, None])) & go_on[:, None]
         moved = jnp.clip(state.inputs + step_size, low, high)
-        is_zero = state.live & jnp.all(target_slope == 0, axis=1)
+        zero_gradients = jnp.where(state.live, is_dead(target_slope), 0)
         return state._replace(
             inputs=jnp.where(chosen.reshape(state.inputs.shape), moved, state.inputs),
             unused=state.unused & ~chosen,
             logits=jnp.where(state.live[:, None], logits, state.logits),
             steps=state.steps + go_on.astype(jnp.int32),
-            zero_gradients=state.zero_gradients + is_zero,
+            zero_gradients=state.zero_gradients + zero_gradients,
             live=go_on,
         )
 

@@ -155,7 +155,7 @@ def carlini_wagner_l0(
             best_inputs=loops.select(found.reached, moved, state.best_inputs),
             live=jnp.where(found.reached, ~nothing_changed & ~none_free, ~failed),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_zero,
+            zero_gradients=state.zero_gradients + found.is_dead,
         )
         return loops.select(state.live, new, state)
 

@@ -207,7 +207,7 @@ def search_l2(
             best=jnp.where(closer, squared, state.best),
             best_inputs=loops.select(closer, moved, state.best_inputs),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_zero,
+            zero_gradients=state.zero_gradients + found.is_dead,
         )
         return loops.select(is_live, new, state)
 

@@ -166,7 +166,7 @@ def carlini_wagner_linf(
             best_inputs=loops.select(closer, moved, state.best_inputs),
             live=jnp.where(solved, tau > least_tau, grown <= largest_const) & (best > 0),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_zero,
+            zero_gradients=state.zero_gradients + found.is_dead,
         )
         return loops.select(state.live, new, state)
 

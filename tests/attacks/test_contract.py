@@ -12,11 +12,11 @@ import pytest
 from ddjax import attacks
 from ddjax.attacks import base
 from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
-from ddjax.attacks.ddn import ddn
-from ddjax.attacks.deepfool import deepfool
+from ddjax.attacks.decoupled import ddn
+from ddjax.attacks.linearized import deepfool
 from ddjax.attacks.gradient_sign import fgsm
-from ddjax.attacks.jsma import jsma
-from ddjax.attacks.pgd import bim, mim, pgd
+from ddjax.attacks.saliency import jsma
+from ddjax.attacks.projected_gradient import bim, mim, pgd
 from ddjax.classifier import at_temperature
 
 BATCH, SHAPE, CLASSES = 24, (3, 3, 2), 4
@@ -227,20 +227,20 @@ def wanted(name, logits, batch):
 def assert_sound(name, network, batch, result):
     """What must hold whatever the network."""
     images = np.asarray(batch[0])
-    assert np.isfinite(result.images).all()
-    assert (result.images >= 0).all()
-    assert (result.images <= 1).all()
-    logits = np.asarray(network(result.images))
+    assert np.isfinite(result.inputs).all()
+    assert (result.inputs >= 0).all()
+    assert (result.inputs <= 1).all()
+    logits = np.asarray(network(result.inputs))
     # At equality of two logits the first is the decision, and rounding differs between two programs.
     slack = 3e-7 * np.abs(logits).max()
     assert (wanted(name, logits, batch)[result.success] >= -slack).all()
     assert not (wanted(name, logits, batch)[~result.success] > slack).any()
     if CALLS[name].minimum:
-        np.testing.assert_array_equal(result.images[~result.success], images[~result.success])
+        np.testing.assert_array_equal(result.inputs[~result.success], images[~result.success])
 
 
 def distances(name, result, batch=IMAGES):
-    change = (np.asarray(result.images, np.float64) - np.asarray(batch[0], np.float64)).reshape(len(result.images), -1)
+    change = (np.asarray(result.inputs, np.float64) - np.asarray(batch[0], np.float64)).reshape(len(result.inputs), -1)
     return np.linalg.norm(change, {"l0": 0, "l1": 1, "l2": 2, "linf": np.inf}[CALLS[name].norm], axis=1)
 
 
@@ -257,7 +257,7 @@ def assert_same(name, got, expected, rows=slice(None)):
     if CALLS[name].chaotic:
         assert_as_good(name, got, expected)
     else:
-        np.testing.assert_allclose(got.images, expected.images, atol=1e-6)
+        np.testing.assert_allclose(got.inputs, expected.inputs, atol=1e-6)
         np.testing.assert_array_equal(got.success, expected.success)
         np.testing.assert_array_equal(got.steps, expected.steps)
         np.testing.assert_array_equal(got.gradients, expected.gradients)
@@ -273,7 +273,7 @@ def test_result_is_in_the_box_and_success_is_judged_on_it(name):
     result = run(name)
     assert_sound(name, NETWORK, IMAGES, result)
     assert result.success.mean() > 0.25
-    np.testing.assert_allclose(result.logits, NETWORK(result.images), atol=1e-5)
+    np.testing.assert_allclose(result.logits, NETWORK(result.inputs), atol=1e-5)
     for count in (result.steps, result.gradients):
         assert np.issubdtype(count.dtype, np.integer)
         assert (count >= 0).all()
@@ -292,7 +292,7 @@ def test_dead_gradients_and_constants_give_neither_nan_nor_false_success(name):
     assert_sound(name, constant, batch, result)
     if not name.startswith("pgd"):
         # A random start moves all the same.
-        np.testing.assert_array_equal(result.images, IMAGES[0])
+        np.testing.assert_array_equal(result.inputs, IMAGES[0])
 
 
 @every_call
@@ -300,7 +300,7 @@ def test_logits_that_are_not_finite_are_never_success(name):
     for broken in (make(scale=np.nan), make(shift=np.inf), make(shift=[0.0, np.nan, 0, 0])):
         result = run(name, broken)
         assert not result.success.any()
-        assert np.isfinite(result.images).all()
+        assert np.isfinite(result.inputs).all()
 
 
 @every_call
@@ -392,13 +392,13 @@ def test_other_bounds_are_a_change_of_units(name):
         np.asarray,
         moved(make(width=width, middle=0.5 - origin), (images, *IMAGES[1:]), KEYS, jax.tree.map(jnp.float32, real)),
     )
-    assert (result.images >= low).all()
-    assert (result.images <= high).all()
-    result = dataclasses.replace(result, images=np.clip(result.images / width + origin, 0, 1))
+    assert (result.inputs >= low).all()
+    assert (result.inputs <= high).all()
+    result = dataclasses.replace(result, images=np.clip(result.inputs / width + origin, 0, 1))
     if call.norm == "l0":
         # Back in the old units, a value that has not moved may differ in the last bit.
-        still = np.abs(result.images - IMAGES[0]) < 1e-6
-        result = dataclasses.replace(result, images=np.where(still, IMAGES[0], result.images))
+        still = np.abs(result.inputs - IMAGES[0]) < 1e-6
+        result = dataclasses.replace(result, images=np.where(still, IMAGES[0], result.inputs))
     assert_as_good(name, result, run(name))
 
 
@@ -453,7 +453,7 @@ def test_temperature_revives_the_attacks_that_need_probabilities():
     for attack in (jsma_of, deepfool_of):
         tempered = jax.jit(lambda f, t, attack=attack: attack(at_temperature(f, t)))
         dead, revived = (tempered(saturated, jnp.float32(temperature)) for temperature in (1, 200))
-        np.testing.assert_array_equal(dead.images[certain], IMAGES[0][certain])
+        np.testing.assert_array_equal(dead.inputs[certain], IMAGES[0][certain])
         assert not dead.success[certain].any()
         assert revived.success[certain].mean() > 0.5
 
