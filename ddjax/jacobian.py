@@ -21,7 +21,7 @@ _MAX_UNROLLED = 16
 _MAX_IMAGES_UNROLLED = 128
 
 
-def pull_back(vjp_fn: Callable[[Array], tuple[Array]], cotangents: Float[Array, "N B K"]) -> Float[Array, "N B H W C"]:
+def pull_back(vjp_fn: Callable[[Array], tuple[Array]], cotangents: Float[Array, "N B K"]) -> Float[Array, "N B ..."]:
     """Pulls a stack of cotangents back through one forward pass.
 
     On CPU the backward passes are unrolled (or mapped, when many or large): each already keeps every core busy, and

@@ -36,7 +36,7 @@ def fgsm(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: the step in each value, at least 0, in the units of the inputs; may be traced, and one for each example.
         None takes 0.3 of the range of each value.
@@ -55,8 +55,9 @@ def fgsm(
     Reference:
       Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015 (arXiv 1412.6572)
     """
-    problem = prepare("fgsm", logits_fn, inputs, labels, targets=targets, mask=mask, criterion=criterion, bounds=bounds)
-    del key
+    problem = prepare(
+        "fgsm", logits_fn, inputs, labels, key=key, targets=targets, mask=mask, criterion=criterion, bounds=bounds
+    )
     if epsilon is not None:
         check_number("epsilon", epsilon, least=0.0)
     radius = problem.share_of_range("epsilon", epsilon, _EPSILON)

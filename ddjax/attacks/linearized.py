@@ -59,7 +59,7 @@ def deepfool(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: must be None: there is no targeted form.
       norm: `"l2"` or `"linf"`, what is kept small.
       num_candidates: the number of classes other than the label whose boundaries are considered, those with the largest
@@ -88,7 +88,6 @@ def deepfool(
       The overshoot is part of every point, not only of the last one, and points stay in the box. Steps aim past the
       boundary by a few units of rounding.
     """
-    del key
     if targets is not None:
         raise ValueError("deepfool takes no targets: it has no targeted form")
     check_choice("norm", norm, NORMS)
@@ -97,7 +96,7 @@ def deepfool(
         check_whole_number("num_candidates", num_candidates, least=1)
     check_whole_number("num_steps", num_steps, least=1)
     check_number("overshoot", overshoot, least=0.0)
-    problem = prepare("deepfool", logits_fn, inputs, labels, mask=mask, criterion=criterion, bounds=bounds)
+    problem = prepare("deepfool", logits_fn, inputs, labels, key=key, mask=mask, criterion=criterion, bounds=bounds)
     candidates = _candidates(problem, num_candidates)
     stretch = 1 + jnp.asarray(overshoot, problem.clean.dtype)
 

@@ -168,7 +168,6 @@ class Problem:
     Attributes:
       logits_fn: from inputs to logits, both in the precision of the search.
       examples: inputs, labels and targets; rows with bad values are replaced by harmless ones.
-      keys: one for each example, or None.
       low: the least values, which broadcast against the inputs.
       high: the greatest values.
       is_bounded: whether the bounds are finite.
@@ -177,7 +176,6 @@ class Problem:
 
     logits_fn: LogitsFn
     examples: Examples
-    keys: Key[Array, " B"] | None
     low: Array
     high: Array
     is_bounded: bool
@@ -187,6 +185,12 @@ class Problem:
     _valid: Array | None
     _original: Array
     _logits_dtype: Any
+    _key: Any
+
+    @property
+    def keys(self) -> Key[Array, " B"] | None:
+        """One key for each example; None without a key."""
+        return None if self._key is None else example_keys(self._name, self._key, self.clean.shape[0])
 
     @property
     def clean(self) -> Float[Array, "B ..."]:
@@ -374,8 +378,11 @@ def prepare(
             )
     if mask is not None:
         mask = _check_mask(mask, inputs)
+    if key is not None:
+        _check_key(name, key, batch)
     outputs = _check_outputs(logits_fn, inputs)
-    dtype = jnp.promote_types(jnp.promote_types(inputs.dtype, jnp.float32), outputs.dtype)
+    # By name: strict promotion, where a user asks for it, refuses to widen a type.
+    dtype = jnp.dtype(jnp.float64 if jnp.float64 in (inputs.dtype, outputs.dtype) else jnp.float32)
     low, high, is_bounded = _box(bounds, inputs, dtype)
     original = jnp.asarray(inputs)
     inputs = original.astype(dtype)
@@ -398,7 +405,6 @@ def prepare(
     return Problem(
         logits_fn=logits_fn if dtype == original.dtype == outputs.dtype else cast,
         examples=Examples(clean, labels, targets, mask, criterion, guard),
-        keys=None if key is None else example_keys(name, key, batch),
         low=low,
         high=high,
         is_bounded=is_bounded,
@@ -408,6 +414,7 @@ def prepare(
         _valid=valid,
         _original=original,
         _logits_dtype=outputs.dtype,
+        _key=key,
     )
 
 
@@ -423,14 +430,16 @@ def example_keys(name: str, key: Key[Array, "..."] | UInt32[Array, "..."] | None
       TypeError: without a typed key.
       ValueError: when there are neither one nor B of them.
     """
+    _check_key(name, key, batch)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch)) if key.shape == () else key
+
+
+def _check_key(name: str, key: Any, batch: int) -> None:
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         got = "none" if key is None else f"a {type(key).__name__}"
-        raise TypeError(f"{name} is random and needs a key as jax.random.key makes it, got {got}")
-    if key.shape == ():
-        return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
-    if key.shape != (batch,):
+        raise TypeError(f"{name} needs a key as jax.random.key makes it, got {got}")
+    if key.shape not in ((), (batch,)):
         raise ValueError(f"{name} needs one key or {batch}, one for each input, got {key.shape}")
-    return key
 
 
 def _check_outputs(logits_fn: LogitsFn, inputs: Array) -> jax.ShapeDtypeStruct:

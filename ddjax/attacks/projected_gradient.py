@@ -123,7 +123,7 @@ def pgd(
         logits_fn,
         inputs,
         labels,
-        key=key if random_start else None,
+        key=key,
         targets=targets,
         mask=mask,
         criterion=criterion,
@@ -140,6 +140,7 @@ def pgd(
         radius, length = (jnp.max(each, axis=tuple(range(1, each.ndim)), keepdims=True) for each in (radius, length))
     decay = _positive(jnp.asarray(momentum, clean.dtype))
     low, high = problem.low, problem.high
+    keys = problem.keys
 
     def rated(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
         logits = problem.logits_fn(inputs)
@@ -174,8 +175,8 @@ def pgd(
 
     def restart(number: Array, best: _Best) -> _Best:
         begin = clean
-        if problem.keys is not None:
-            begin = problem.clip(clean + radius * _uniform_in_ball(problem.keys, number, clean, norm))
+        if random_start:
+            begin = problem.clip(clean + radius * _uniform_in_ball(keys, number, clean, norm))
         if start is not None:
             given = _restrict(jnp.asarray(start, clean.dtype), problem, radius, norm)
             begin = jnp.where(jnp.asarray(number) == 0, given, begin)
@@ -222,7 +223,7 @@ def bim(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: as in `pgd`.
       step_size: as in `pgd`.
@@ -245,11 +246,11 @@ def bim(
     Departures from the paper:
       The best of all iterates is returned, not the last.
     """
-    del key
     return pgd(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         epsilon=epsilon,
         step_size=step_size,
@@ -287,7 +288,7 @@ def mim(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: as in `pgd`.
       step_size: as in `pgd`; the paper takes `epsilon / num_steps`.
@@ -311,11 +312,11 @@ def mim(
     Departures from the paper:
       The best of all iterates is returned, not the last.
     """
-    del key
     return pgd(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         epsilon=epsilon,
         step_size=step_size,

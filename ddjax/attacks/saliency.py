@@ -80,7 +80,7 @@ def jsma(
       logits_fn: a classifier.
       inputs: inside `bounds`. Each of the D values of an input is a feature.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach. Required: there is no untargeted form.
       theta: the change of a feature, not 0, in the units of the inputs; may be traced. None takes the whole range.
       gamma: the largest share of the features that may change, at least one pair and at most 1; may be traced. 1/7 of
@@ -112,10 +112,11 @@ def jsma(
       Features that are nearly at the bound are left out, as torchattacks does, not only those exactly at it: the
       strokes of MNIST are mostly 253 and 254 of 255, and moving those spends the budget on nothing.
     """
-    del key
     if targets is None:
         raise ValueError("jsma needs targets: it has no untargeted form")
-    problem = prepare("jsma", logits_fn, inputs, labels, targets=targets, mask=mask, criterion=criterion, bounds=bounds)
+    problem = prepare(
+        "jsma", logits_fn, inputs, labels, key=key, targets=targets, mask=mask, criterion=criterion, bounds=bounds
+    )
     clean, low, high = problem.clean, problem.low, problem.high
     flat = clean.reshape(clean.shape[0], -1)
     num_features = flat.shape[1]

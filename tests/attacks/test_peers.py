@@ -10,10 +10,10 @@ import pytest
 
 from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
 from ddjax.attacks.decoupled import ddn
-from ddjax.attacks.linearized import deepfool
 from ddjax.attacks.gradient_sign import fgsm
-from ddjax.attacks.saliency import jsma
+from ddjax.attacks.linearized import deepfool
 from ddjax.attacks.projected_gradient import mim, pgd
+from ddjax.attacks.saliency import jsma
 from tests.attacks import linear
 
 DIRECTORY = pathlib.Path(__file__).parent / "peers"

@@ -53,7 +53,15 @@ def test_random_starts_reach_the_least_radius_of_a_linear_classifier_too(norm):
     radius, nearest = linear.least(logits_fn, images, labels, norm)
     radius = jnp.asarray(radius, jnp.float32)
     started = functools.partial(
-        compiled, logits_fn, images, labels, key=jax.random.key(0), norm=norm, loss="margin", num_steps=100, num_restarts=2
+        compiled,
+        logits_fn,
+        images,
+        labels,
+        key=jax.random.key(0),
+        norm=norm,
+        loss="margin",
+        num_steps=100,
+        num_restarts=2,
     )
     assert started(targets=nearest, epsilon=1.02 * radius, step_size=0.1 * radius).success.all()
     assert not started(targets=nearest, epsilon=0.98 * radius, step_size=0.1 * radius).success.any()

@@ -214,7 +214,7 @@ def test_large_inputs_need_no_table_of_pairs(network):
         ({"targets": jnp.full(24, 4)}, "targets must be classes from 0 to 3"),
     ],
 )
-def test_bad_settings_are_refused(network, batch, settings, message):
+def test_bad_settings_are_refused(as_a_user, network, batch, settings, message):
     images, labels, targets = batch
     with pytest.raises(ValueError, match=message):
         attacks.jsma(network, images, labels, **({"targets": targets} | settings))
