@@ -154,9 +154,9 @@ def _candidates(problem: Problem, count: int | None) -> Int[Array, "B N"]:
     if problem.examples.criterion is not None:
         return labels
     if count is None or count >= others:
-        return (labels + 1 + jnp.arange(others)[None, :]) % num_classes
+        return (labels + 1 + jnp.arange(others, dtype=jnp.int32)[None, :]) % num_classes
     logits = layers.in_parts(problem.logits_fn, problem.clean)
-    return lax.top_k(jnp.where(jnp.arange(num_classes)[None, :] == labels, -jnp.inf, logits), count)[1]
+    return lax.top_k(jnp.where(jnp.arange(num_classes, dtype=jnp.int32)[None, :] == labels, -jnp.inf, logits), count)[1]
 
 
 def _linearize(logits_fn: LogitsFn, state: _State, score_space: str) -> tuple[Array, Array, Array]:
@@ -172,7 +172,7 @@ def _linearize(logits_fn: LogitsFn, state: _State, score_space: str) -> tuple[Ar
         distance, criterion_vjp = jax.vjp(examples.objective, scores)
         slopes = back(-criterion_vjp(jnp.ones_like(distance))[0])[0][None]
         return logits, distance[None], examples.free(slopes)
-    classes = jnp.arange(logits.shape[1])
+    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)
     own = (classes[None, :] == examples.labels[:, None]).astype(scores.dtype)
     other = (classes[None, None, :] == state.candidates.T[:, :, None]).astype(scores.dtype)
     # The difference itself is pulled back: one backward pass a candidate, and nothing cancels afterwards.

@@ -139,7 +139,7 @@ class Examples:
     def _compared(self, logits: Array) -> tuple[Array, Array]:
         """The logit of the label or, with targets, of the target; and the largest of the others."""
         classes = self.labels if self.targets is None else self.targets
-        is_class = jnp.arange(logits.shape[1])[None, :] == classes[:, None]
+        is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
         own = jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
         return own, jnp.max(jnp.where(is_class, -jnp.inf, logits), axis=1)
 
@@ -151,8 +151,8 @@ def is_adversarial(
 
     A class whose logit is minus infinity is switched off. NaN or plus infinity among the logits is no decision.
     """
-    decision = jnp.argmax(logits, axis=1)
-    reached = decision != labels if targets is None else decision == targets
+    decision = jnp.argmax(logits, axis=1).astype(labels.dtype)
+    reached = decision != labels if targets is None else decision == targets.astype(labels.dtype)
     return reached & is_decision(logits)
 
 

@@ -343,7 +343,7 @@ def _loss(name: str, logits: Array, examples: Examples) -> Array:
 
 
 def _minus_logit(logits: Array, classes: Array) -> Array:
-    is_class = jnp.arange(logits.shape[1])[None, :] == classes[:, None]
+    is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
     return -jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
 
 

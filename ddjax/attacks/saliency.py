@@ -143,7 +143,7 @@ def jsma(
         else:
             first, second, found = most_salient_feature_pair(u, candidates)
         go_on = may_go_on & found
-        feature = jnp.arange(num_features)[None, :]
+        feature = jnp.arange(num_features, dtype=jnp.int32)[None, :]
         chosen = ((feature == first[:, None]) | (feature == second[:, None])) & go_on[:, None]
         moved = jnp.clip(state.inputs + step_size, low, high)
         zero_gradients = jnp.where(state.live, is_dead(target_slope), 0)
@@ -216,7 +216,7 @@ def _slopes(
     Two cotangents give both sums, whatever the number of classes; probabilities, which sum to one, need a single one.
     """
     logits, vjp_fn = jax.vjp(logits_fn, inputs)
-    is_target = (jnp.arange(logits.shape[1])[None, :] == targets[:, None]).astype(logits.dtype)
+    is_target = (jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == targets[:, None]).astype(logits.dtype)
     if score_space == "logits":
         slopes = jacobian.pull_back(vjp_fn, jnp.stack([is_target, jnp.ones_like(is_target)]))
         target_slope, total_slope = slopes.reshape(2, inputs.shape[0], -1)
@@ -233,7 +233,7 @@ def most_salient_feature_pair(
     """`most_salient_pair` where u and v are equal, as in probabilities: the two largest."""
     u = jnp.where(unused & jnp.isfinite(u), u, -jnp.inf)
     largest, first = _first_largest(u)
-    is_first = jnp.arange(u.shape[1])[None, :] == first[:, None]
+    is_first = jnp.arange(u.shape[1], dtype=jnp.int32)[None, :] == first[:, None]
     next_largest, second = _first_largest(jnp.where(is_first, -jnp.inf, u))
     # Where a single feature is left, its partner is minus infinity and so is the sum.
     return jnp.minimum(first, second), jnp.maximum(first, second), largest + next_largest > 0
@@ -281,7 +281,7 @@ def most_salient_pair(
             values[:, None, :] + jnp.take_along_axis(values, rows, axis=1)[:, :, None]
             for values in (state.u, state.v, state.scaled_u, state.scaled_v)
         )
-        is_row = jnp.arange(num_features)[None, None, :] == rows[:, :, None]
+        is_row = jnp.arange(num_features, dtype=jnp.int32)[None, None, :] == rows[:, :, None]
         counts = (u > 0) & (v > 0) & state.unused[:, None, :] & ~is_row & (height >= 0)[:, :, None]
         score, partner = _first_largest(jnp.where(counts, scaled_u * scaled_v, -1.0))
         # Against the best pair so far; of equal ones the earliest.

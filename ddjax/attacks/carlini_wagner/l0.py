@@ -197,14 +197,14 @@ def _freeze(free: Array, change: Array, gradient: Array, solved: Array, by: str)
     importance = (change * gradient).reshape(batch, -1)
     total = jnp.sum(importance, axis=1)
     count = jnp.sum(change > 0, axis=tuple(range(1, change.ndim))).astype(importance.dtype)
-    feature = jnp.arange(importance.shape[1])[None, :]
+    feature = jnp.arange(importance.shape[1], dtype=jnp.int32)[None, :]
     # All channels of a pixel are free or none is.
     still = (free[..., :1] if by == "pixel" else free).reshape(batch, -1)
 
     def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         still, frozen, going = carry
         ranked = jnp.where(still, importance, jnp.inf)
-        least = jnp.argmin(ranked, axis=1)
+        least = jnp.argmin(ranked, axis=1).astype(jnp.int32)
         still &= ~(going[:, None] & (feature == least[:, None]))
         frozen += 1
         more = (jnp.min(ranked, axis=1) <= 0.01 * total) & (frozen < 0.3 * jnp.sqrt(count))
