@@ -101,7 +101,9 @@ _LINF = functools.partial(
     chaotic=True,
     **_MINIMUM,
 )
-_DDN = functools.partial(Call, ddn, "l2", {"num_steps": 30}, {"initial_norm": 1.0}, scaling={"initial_norm": 1}, **_MINIMUM)
+_DDN = functools.partial(
+    Call, ddn, "l2", {"num_steps": 30}, {"initial_norm": 1.0}, scaling={"initial_norm": 1}, **_MINIMUM
+)
 _JSMA = functools.partial(Call, jsma, "l0", targeted=True, scaling={"theta": 1})
 _FGSM = functools.partial(Call, fgsm, "linf", real={"epsilon": 0.2}, scaling={"epsilon": 1})
 CALLS = {
