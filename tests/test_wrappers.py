@@ -230,7 +230,7 @@ class TestReparameterized:
         )(fn, codes)
         found, wanted = attack(classifier.reparameterized(linear, decode)), attack(composed)
         np.testing.assert_array_equal(found.success, wanted.success)
-        moved = [np.asarray(jnp.abs(result.images - codes), np.float64).reshape(5, -1) for result in (found, wanted)]
+        moved = [np.asarray(jnp.abs(result.inputs - codes), np.float64).reshape(5, -1) for result in (found, wanted)]
         if name in ("fgsm", "pgd"):
             # On a linear classifier both end in a corner of the ball, but where two classes tie.
             assert np.isclose(moved[0].max(1), 0.2, atol=1e-5).all()

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses, rounding
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, all_of, norm, prepare
+from ddjax.attacks.problem import Bounds, Criterion, is_dead, norm, prepare
 from ddjax.checks import check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 
@@ -121,7 +121,7 @@ def ddn(
         state, is_adversarial = record(state, logits)
 
         gradient = examples.free(gradient)
-        is_zero = all_of(gradient == 0)
+        zero_gradients = state.zero_gradients + is_dead(gradient)
         # By the largest entry first, so that the squares of tiny gradients do not underflow.
         largest = expand(norm(gradient, jnp.inf))
         gradient = gradient / jnp.where(largest > 0, largest, 1.0)
@@ -142,7 +142,6 @@ def ddn(
         moved = clean + change
         if num_levels:
             moved = rounding.round_to_levels(moved, num_levels, low, high)
-        zero_gradients = state.zero_gradients + is_zero
         return state._replace(inputs=problem.clip(moved), radius=radius, zero_gradients=zero_gradients)
 
     begin = _State(

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, PerExample, all_of, prepare
+from ddjax.attacks.problem import Bounds, Criterion, PerExample, is_dead, prepare
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 
@@ -36,7 +36,7 @@ def fgsm(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: the step in each value, at least 0, in the units of the inputs; may be traced, and one for each example.
         None takes 0.3 of the range of each value.
@@ -55,8 +55,9 @@ def fgsm(
     Reference:
       Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015 (arXiv 1412.6572)
     """
-    problem = prepare("fgsm", logits_fn, inputs, labels, targets=targets, mask=mask, criterion=criterion, bounds=bounds)
-    del key
+    problem = prepare(
+        "fgsm", logits_fn, inputs, labels, key=key, targets=targets, mask=mask, criterion=criterion, bounds=bounds
+    )
     if epsilon is not None:
         check_number("epsilon", epsilon, least=0.0)
     radius = problem.share_of_range("epsilon", epsilon, _EPSILON)
@@ -82,7 +83,7 @@ def fgsm(
         steps=one,
         gradients=one,
         queries=one + 1,
-        zero_gradients=all_of(gradient == 0),
+        zero_gradients=is_dead(gradient),
     )
 
 

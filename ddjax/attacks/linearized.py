@@ -59,7 +59,7 @@ def deepfool(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: must be None: there is no targeted form.
       norm: `"l2"` or `"linf"`, what is kept small.
       num_candidates: the number of classes other than the label whose boundaries are considered, those with the largest
@@ -88,7 +88,6 @@ def deepfool(
       The overshoot is part of every point, not only of the last one, and points stay in the box. Steps aim past the
       boundary by a few units of rounding.
     """
-    del key
     if targets is not None:
         raise ValueError("deepfool takes no targets: it has no targeted form")
     check_choice("norm", norm, NORMS)
@@ -97,7 +96,7 @@ def deepfool(
         check_whole_number("num_candidates", num_candidates, least=1)
     check_whole_number("num_steps", num_steps, least=1)
     check_number("overshoot", overshoot, least=0.0)
-    problem = prepare("deepfool", logits_fn, inputs, labels, mask=mask, criterion=criterion, bounds=bounds)
+    problem = prepare("deepfool", logits_fn, inputs, labels, key=key, mask=mask, criterion=criterion, bounds=bounds)
     candidates = _candidates(problem, num_candidates)
     stretch = 1 + jnp.asarray(overshoot, problem.clean.dtype)
 
@@ -155,9 +154,9 @@ def _candidates(problem: Problem, count: int | None) -> Int[Array, "B N"]:
     if problem.examples.criterion is not None:
         return labels
     if count is None or count >= others:
-        return (labels + 1 + jnp.arange(others)[None, :]) % num_classes
+        return (labels + 1 + jnp.arange(others, dtype=jnp.int32)[None, :]) % num_classes
     logits = layers.in_parts(problem.logits_fn, problem.clean)
-    return lax.top_k(jnp.where(jnp.arange(num_classes)[None, :] == labels, -jnp.inf, logits), count)[1]
+    return lax.top_k(jnp.where(jnp.arange(num_classes, dtype=jnp.int32)[None, :] == labels, -jnp.inf, logits), count)[1]
 
 
 def _linearize(logits_fn: LogitsFn, state: _State, score_space: str) -> tuple[Array, Array, Array]:
@@ -173,7 +172,7 @@ def _linearize(logits_fn: LogitsFn, state: _State, score_space: str) -> tuple[Ar
         distance, criterion_vjp = jax.vjp(examples.objective, scores)
         slopes = back(-criterion_vjp(jnp.ones_like(distance))[0])[0][None]
         return logits, distance[None], examples.free(slopes)
-    classes = jnp.arange(logits.shape[1])
+    classes = jnp.arange(logits.shape[1], dtype=jnp.int32)
     own = (classes[None, :] == examples.labels[:, None]).astype(scores.dtype)
     other = (classes[None, None, :] == state.candidates.T[:, :, None]).astype(scores.dtype)
     # The difference itself is pulled back: one backward pass a candidate, and nothing cancels afterwards.

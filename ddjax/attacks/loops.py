@@ -15,7 +15,8 @@ State = TypeVar("State")
 
 def lanes(inputs: Array) -> int:
     """How many of the inputs an attack should have at work at a time; see `while_live`."""
-    return layers.images_at_once(inputs.shape[0], inputs.shape[1:], equal=False)
+    # Other inputs than images have no size that tells about the cache.
+    return layers.images_at_once(inputs.shape[0], inputs.shape[1:], equal=False) if inputs.ndim == 4 else len(inputs)
 
 
 def while_live(

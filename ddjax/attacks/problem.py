@@ -44,7 +44,7 @@ def per_example(values: PerExample, inputs: Float[Array, "B ..."]) -> Float[Arra
     return jnp.broadcast_to(values, inputs.shape[:1]).reshape(-1, *(1,) * (inputs.ndim - 1))
 
 
-def norm(values: Float[Array, "B ..."], order: float = 2) -> Float[Array, " B"]:
+def norm(values: Float[Array, "B ..."], order: int | float = 2) -> Float[Array, " B"]:
     """The L1, L2 or Linf norm (`order` 1, 2 or infinity) of each example."""
     size = jnp.abs(values)
     axes = tuple(range(1, values.ndim))
@@ -58,6 +58,11 @@ def norm(values: Float[Array, "B ..."], order: float = 2) -> Float[Array, " B"]:
 def all_of(conditions: Bool[Array, "B ..."]) -> Bool[Array, " B"]:
     """Whether all entries of each example are true."""
     return jnp.all(conditions, axis=tuple(range(1, conditions.ndim)))
+
+
+def is_dead(gradient: Float[Array, "B ..."]) -> Int[Array, " B"]:
+    """1 where the gradient of an example is zero in every feature, else 0; for the count of zero gradients."""
+    return all_of(gradient == 0).astype(jnp.int32)
 
 
 @jax.tree_util.register_dataclass
@@ -134,7 +139,7 @@ class Examples:
     def _compared(self, logits: Array) -> tuple[Array, Array]:
         """The logit of the label or, with targets, of the target; and the largest of the others."""
         classes = self.labels if self.targets is None else self.targets
-        is_class = jnp.arange(logits.shape[1])[None, :] == classes[:, None]
+        is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
         own = jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
         return own, jnp.max(jnp.where(is_class, -jnp.inf, logits), axis=1)
 
@@ -146,8 +151,8 @@ def is_adversarial(
 
     A class whose logit is minus infinity is switched off. NaN or plus infinity among the logits is no decision.
     """
-    decision = jnp.argmax(logits, axis=1)
-    reached = decision != labels if targets is None else decision == targets
+    decision = jnp.argmax(logits, axis=1).astype(labels.dtype)
+    reached = decision != labels if targets is None else decision == targets.astype(labels.dtype)
     return reached & is_decision(logits)
 
 
@@ -163,7 +168,6 @@ class Problem:
     Attributes:
       logits_fn: from inputs to logits, both in the precision of the search.
       examples: inputs, labels and targets; rows with bad values are replaced by harmless ones.
-      keys: one for each example, or None.
       low: the least values, which broadcast against the inputs.
       high: the greatest values.
       is_bounded: whether the bounds are finite.
@@ -172,7 +176,6 @@ class Problem:
 
     logits_fn: LogitsFn
     examples: Examples
-    keys: Key[Array, " B"] | None
     low: Array
     high: Array
     is_bounded: bool
@@ -182,6 +185,12 @@ class Problem:
     _valid: Array | None
     _original: Array
     _logits_dtype: Any
+    _key: Any
+
+    @property
+    def keys(self) -> Key[Array, " B"] | None:
+        """One key for each example; None without a key."""
+        return None if self._key is None else example_keys(self._name, self._key, self.clean.shape[0])
 
     @property
     def clean(self) -> Float[Array, "B ..."]:
@@ -369,8 +378,11 @@ def prepare(
             )
     if mask is not None:
         mask = _check_mask(mask, inputs)
+    if key is not None:
+        _check_key(name, key, batch)
     outputs = _check_outputs(logits_fn, inputs)
-    dtype = jnp.promote_types(jnp.promote_types(inputs.dtype, jnp.float32), outputs.dtype)
+    # By name: strict promotion, where a user asks for it, refuses to widen a type.
+    dtype = jnp.dtype(jnp.float64 if jnp.float64 in (inputs.dtype, outputs.dtype) else jnp.float32)
     low, high, is_bounded = _box(bounds, inputs, dtype)
     original = jnp.asarray(inputs)
     inputs = original.astype(dtype)
@@ -393,7 +405,6 @@ def prepare(
     return Problem(
         logits_fn=logits_fn if dtype == original.dtype == outputs.dtype else cast,
         examples=Examples(clean, labels, targets, mask, criterion, guard),
-        keys=None if key is None else example_keys(name, key, batch),
         low=low,
         high=high,
         is_bounded=is_bounded,
@@ -403,6 +414,7 @@ def prepare(
         _valid=valid,
         _original=original,
         _logits_dtype=outputs.dtype,
+        _key=key,
     )
 
 
@@ -418,14 +430,16 @@ def example_keys(name: str, key: Key[Array, "..."] | UInt32[Array, "..."] | None
       TypeError: without a typed key.
       ValueError: when there are neither one nor B of them.
     """
+    _check_key(name, key, batch)
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch)) if key.shape == () else key
+
+
+def _check_key(name: str, key: Any, batch: int) -> None:
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         got = "none" if key is None else f"a {type(key).__name__}"
-        raise TypeError(f"{name} is random and needs a key as jax.random.key makes it, got {got}")
-    if key.shape == ():
-        return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch))
-    if key.shape != (batch,):
+        raise TypeError(f"{name} needs a key as jax.random.key makes it, got {got}")
+    if key.shape not in ((), (batch,)):
         raise ValueError(f"{name} needs one key or {batch}, one for each input, got {key.shape}")
-    return key
 
 
 def _check_outputs(logits_fn: LogitsFn, inputs: Array) -> jax.ShapeDtypeStruct:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, Problem, all_of, prepare
+from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, Problem, is_dead, prepare
 from ddjax.attacks.problem import norm as norm_of
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
@@ -123,24 +123,24 @@ def pgd(
         logits_fn,
         inputs,
         labels,
-        key=key if random_start else None,
+        key=key,
         targets=targets,
         mask=mask,
         criterion=criterion,
         bounds=bounds,
     )
     examples, clean = problem.examples, problem.clean
-    # Traced settings may be anything; one that is out of range moves nothing, or counts as not given.
+    # Traced settings may be anything; one that is out of range moves nothing.
     radius = _positive(problem.share_of_range("epsilon", epsilon, _EPSILON))
     length = _PATH / num_steps * radius
     if step_size is not None:
-        given = _positive(problem.share_of_range("step_size", step_size, 0.0))
-        length = jnp.where(given > 0, given, length)
+        length = _positive(problem.share_of_range("step_size", step_size, 0.0))
     if norm != "linf":
         # One number for each example: the default radius has one for each value.
         radius, length = (jnp.max(each, axis=tuple(range(1, each.ndim)), keepdims=True) for each in (radius, length))
     decay = _positive(jnp.asarray(momentum, clean.dtype))
     low, high = problem.low, problem.high
+    keys = problem.keys
 
     def rated(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
         logits = problem.logits_fn(inputs)
@@ -165,7 +165,7 @@ def pgd(
         gradient, (logits, value) = jax.grad(rated, has_aux=True)(current)
         gradient = examples.free(gradient)
         best = keep_better(best, current, logits, value)
-        best = best._replace(zero_gradients=best.zero_gradients + all_of(gradient == 0))
+        best = best._replace(zero_gradients=best.zero_gradients + is_dead(gradient))
         gradient = _unit(gradient, 1)
         velocity = decay * velocity + gradient
         # A momentum above 1 may run out of range.
@@ -175,8 +175,8 @@ def pgd(
 
     def restart(number: Array, best: _Best) -> _Best:
         begin = clean
-        if problem.keys is not None:
-            begin = problem.clip(clean + radius * _uniform_in_ball(problem.keys, number, clean, norm))
+        if random_start:
+            begin = problem.clip(clean + radius * _uniform_in_ball(keys, number, clean, norm))
         if start is not None:
             given = _restrict(jnp.asarray(start, clean.dtype), problem, radius, norm)
             begin = jnp.where(jnp.asarray(number) == 0, given, begin)
@@ -223,7 +223,7 @@ def bim(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: as in `pgd`.
       step_size: as in `pgd`.
@@ -246,11 +246,11 @@ def bim(
     Departures from the paper:
       The best of all iterates is returned, not the last.
     """
-    del key
     return pgd(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         epsilon=epsilon,
         step_size=step_size,
@@ -288,7 +288,7 @@ def mim(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: as in `pgd`.
       step_size: as in `pgd`; the paper takes `epsilon / num_steps`.
@@ -312,11 +312,11 @@ def mim(
     Departures from the paper:
       The best of all iterates is returned, not the last.
     """
-    del key
     return pgd(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         epsilon=epsilon,
         step_size=step_size,
@@ -343,7 +343,7 @@ def _loss(name: str, logits: Array, examples: Examples) -> Array:
 
 
 def _minus_logit(logits: Array, classes: Array) -> Array:
-    is_class = jnp.arange(logits.shape[1])[None, :] == classes[:, None]
+    is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
     return -jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax import jacobian
 from ddjax.attacks import loops
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, prepare
+from ddjax.attacks.problem import Bounds, Criterion, Examples, is_dead, prepare
 from ddjax.checks import check_choice, check_number, known_values
 from ddjax.classifier import LogitsFn
 
@@ -80,7 +80,7 @@ def jsma(
       logits_fn: a classifier.
       inputs: inside `bounds`. Each of the D values of an input is a feature.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach. Required: there is no untargeted form.
       theta: the change of a feature, not 0, in the units of the inputs; may be traced. None takes the whole range.
       gamma: the largest share of the features that may change, at least one pair and at most 1; may be traced. 1/7 of
@@ -112,10 +112,11 @@ def jsma(
       Features that are nearly at the bound are left out, as torchattacks does, not only those exactly at it: the
       strokes of MNIST are mostly 253 and 254 of 255, and moving those spends the budget on nothing.
     """
-    del key
     if targets is None:
         raise ValueError("jsma needs targets: it has no untargeted form")
-    problem = prepare("jsma", logits_fn, inputs, labels, targets=targets, mask=mask, criterion=criterion, bounds=bounds)
+    problem = prepare(
+        "jsma", logits_fn, inputs, labels, key=key, targets=targets, mask=mask, criterion=criterion, bounds=bounds
+    )
     clean, low, high = problem.clean, problem.low, problem.high
     flat = clean.reshape(clean.shape[0], -1)
     num_features = flat.shape[1]
@@ -142,16 +143,16 @@ def jsma(
         else:
             first, second, found = most_salient_feature_pair(u, candidates)
         go_on = may_go_on & found
-        feature = jnp.arange(num_features)[None, :]
+        feature = jnp.arange(num_features, dtype=jnp.int32)[None, :]
         chosen = ((feature == first[:, None]) | (feature == second[:, None])) & go_on[:, None]
         moved = jnp.clip(state.inputs + step_size, low, high)
-        is_zero = state.live & jnp.all(target_slope == 0, axis=1)
+        zero_gradients = jnp.where(state.live, is_dead(target_slope), 0)
         return state._replace(
             inputs=jnp.where(chosen.reshape(state.inputs.shape), moved, state.inputs),
             unused=state.unused & ~chosen,
             logits=jnp.where(state.live[:, None], logits, state.logits),
             steps=state.steps + go_on.astype(jnp.int32),
-            zero_gradients=state.zero_gradients + is_zero,
+            zero_gradients=state.zero_gradients + zero_gradients,
             live=go_on,
         )
 
@@ -215,7 +216,7 @@ def _slopes(
     Two cotangents give both sums, whatever the number of classes; probabilities, which sum to one, need a single one.
     """
     logits, vjp_fn = jax.vjp(logits_fn, inputs)
-    is_target = (jnp.arange(logits.shape[1])[None, :] == targets[:, None]).astype(logits.dtype)
+    is_target = (jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == targets[:, None]).astype(logits.dtype)
     if score_space == "logits":
         slopes = jacobian.pull_back(vjp_fn, jnp.stack([is_target, jnp.ones_like(is_target)]))
         target_slope, total_slope = slopes.reshape(2, inputs.shape[0], -1)
@@ -232,7 +233,7 @@ def most_salient_feature_pair(
     """`most_salient_pair` where u and v are equal, as in probabilities: the two largest."""
     u = jnp.where(unused & jnp.isfinite(u), u, -jnp.inf)
     largest, first = _first_largest(u)
-    is_first = jnp.arange(u.shape[1])[None, :] == first[:, None]
+    is_first = jnp.arange(u.shape[1], dtype=jnp.int32)[None, :] == first[:, None]
     next_largest, second = _first_largest(jnp.where(is_first, -jnp.inf, u))
     # Where a single feature is left, its partner is minus infinity and so is the sum.
     return jnp.minimum(first, second), jnp.maximum(first, second), largest + next_largest > 0
@@ -280,7 +281,7 @@ def most_salient_pair(
             values[:, None, :] + jnp.take_along_axis(values, rows, axis=1)[:, :, None]
             for values in (state.u, state.v, state.scaled_u, state.scaled_v)
         )
-        is_row = jnp.arange(num_features)[None, None, :] == rows[:, :, None]
+        is_row = jnp.arange(num_features, dtype=jnp.int32)[None, None, :] == rows[:, :, None]
         counts = (u > 0) & (v > 0) & state.unused[:, None, :] & ~is_row & (height >= 0)[:, :, None]
         score, partner = _first_largest(jnp.where(counts, scaled_u * scaled_v, -1.0))
         # Against the best pair so far; of equal ones the earliest.

@@ -24,7 +24,7 @@ from ddjax.attacks.contract import declare
 
 __all__ = ["carlini_wagner_l0", "carlini_wagner_l2", "carlini_wagner_linf", "search_l2"]
 
-_EXAMPLE = {"learning_rate": 0.1, "initial_const": 0.1}
+_EXAMPLE = {"learning_rate": 0.1, "num_steps": 60}
 
 ATTACKS = (
     declare(
@@ -35,7 +35,7 @@ ATTACKS = (
         random=False,
         access="gradient",
         refills=True,
-        example=_EXAMPLE | {"num_steps": 40, "largest_const": 100.0, "const_factor": 5.0},
+        example=_EXAMPLE | {"const_factor": 5.0},
     ),
     declare(
         carlini_wagner_l2,
@@ -45,7 +45,7 @@ ATTACKS = (
         random=False,
         access="gradient",
         refills=True,
-        example=_EXAMPLE | {"search_steps": 4, "num_steps": 60},
+        example=_EXAMPLE | {"search_steps": 5},
     ),
     declare(
         carlini_wagner_linf,
@@ -55,6 +55,6 @@ ATTACKS = (
         random=False,
         access="gradient",
         refills=True,
-        example={"learning_rate": 0.05, "initial_const": 0.01, "const_factor": 4.0, "num_steps": 60},
+        example=_EXAMPLE | {"learning_rate": 0.05, "initial_const": 0.01, "const_factor": 4.0},
     ),
 )

@@ -59,7 +59,7 @@ def carlini_wagner_l0(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       confidence: the margin between the logits, at least 0; may be traced, and one for each example.
       by: what counts as one change: a `"pixel"` of an image `[B, H, W, C]` with all its channels, or each `"value"`.
@@ -98,12 +98,7 @@ def carlini_wagner_l0(
       hundredth of all contributions ends a round of freezing; in theirs, one above 0.01, in units that depend on the
       network. Changes below 1e-4 of the range are undone at once.
     """
-    del key
     check_number("const_factor", const_factor, above=1.0)
-    by = ("pixel" if inputs.ndim == 4 else "value") if by is None else by
-    check_choice("by", by, ("pixel", "value"))
-    if by == "pixel" and inputs.ndim != 4:
-        raise ValueError(f"by='pixel' needs images [B, H, W, C], got inputs of shape {inputs.shape}; use by='value'")
     positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
     search.check_search(num_steps, confidence, positive)
     problem = prepare(
@@ -111,11 +106,16 @@ def carlini_wagner_l0(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         mask=mask,
         criterion=criterion,
         bounds=bounds,
     )
+    by = ("pixel" if inputs.ndim == 4 else "value") if by is None else by
+    check_choice("by", by, ("pixel", "value"))
+    if by == "pixel" and inputs.ndim != 4:
+        raise ValueError(f"by='pixel' needs images [B, H, W, C], got inputs of shape {inputs.shape}; use by='value'")
     clean, variables = problem.clean, search.variables_of(problem)
     axes = tuple(range(1, clean.ndim))
     expand = lambda values: values.reshape(-1, *(1,) * len(axes))
@@ -155,7 +155,7 @@ def carlini_wagner_l0(
             best_inputs=loops.select(found.reached, moved, state.best_inputs),
             live=jnp.where(found.reached, ~nothing_changed & ~none_free, ~failed),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_zero,
+            zero_gradients=state.zero_gradients + found.is_dead,
         )
         return loops.select(state.live, new, state)
 
@@ -197,14 +197,14 @@ def _freeze(free: Array, change: Array, gradient: Array, solved: Array, by: str)
     importance = (change * gradient).reshape(batch, -1)
     total = jnp.sum(importance, axis=1)
     count = jnp.sum(change > 0, axis=tuple(range(1, change.ndim))).astype(importance.dtype)
-    feature = jnp.arange(importance.shape[1])[None, :]
+    feature = jnp.arange(importance.shape[1], dtype=jnp.int32)[None, :]
     # All channels of a pixel are free or none is.
     still = (free[..., :1] if by == "pixel" else free).reshape(batch, -1)
 
     def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         still, frozen, going = carry
         ranked = jnp.where(still, importance, jnp.inf)
-        least = jnp.argmin(ranked, axis=1)
+        least = jnp.argmin(ranked, axis=1).astype(jnp.int32)
         still &= ~(going[:, None] & (feature == least[:, None]))
         frozen += 1
         more = (jnp.min(ranked, axis=1) <= 0.01 * total) & (frozen < 0.3 * jnp.sqrt(count))

@@ -60,7 +60,7 @@ def carlini_wagner_l2(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       confidence: kappa, the margin between the logits, at least 0; may be traced, and one for each example.
       learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
@@ -88,7 +88,6 @@ def carlini_wagner_l2(
     Reference:
       Carlini and Wagner, 2017 (arXiv 1608.04644), section VI-A; constants and their search from the authors' code.
     """
-    del key
     check_whole_number("search_steps", search_steps, least=1)
     search.check_search(num_steps, confidence, {"learning_rate": learning_rate, "initial_const": initial_const})
     problem = prepare(
@@ -96,6 +95,7 @@ def carlini_wagner_l2(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         mask=mask,
         criterion=criterion,
@@ -207,7 +207,7 @@ def search_l2(
             best=jnp.where(closer, squared, state.best),
             best_inputs=loops.select(closer, moved, state.best_inputs),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_zero,
+            zero_gradients=state.zero_gradients + found.is_dead,
         )
         return loops.select(is_live, new, state)
 

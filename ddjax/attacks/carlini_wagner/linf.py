@@ -60,7 +60,7 @@ def carlini_wagner_linf(
       logits_fn: a classifier.
       inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
       confidence: the margin between the logits, at least 0; may be traced, and one for each example.
       learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
@@ -96,7 +96,6 @@ def carlini_wagner_linf(
       the penalty of a pixel that once passed tau stays in Adam's second moment and stops that pixel for good. Where
       the margin is stuck before anything was found, the attack starts again at half the learning rate.
     """
-    del key
     positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
     search.check_search(num_steps, confidence, positive)
     check_number("const_factor", const_factor, above=1.0)
@@ -106,6 +105,7 @@ def carlini_wagner_linf(
         logits_fn,
         inputs,
         labels,
+        key=key,
         targets=targets,
         mask=mask,
         criterion=criterion,
@@ -166,7 +166,7 @@ def carlini_wagner_linf(
             best_inputs=loops.select(closer, moved, state.best_inputs),
             live=jnp.where(solved, tau > least_tau, grown <= largest_const) & (best > 0),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_zero,
+            zero_gradients=state.zero_gradients + found.is_dead,
         )
         return loops.select(state.live, new, state)
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ddjax.attacks.problem import Examples, PerExample, Problem
+from ddjax.attacks.problem import Examples, PerExample, Problem, is_dead
 from ddjax.checks import check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 
@@ -165,14 +165,14 @@ class Evaluation(NamedTuple):
       gradient: of the hinge, with respect to the inputs.
       raw_gradient: of the objective, also where the margin is reached.
       reached: whether it is.
-      is_zero: whether the raw gradient is zero in every feature.
+      is_dead: 1 where the raw gradient is zero in every feature, else 0.
     """
 
     hinge: Float[Array, " B"]
     gradient: Float[Array, "B ..."]
     raw_gradient: Float[Array, "B ..."]
     reached: Bool[Array, " B"]
-    is_zero: Bool[Array, " B"]
+    is_dead: Int[Array, " B"]
 
 
 def evaluate(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], task: Task) -> Evaluation:
@@ -186,7 +186,7 @@ def evaluate(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], task: Task) -> 
         gradient=jnp.where(active, gradient, 0.0),
         raw_gradient=gradient,
         reached=examples.reached(logits, confidence),
-        is_zero=jnp.all(gradient == 0, axis=tuple(range(1, inputs.ndim))),
+        is_dead=is_dead(gradient),
     )
 
 

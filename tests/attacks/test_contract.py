@@ -1,6 +1,5 @@
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,13 @@ import numpy as np
 import pytest
 
 from ddjax import attacks
-from ddjax.attacks import base
+from ddjax.attacks import loops
 from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
-from ddjax.attacks.ddn import ddn
-from ddjax.attacks.deepfool import deepfool
+from ddjax.attacks.decoupled import ddn
 from ddjax.attacks.gradient_sign import fgsm
-from ddjax.attacks.jsma import jsma
-from ddjax.attacks.pgd import bim, mim, pgd
+from ddjax.attacks.linearized import deepfool
+from ddjax.attacks.projected_gradient import bim, mim, pgd
+from ddjax.attacks.saliency import jsma
 from ddjax.classifier import at_temperature
 
 BATCH, SHAPE, CLASSES = 24, (3, 3, 2), 4
@@ -35,8 +34,7 @@ class Call:
       minimum: whether it returns the clean image where it fails.
       chaotic: whether differences in the last bit grow until results are comparable only as a whole.
       large: settings with which it must succeed wherever a solution exists; None where no settings warrant that.
-      scaling: for each real setting, to which power of the images' range it is proportional; None where a setting that
-        cannot be given is.
+      scaling: for each real setting, to which power of the inputs' range it is proportional.
     """
 
     attack: Callable
@@ -47,21 +45,13 @@ class Call:
     minimum: bool = False
     chaotic: bool = False
     large: dict[str, float] | None = None
-    scaling: dict[str, int] | None = dataclasses.field(default_factory=dict)
+    scaling: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __call__(self, logits_fn, batch, keys, real=None, **more):
         images, labels, targets = batch
         real = self.real if real is None else real
         targets = targets if self.targeted else None
-        return self.attack(logits_fn, images, labels, keys, targets=targets, **self.static, **real, **more)
-
-    def unchecked(self, logits_fn, images, labels, targets, **settings):
-        """Without the checks of types, which come before those of values."""
-        attack = inspect.unwrap(self.attack)
-        key = jax.random.key(0)
-        return attack(
-            logits_fn, images, labels, key, targets=targets if self.targeted else None, **self.static, **settings
-        )
+        return self.attack(logits_fn, images, labels, key=keys, targets=targets, **self.static, **real, **more)
 
 
 _PGD = {"num_steps": 10}
@@ -111,7 +101,9 @@ _LINF = functools.partial(
     chaotic=True,
     **_MINIMUM,
 )
-_DDN = functools.partial(Call, ddn, "l2", {"num_steps": 30}, {"initial_norm": 1.0}, scaling=None, **_MINIMUM)
+_DDN = functools.partial(
+    Call, ddn, "l2", {"num_steps": 30}, {"initial_norm": 1.0}, scaling={"initial_norm": 1}, **_MINIMUM
+)
 _JSMA = functools.partial(Call, jsma, "l0", targeted=True, scaling={"theta": 1})
 _FGSM = functools.partial(Call, fgsm, "linf", real={"epsilon": 0.2}, scaling={"epsilon": 1})
 CALLS = {
@@ -227,20 +219,20 @@ def wanted(name, logits, batch):
 def assert_sound(name, network, batch, result):
     """What must hold whatever the network."""
     images = np.asarray(batch[0])
-    assert np.isfinite(result.images).all()
-    assert (result.images >= 0).all()
-    assert (result.images <= 1).all()
-    logits = np.asarray(network(result.images))
+    assert np.isfinite(result.inputs).all()
+    assert (result.inputs >= 0).all()
+    assert (result.inputs <= 1).all()
+    logits = np.asarray(network(result.inputs))
     # At equality of two logits the first is the decision, and rounding differs between two programs.
     slack = 3e-7 * np.abs(logits).max()
     assert (wanted(name, logits, batch)[result.success] >= -slack).all()
     assert not (wanted(name, logits, batch)[~result.success] > slack).any()
     if CALLS[name].minimum:
-        np.testing.assert_array_equal(result.images[~result.success], images[~result.success])
+        np.testing.assert_array_equal(result.inputs[~result.success], images[~result.success])
 
 
 def distances(name, result, batch=IMAGES):
-    change = (np.asarray(result.images, np.float64) - np.asarray(batch[0], np.float64)).reshape(len(result.images), -1)
+    change = (np.asarray(result.inputs, np.float64) - np.asarray(batch[0], np.float64)).reshape(len(result.inputs), -1)
     return np.linalg.norm(change, {"l0": 0, "l1": 1, "l2": 2, "linf": np.inf}[CALLS[name].norm], axis=1)
 
 
@@ -257,15 +249,14 @@ def assert_same(name, got, expected, rows=slice(None)):
     if CALLS[name].chaotic:
         assert_as_good(name, got, expected)
     else:
-        np.testing.assert_allclose(got.images, expected.images, atol=1e-6)
+        np.testing.assert_allclose(got.inputs, expected.inputs, atol=1e-6)
         np.testing.assert_array_equal(got.success, expected.success)
         np.testing.assert_array_equal(got.steps, expected.steps)
         np.testing.assert_array_equal(got.gradients, expected.gradients)
 
 
 def test_every_attack_is_held_to_the_contract():
-    known = {inspect.unwrap(call.attack) for call in CALLS.values()}
-    assert {inspect.unwrap(attack) for attack in attacks.ATTACKS.values()} <= known
+    assert {attack.function for attack in attacks.ATTACKS.values()} <= {call.attack for call in CALLS.values()}
 
 
 @every_call
@@ -273,7 +264,7 @@ def test_result_is_in_the_box_and_success_is_judged_on_it(name):
     result = run(name)
     assert_sound(name, NETWORK, IMAGES, result)
     assert result.success.mean() > 0.25
-    np.testing.assert_allclose(result.logits, NETWORK(result.images), atol=1e-5)
+    np.testing.assert_allclose(result.logits, NETWORK(result.inputs), atol=1e-5)
     for count in (result.steps, result.gradients):
         assert np.issubdtype(count.dtype, np.integer)
         assert (count >= 0).all()
@@ -292,7 +283,7 @@ def test_dead_gradients_and_constants_give_neither_nan_nor_false_success(name):
     assert_sound(name, constant, batch, result)
     if not name.startswith("pgd"):
         # A random start moves all the same.
-        np.testing.assert_array_equal(result.images, IMAGES[0])
+        np.testing.assert_array_equal(result.inputs, IMAGES[0])
 
 
 @every_call
@@ -300,7 +291,7 @@ def test_logits_that_are_not_finite_are_never_success(name):
     for broken in (make(scale=np.nan), make(shift=np.inf), make(shift=[0.0, np.nan, 0, 0])):
         result = run(name, broken)
         assert not result.success.any()
-        assert np.isfinite(result.images).all()
+        assert np.isfinite(result.inputs).all()
 
 
 @every_call
@@ -380,66 +371,25 @@ def test_an_example_does_not_depend_on_its_batch(name):
 def test_other_bounds_are_a_change_of_units(name):
     # Not for L1, whose steps go to one value of several that are equal but for rounding; nor for what PGD runs too.
     call = CALLS[name]
-    # DDN's steps are of length 1 in the units of the images, so that only the origin may move.
-    width = 1.0 if call.scaling is None else 255.0
+    width = 255.0
     # Of two channels, one about zero and one from zero.
     origin = np.array([0.5, 0.0], np.float32)
     low, high = (np.float32(width) * (end - origin) for end in (0, 1))
     images = (np.asarray(IMAGES[0]) - origin) * np.float32(width)
-    real = {setting: value * width ** (call.scaling or {}).get(setting, 0) for setting, value in call.real.items()}
+    real = {setting: value * width ** call.scaling.get(setting, 0) for setting, value in call.real.items()}
     moved = jax.jit(lambda f, b, keys, real: call(f, b, keys, real, bounds=(low, high)))
     result = jax.tree.map(
         np.asarray,
         moved(make(width=width, middle=0.5 - origin), (images, *IMAGES[1:]), KEYS, jax.tree.map(jnp.float32, real)),
     )
-    assert (result.images >= low).all()
-    assert (result.images <= high).all()
-    result = dataclasses.replace(result, images=np.clip(result.images / width + origin, 0, 1))
+    assert (result.inputs >= low).all()
+    assert (result.inputs <= high).all()
+    result = dataclasses.replace(result, inputs=np.clip(result.inputs / width + origin, 0, 1))
     if call.norm == "l0":
         # Back in the old units, a value that has not moved may differ in the last bit.
-        still = np.abs(result.images - IMAGES[0]) < 1e-6
-        result = dataclasses.replace(result, images=np.where(still, IMAGES[0], result.images))
+        still = np.abs(result.inputs - IMAGES[0]) < 1e-6
+        result = dataclasses.replace(result, inputs=np.where(still, IMAGES[0], result.inputs))
     assert_as_good(name, result, run(name))
-
-
-# Those that are PGD leave it the checks.
-ONE_OF_EACH = {call.attack: call for call in CALLS.values() if call.attack not in (bim, mim)}
-
-
-@pytest.mark.parametrize("call", ONE_OF_EACH.values(), ids=lambda call: call.attack.__name__)
-class TestBadArguments:
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda x, y, t: (x.at[0, 0, 0, 0].set(jnp.nan), y, t), "found NaN"),
-            (lambda x, y, t: (x * 255, y, t), "found values from 0 to 255"),
-            (lambda x, y, t: (x[0], y, t), "shape \\[B, H, W, C\\], got float32 of shape \\(3, 3, 2\\)"),
-            (lambda x, y, t: ((x * 255).astype(jnp.uint8), y, t), "must be floats"),
-            (lambda x, y, t: (x[:0], y[:0], t[:0]), "the batch of images is empty"),
-            (lambda x, y, t: (x, y[:3], t), "labels must be 24 integers"),
-            (lambda x, y, t: (x, y.astype(jnp.float32), t), "labels must be 24 integers"),
-            (lambda x, y, t: (x, y + 4, t), "labels must be classes from 0 to 3"),
-        ],
-    )
-    def test_bad_input(self, call, change, message):
-        with pytest.raises(ValueError, match=message):
-            call.unchecked(NETWORK, *change(*IMAGES))
-
-    def test_a_target_that_is_the_label(self, call):
-        if call.targeted:
-            with pytest.raises(ValueError, match="a target must differ from the true label"):
-                call.unchecked(NETWORK, IMAGES[0], IMAGES[1], IMAGES[1])
-
-    @pytest.mark.parametrize(
-        ("bounds", "message"),
-        [
-            ((1.0, 0.0), "bounds must be an interval"),
-            ((0.0, np.ones(3)), "bounds must be numbers or 2, one for each channel"),
-        ],
-    )
-    def test_bounds_that_are_none(self, call, bounds, message):
-        with pytest.raises(ValueError, match=message):
-            call.unchecked(NETWORK, *IMAGES, bounds=bounds)
 
 
 def test_temperature_revives_the_attacks_that_need_probabilities():
@@ -453,77 +403,13 @@ def test_temperature_revives_the_attacks_that_need_probabilities():
     for attack in (jsma_of, deepfool_of):
         tempered = jax.jit(lambda f, t, attack=attack: attack(at_temperature(f, t)))
         dead, revived = (tempered(saturated, jnp.float32(temperature)) for temperature in (1, 200))
-        np.testing.assert_array_equal(dead.images[certain], IMAGES[0][certain])
+        np.testing.assert_array_equal(dead.inputs[certain], IMAGES[0][certain])
         assert not dead.success[certain].any()
         assert revived.success[certain].mean() > 0.5
 
 
-def test_one_key_is_one_for_each_row_and_more_are_taken_as_they_are():
-    key = jax.random.key(0)
-    few, many = (jax.random.key_data(base.example_keys("x", key, count)) for count in (3, 5))
-    np.testing.assert_array_equal(few, many[:3])
-    assert len(np.unique(many, axis=0)) == 5
-    np.testing.assert_array_equal(jax.random.key_data(base.example_keys("x", KEYS, BATCH)), jax.random.key_data(KEYS))
-    with pytest.raises(ValueError, match="x needs one key or 3, one for each image, got \\(24,\\)"):
-        base.example_keys("x", KEYS, 3)
-    with pytest.raises(ValueError, match="x is random: it needs a key"):
-        base.example_keys("x", None, 3)
-
-
-@pytest.mark.parametrize("batch_size", [1, 7, 64, 200])
-@pytest.mark.parametrize("smallest", [1, 32])
-def test_while_live_steps_each_example_its_own_number_of_times(batch_size, smallest):
-    limits = np.random.default_rng(0).integers(0, 20, batch_size)
-    state = (jnp.zeros(batch_size, jnp.int32), jnp.asarray(limits, jnp.int32), jnp.arange(batch_size))
-    sizes = []
-
-    def step(state):
-        count, limit, name = state
-        sizes.append(count.shape[0])
-        return jnp.where(count < limit, count + 1, count), limit, name
-
-    loop = jax.jit(lambda s: base.while_live(step, lambda s: s[0] < s[1], s, smallest=smallest))
-    count, limit, name = loop(state)
-    np.testing.assert_array_equal(count, limits)
-    np.testing.assert_array_equal(limit, limits)
-    np.testing.assert_array_equal(name, np.arange(batch_size))
-    assert sizes[0] == batch_size
-    assert min(sizes) == {1: 1, 32: 50 if batch_size == 200 else batch_size}[smallest]
-
-
-@pytest.mark.parametrize("lanes", [1, 6, 49, 50, 60])
-def test_where_an_example_ends_the_next_takes_its_place(lanes):
-    # Some need no step at all.
-    limits = np.random.default_rng(1).integers(0, 20, 50)
-    keys = jax.random.split(jax.random.key(0), 50)
-    sizes, steps = [], []
-
-    def step(state):
-        count, limit, name, keys = state
-        sizes.append(count.shape[0])
-        live = count < limit
-        jax.debug.callback(lambda live: steps.append(live.sum()), live)
-        return jnp.where(live, count + 1, count), limit, name, keys
-
-    state = (jnp.zeros(50, jnp.int32), jnp.asarray(limits, jnp.int32), jnp.arange(50), keys)
-    loop = jax.jit(lambda s: base.while_live(step, lambda s: s[0] < s[1], s, lanes=lanes))
-    count, limit, name, after = loop(state)
-    jax.effects_barrier()
-    np.testing.assert_array_equal(count, limits)
-    np.testing.assert_array_equal(limit, limits)
-    np.testing.assert_array_equal(name, np.arange(50))
-    np.testing.assert_array_equal(jax.random.key_data(after), jax.random.key_data(keys))
-    assert max(sizes) == min(lanes, 50)
-    # Where some had to wait, the last few go on in a smaller batch.
-    assert min(sizes) == {1: 1, 6: 2, 49: 13, 50: 50, 60: 50}[lanes]
-    assert sum(steps) == limits.sum()
-    if lanes == 6:
-        # Few turns are lost: to examples that need none, and at the end.
-        assert len(steps) < limits.sum() / 6 + 20
-
-
-@pytest.mark.parametrize("name", [name for name in KINDS if CALLS[name].attack in attacks.KEEP_LANES])
+@pytest.mark.parametrize("name", [name for name in KINDS if attacks.ATTACKS[CALLS[name].attack.__name__].refills])
 def test_an_example_does_not_depend_on_those_it_waits_for(name, monkeypatch):
-    monkeypatch.setattr(base, "lanes", lambda images: 7)
+    monkeypatch.setattr(loops, "lanes", lambda inputs: 7)
     waited = jax.jit(lambda *given: CALLS[name](*given))(NETWORK, IMAGES, KEYS, CALLS[name].real)
     assert_same(name, jax.tree.map(np.asarray, waited), run(name))

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ddjax.attacks.gradient_sign import fgsm
-from ddjax.attacks.pgd import pgd
-from ddjax.attacks.smallest_epsilon import smallest_epsilon
+from ddjax.attacks.projected_gradient import pgd
+from ddjax.attacks.radius_search import smallest_epsilon
 from tests.attacks import linear
 
 
@@ -21,11 +21,11 @@ def pairwise(case):
 
 @pytest.mark.parametrize("case", linear.CASES[:3])
 @pytest.mark.parametrize("highest", [0.25, 1.0])
-def test_of_fgsm_on_a_linear_classifier_it_is_the_margin_over_the_l1_norm(case, highest):
+def test_smallest_epsilon_of_fgsm_on_linear_classifier_is_the_margin_over_the_l1_norm(case, highest):
     logits_fn, images, labels, radius = pairwise(case)
     result = smallest_epsilon(fgsm, logits_fn, images, labels, highest=highest, grid=10, bisections=10)
     assert result.success.all()
-    distance = linear.size(result.images - images, "linf")
+    distance = linear.size(result.inputs - images, "linf")
     assert (distance >= radius - 1e-6).all()
     # The margin must exceed rounding, by a share of the logits.
     assert (distance <= radius + highest / 10 / 2**10 + 1e-4 * radius + 1e-5).all()
@@ -46,17 +46,17 @@ def test_success_in_a_middle_interval_is_found_at_its_lower_end():
     search = jax.jit(functools.partial(smallest_epsilon, fgsm, stripe), static_argnames=("grid", "bisections"))
     result = search(images, labels, highest=1.0)
     assert result.success.all()
-    np.testing.assert_allclose(result.images[:, 0, 0, 0], [0.6, 0.6, 0.65, 0.6], atol=1 / 20 / 2**8 + 1e-6)
+    np.testing.assert_allclose(result.inputs[:, 0, 0, 0], [0.6, 0.6, 0.65, 0.6], atol=1 / 20 / 2**8 + 1e-6)
     # The third was wrong from the beginning and cost nothing.
-    np.testing.assert_array_equal(result.images[2], images[2])
+    np.testing.assert_array_equal(result.inputs[2], images[2])
     np.testing.assert_array_equal(result.gradients[2], 0)
     none = search(images, labels, highest=0.09)
     np.testing.assert_array_equal(none.success, [False, False, True, False])
-    np.testing.assert_array_equal(none.images, images)
+    np.testing.assert_array_equal(none.inputs, images)
     np.testing.assert_array_equal(none.gradients, [20, 20, 0, 20])
     # A grid coarser than the interval steps over it.
     coarse = search(images, labels, highest=1.0, grid=2, bisections=0)
-    np.testing.assert_allclose(coarse.images[:2, 0, 0, 0], 1.0)
+    np.testing.assert_allclose(coarse.inputs[:2, 0, 0, 0], 1.0)
 
 
 def test_each_image_has_its_own_highest_radius_and_its_own_end():
@@ -68,21 +68,21 @@ def test_each_image_has_its_own_highest_radius_and_its_own_end():
     np.testing.assert_array_equal(result.gradients, np.where(highest == 0.5, 9 + 8, 10))
 
 
-def test_a_random_attack_gets_each_examples_key():
+def test_random_attack_gets_each_examples_key():
     logits_fn, images, labels = linear.problem(*linear.CASES[2])
     attack = functools.partial(pgd, num_steps=10, norm="l2", loss="margin")
     search = functools.partial(smallest_epsilon, attack, logits_fn, highest=0.5, grid=8, bisections=6)
     keys = jax.random.split(jax.random.key(0), len(labels))
-    whole = search(images, labels, keys)
+    whole = search(images, labels, key=keys)
     assert whole.success.all()
     radius, _ = linear.least(logits_fn, images, labels, "l2")
-    distance = linear.size(whole.images - images, "l2")
+    distance = linear.size(whole.inputs - images, "l2")
     assert (distance >= 0.999 * radius).all()
     assert (distance <= 1.5 * radius + 0.5 / 8 / 2**6).all()
     assert (whole.gradients % 10 == 0).all()
-    part = search(images[2:5], labels[2:5], keys[2:5])
-    np.testing.assert_allclose(part.images, whole.images[2:5], atol=2e-3)
-    with pytest.raises(ValueError, match="pgd with a random start is random: it needs a key"):
+    part = search(images[2:5], labels[2:5], key=keys[2:5])
+    np.testing.assert_allclose(part.inputs, whole.inputs[2:5], atol=2e-3)
+    with pytest.raises(TypeError, match="pgd with a random start needs a key"):
         search(images, labels)
 
 
@@ -92,7 +92,7 @@ def test_targets_are_passed_on():
     attack = functools.partial(pgd, num_steps=5, random_start=False, loss="margin")
     result = smallest_epsilon(attack, logits_fn, images, labels, targets=targets, highest=0.4)
     assert result.success.all()
-    np.testing.assert_array_equal(jnp.argmax(logits_fn(result.images), axis=1), targets)
+    np.testing.assert_array_equal(jnp.argmax(logits_fn(result.inputs), axis=1), targets)
 
 
 @pytest.mark.parametrize(
@@ -100,10 +100,10 @@ def test_targets_are_passed_on():
     [
         ({"highest": 0.0}, "highest must be a finite number above 0, got 0"),
         ({"highest": float("nan")}, "highest must be a finite number above 0, got nan"),
-        ({"grid": 0}, "grid must be a finite number at least 1, got 0"),
-        ({"bisections": -1}, "bisections must be a finite number at least 0, got -1"),
+        ({"grid": 0}, "grid must be a whole number of at least 1, got 0"),
+        ({"bisections": -1}, "bisections must be a whole number of at least 0, got -1"),
     ],
 )
-def test_bad_settings(network, batch, settings, message):
+def test_bad_settings_are_refused(network, batch, settings, message):
     with pytest.raises(ValueError, match=message):
         smallest_epsilon(fgsm, network, *batch[:2], **settings)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax.attacks.ddn import ddn
+from ddjax.attacks.decoupled import ddn
 from tests.attacks import linear
 
 GRID = np.arange(256, dtype=np.float32) / np.float32(255)
@@ -37,13 +37,13 @@ def problem():
 
 
 @pytest.mark.parametrize("case", [((3, 4, 1), 2, 1), ((2, 3, 3), 3, 3), ((4, 4, 1), 10, 8)])
-def test_on_a_linear_classifier_the_distance_is_the_least_one(far_linear, case):
+def test_ddn_on_linear_classifier_takes_the_least_distance(far_linear, case):
     logits_fn, images, labels, distances = far_linear(*case, order=2)
     nearest = jnp.asarray(distances.argmin(1), jnp.int32)
     attack = functools.partial(compiled, logits_fn, images, labels, num_steps=300, levels=0)
     for result in (attack(), attack(targets=nearest)):
         assert result.success.all()
-        distance = linear.size(np.asarray(result.images, np.float64) - np.asarray(images, np.float64), "l2")
+        distance = linear.size(np.asarray(result.inputs, np.float64) - np.asarray(images, np.float64), "l2")
         assert (distance >= 0.999 * distances.min(1)).all()
         assert (distance <= 1.03 * distances.min(1)).all()
         np.testing.assert_array_equal(result.gradients, 300)
@@ -89,7 +89,7 @@ def test_steps_are_those_of_the_algorithm(problem, targeted, levels):
         result = compiled(logits_fn, images, labels, targets=targets, num_steps=num_steps, levels=levels)
         expected = in_numpy(logits_fn.args[0], images, np.asarray(labels), in_plain, num_steps, levels)
         np.testing.assert_array_equal(result.success, np.isfinite(expected))
-        distance = linear.size(np.asarray(result.images, np.float64) - np.asarray(images, np.float64), "l2")
+        distance = linear.size(np.asarray(result.inputs, np.float64) - np.asarray(images, np.float64), "l2")
         found = np.asarray(result.success)
         # A value just between two levels may go to the other one.
         np.testing.assert_allclose(distance[found], expected[found], rtol=1e-2 if levels else 1e-3)
@@ -106,7 +106,7 @@ def test_images_are_on_the_grid_to_the_bit(problem, levels):
     labels = jnp.argmax(logits_fn(images), axis=1).astype(jnp.int32)
     result = compiled(logits_fn, images, labels, num_steps=60, levels=levels)
     assert result.success.all()
-    moved = np.asarray(result.images)
+    moved = np.asarray(result.inputs)
     np.testing.assert_array_equal(moved, grid[np.round(moved * (levels - 1)).astype(int)])
     # Something moves, and what does not is the clean value.
     same = np.abs(moved - images) < 0.5 / (levels - 1)
@@ -121,8 +121,8 @@ def test_every_level_is_a_fixed_point():
     logits_fn = lambda x: jnp.stack([0.6 - x[:, -1, -1, 0], x[:, -1, -1, 0] - 0.6], axis=1)
     result = ddn(logits_fn, images, jnp.zeros(1, jnp.int32), num_steps=50)
     assert result.success.all()
-    np.testing.assert_array_equal(result.images.reshape(-1)[:-1], images.reshape(-1)[:-1])
-    assert 0.6 <= float(result.images[0, -1, -1, 0]) < 0.62
+    np.testing.assert_array_equal(result.inputs.reshape(-1)[:-1], images.reshape(-1)[:-1])
+    assert 0.6 <= float(result.inputs[0, -1, -1, 0]) < 0.62
 
 
 def plateau(images):
@@ -131,63 +131,63 @@ def plateau(images):
     return jnp.stack([0.2 + 0 * size, size], axis=1)
 
 
-def test_where_the_gradient_is_zero_the_direction_comes_from_the_key_of_the_example():
+def test_direction_where_the_gradient_is_zero_comes_from_the_key_of_the_example():
     images, labels = jnp.full((6, 4, 4, 1), GRID[128]), jnp.zeros(6, jnp.int32)
-    attack = lambda rows, keys: compiled(plateau_fn, images[rows], labels[rows], keys, num_steps=60)
+    attack = lambda rows, keys: compiled(plateau_fn, images[rows], labels[rows], key=keys, num_steps=60)
     plateau_fn = jax.tree_util.Partial(plateau)
     rows = jnp.arange(6)
     keys = jax.random.split(jax.random.key(1), 6)
     result = attack(rows, keys)
     assert result.success.all()
     # The same image and six keys: six directions.
-    assert len(np.unique(np.asarray(result.images).reshape(6, -1), axis=0)) == 6
-    np.testing.assert_allclose(attack(rows[2:5], keys[2:5]).images, result.images[2:5], atol=1e-6)
-    np.testing.assert_array_equal(attack(rows, keys).images, result.images)
+    assert len(np.unique(np.asarray(result.inputs).reshape(6, -1), axis=0)) == 6
+    np.testing.assert_allclose(attack(rows[2:5], keys[2:5]).inputs, result.inputs[2:5], atol=1e-6)
+    np.testing.assert_array_equal(attack(rows, keys).inputs, result.inputs)
     other = attack(rows, jax.random.split(jax.random.key(2), 6))
-    assert (np.asarray(other.images) != result.images).any(axis=(1, 2, 3)).all()
+    assert (np.asarray(other.inputs) != result.inputs).any(axis=(1, 2, 3)).all()
     # A single key makes as many.
-    assert len(np.unique(np.asarray(attack(rows, jax.random.key(3)).images).reshape(6, -1), axis=0)) == 6
+    assert len(np.unique(np.asarray(attack(rows, jax.random.key(3)).inputs).reshape(6, -1), axis=0)) == 6
 
 
-def test_where_the_gradient_is_zero_and_there_is_no_key_it_fails():
+def test_ddn_without_key_fails_where_the_gradient_is_zero():
     images, labels = jnp.full((3, 4, 4, 1), GRID[128]), jnp.zeros(3, jnp.int32)
     for levels in (0, 256):
         result = compiled(jax.tree_util.Partial(plateau), images, labels, num_steps=20, levels=levels)
         assert not result.success.any()
-        np.testing.assert_array_equal(result.images, images)
+        np.testing.assert_array_equal(result.inputs, images)
 
 
-def test_what_is_wrong_already_is_returned(problem):
+def test_misclassified_input_is_returned_as_it_is(problem):
     logits_fn, images, labels, _ = problem
     result = compiled(logits_fn, images, (labels + 1) % 4, num_steps=10)
     assert result.success.all()
-    np.testing.assert_array_equal(result.images, images)
+    np.testing.assert_array_equal(result.inputs, images)
 
 
 def test_more_steps_are_not_worse_and_settings_are_swept(problem):
     logits_fn, images, labels, _ = problem
     of = lambda **settings: compiled(logits_fn, images, labels, levels=0, **settings)
-    medians = [np.median(linear.size(of(num_steps=count).images - images, "l2")) for count in (10, 40, 200)]
+    medians = [np.median(linear.size(of(num_steps=count).inputs - images, "l2")) for count in (10, 40, 200)]
     assert medians[0] > medians[1] > 0.999 * medians[2]
     gammas = jnp.array([0.05, 0.2])
     swept = jax.vmap(lambda gamma: compiled(logits_fn, images, labels, levels=0, num_steps=10, gamma=gamma))(gammas)
     for row, gamma in enumerate(gammas):
-        np.testing.assert_allclose(swept.images[row], of(num_steps=10, gamma=gamma).images, atol=1e-4)
+        np.testing.assert_allclose(swept.inputs[row], of(num_steps=10, gamma=gamma).inputs, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"gamma": 0.0}, "gamma must be a finite number above 0 and at most 0.999999, got 0.0"),
+        ({"gamma": 0.0}, "gamma must be a finite number above 0 and below 1, got 0.0"),
         ({"gamma": 1.0}, "gamma must be a finite number above 0"),
         ({"initial_norm": 0.0}, "initial_norm must be a finite number above 0, got 0.0"),
         ({"initial_norm": float("nan")}, "initial_norm must be a finite number above 0, got nan"),
-        ({"num_steps": 0}, "ddn needs at least one step, got num_steps=0"),
-        ({"levels": 1}, "levels must be at least 2, or 0 for none, got 1"),
-        ({"levels": -3}, "levels must be at least 2"),
-        ({"key": jax.random.split(jax.random.key(0), 5)}, "ddn needs one key or 12, one for each image, got \\(5,\\)"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"levels": 1}, "levels must be a whole number of at least 2, got 1"),
+        ({"levels": -3}, "levels must be a whole number of at least 2"),
+        ({"key": jax.random.split(jax.random.key(0), 5)}, "ddn needs one key or 12, one for each input, got \\(5,\\)"),
     ],
 )
-def test_bad_settings(problem, settings, message):
+def test_bad_settings_are_refused(problem, settings, message):
     with pytest.raises(ValueError, match=message):
         ddn(*problem[:3], **settings)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddjax import attacks
-from ddjax.attacks.jsma import most_salient_feature_pair, most_salient_pair
+from ddjax.attacks.saliency import most_salient_feature_pair, most_salient_pair
 
 search = jax.jit(most_salient_pair)
 
@@ -43,7 +43,7 @@ KINDS += ["tiny", "huge", "small integers", "zeros"]
 
 @pytest.mark.parametrize("count", [2, 3, 12, 50])
 @pytest.mark.parametrize("kind", KINDS)
-def test_pair_search_against_the_whole_table(kind, count):
+def test_pair_search_agrees_with_the_whole_table(kind, count):
     rng = np.random.default_rng(count)
     u, v = (values.astype(np.float32) for values in slopes(kind, rng, (100, count)))
     unused = rng.random((100, count)) < 0.8
@@ -98,7 +98,7 @@ def oracle_jsma(jacobian_fn, decide, image, target, theta, gamma, space):
 
 @pytest.mark.parametrize("space", ["probs", "logits", "tempered"])
 @pytest.mark.parametrize("theta", [1.0, -1.0, 0.4])
-def test_against_a_brute_force_oracle_on_twelve_features(space, theta):
+def test_jsma_agrees_with_brute_force_oracle_on_twelve_features(space, theta):
     rng = np.random.default_rng(7)
     hidden, output = rng.normal(size=(12, 16)), 4 * rng.normal(size=(16, 3))
 
@@ -128,7 +128,7 @@ def test_against_a_brute_force_oracle_on_twelve_features(space, theta):
     jacobian_fn, decide = jax.jit(jax.jacrev(outputs)), jax.jit(lambda x: jnp.argmax(logits_fn(x[None])[0]))
     for i, image in enumerate(images):
         expected, pairs = oracle_jsma(jacobian_fn, decide, image, targets[i], theta, 0.85, space)
-        np.testing.assert_allclose(result.images[i], expected, atol=1e-6)
+        np.testing.assert_allclose(result.inputs[i], expected, atol=1e-6)
         assert int(result.steps[i]) == pairs
 
 
@@ -141,14 +141,12 @@ def test_budget_of_the_paper_and_each_feature_once():
     for gamma in (1 / 7, 112 / 784, 0.1429, 0.145):
         result = attacks.jsma(logits_fn, images, labels, targets=labels + 1, gamma=gamma, score_space="logits")
         np.testing.assert_array_equal(result.steps, [56, 56])
-        changed = np.asarray(result.images != images).reshape(2, -1)
+        changed = np.asarray(result.inputs != images).reshape(2, -1)
         np.testing.assert_array_equal(changed.sum(1), [112, 112])
         # The 112 heaviest are the last ones, and none twice.
         np.testing.assert_array_equal(np.flatnonzero(changed[0]), np.arange(672, 784))
         assert not changed[1, :28].any()
         assert not result.success.any()
-    nothing = attacks.jsma(logits_fn, images, labels, targets=labels + 1, gamma=0.0, score_space="logits")
-    np.testing.assert_array_equal(nothing.images, images)
 
 
 def test_features_that_are_nearly_at_the_bound_are_left_alone():
@@ -163,7 +161,7 @@ def test_features_that_are_nearly_at_the_bound_are_left_alone():
         theta=theta,
         gamma=0.5,
         score_space="logits",
-    ).images.ravel()
+    ).inputs.ravel()
     np.testing.assert_array_equal(run(1.0, 254 / 255), np.float32([0, 1, 1, 254 / 255]))
     np.testing.assert_array_equal(run(1.0, 252 / 255), np.float32([0, 0, 1, 1]))
     # Unless a step is no longer than the room.
@@ -181,7 +179,7 @@ def test_probabilities_of_a_saturated_network_are_dead_and_tempered_ones_are_not
     np.testing.assert_array_equal(alive.success, plain.success)
 
 
-def test_large_images_need_no_table_of_pairs(network):
+def test_large_inputs_need_no_table_of_pairs(network):
     # 512 x 3072 x 3072 floats would be 19 GB.
     u = jax.random.normal(jax.random.key(0), (512, 3072))
     v = 0.5 * u + jax.random.normal(jax.random.key(1), (512, 3072))
@@ -198,17 +196,25 @@ def test_large_images_need_no_table_of_pairs(network):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"theta": 0.0}, "theta must be a number other than 0"),
-        ({"gamma": 1.5}, "gamma is a share of the features"),
-        ({"gamma": float("nan")}, "gamma is a share of the features"),
-        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"theta": 0.0}, "theta must not be 0"),
+        ({"theta": np.float32(0)}, "theta must not be 0"),
+        ({"theta": float("nan")}, "theta must be a finite number, got nan"),
+        ({"gamma": 1.5}, "gamma must be a finite number at least 0 and at most 1, got 1.5"),
+        ({"gamma": np.float32(14.5)}, "gamma must be a finite number at least 0 and at most 1, got 14.5"),
+        ({"gamma": jnp.float32(14.5)}, "gamma must be a finite number at least 0 and at most 1, got 14.5"),
+        ({"gamma": 0.0}, "gamma=0 of 36 features is less than the one pair"),
+        ({"gamma": np.float32(0.05)}, "gamma must be at least 0.0556"),
+        ({"gamma": float("nan")}, "gamma must be a finite number"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0"),
         ({"score_space": "softmax"}, "unknown score space 'softmax'; known: probs, logits, tempered"),
         ({"temperature": 5.0}, "the score space 'probs' has no temperature"),
+        ({"temperature": np.float32(100)}, "the score space 'probs' has no temperature"),
+        ({"temperature": jnp.float32(100), "score_space": "logits"}, "the score space 'logits' has no temperature"),
         ({"targets": None}, "jsma needs targets"),
-        ({"targets": jnp.full(24, 4)}, "targets must be classes from 0 to 3, found 4 to 4"),
+        ({"targets": jnp.full(24, 4)}, "targets must be classes from 0 to 3"),
     ],
 )
-def test_bad_settings(network, batch, settings, message):
+def test_bad_settings_are_refused(as_a_user, network, batch, settings, message):
     images, labels, targets = batch
     with pytest.raises(ValueError, match=message):
         attacks.jsma(network, images, labels, **({"targets": targets} | settings))
