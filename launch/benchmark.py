@@ -30,8 +30,9 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from ddjax import data, layers, losses, parallel, recipes, runs, training
+from ddjax.defenses import models
 
-from . import common, defending, loading
+from . import common, loading
 from .benchmarks import attacks, generative, growth, measure, peers
 from .benchmarks import training as training_works
 from .trainer import Trainer
@@ -78,7 +79,7 @@ def main() -> None:
     if max((batch for batch in batches if batch), default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
-    states = {role: defending.load_model(path, role, test.image_shape) for role, path in given.items()}
+    states = {role: models.load(path, role, test.image_shape) for role, path in given.items()}
     models = {role: (runs.read_spec(given[role]).recipe, model) for role, model in states.items()}
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checks, data, evaluation, recipes, rounding, runs, training
+from ddjax import attacks, checks, data, defenses, evaluation, recipes, rounding, runs, training
 from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow
 
 from . import attacking, common, defending, loading, masks, substitutes
@@ -90,7 +90,7 @@ def main() -> None:
     specs = [runs.read_spec(directory) for directory in _CHECKPOINTS.value]
     first = specs[0]
     dataset = FLAGS.dataset or first.dataset
-    known = {text: defending.parse_defense(text, dataset) for text in _DEFENSES.value}
+    known = {text: defenses.parse(text, dataset) for text in _DEFENSES.value}
     given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
     budgets = evaluation.default_budgets(first.image_shape) | given
     for norm, budget in budgets.items():
@@ -122,12 +122,9 @@ def main() -> None:
         how = evaluation.resolve_targets("auto", attack.attack)
         evaluation.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
     known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
-    for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
+    for state, spec in zip(loaded, specs, strict=True):
         for defense in known.values():
-            defending.check(defense, directory, spec)
-    for defense in known.values():
-        image = jax.ShapeDtypeStruct((1, *first.image_shape), np.float32)
-        jax.eval_shape(defending.deployed(defense, training.logits_fn(loaded[0])), image)
+            defense.check_fits(training.logits_fn(state), spec.image_shape)
     resolved = {
         "class_names": test.class_names,
         "test_fingerprint": common.fingerprint(test.images, test.labels),
@@ -163,7 +160,7 @@ class _Row:
         self,
         run: runs.Run,
         network: _Network,
-        defense: defending.Defense,
+        defense: defenses.Defense,
         test: data.Dataset,
         calibration: data.Dataset,
         budgets: dict[str, float],
@@ -176,7 +173,10 @@ class _Row:
 
     @functools.cached_property
     def _judge(self) -> MatrixRow:
-        detector = defending.detector(self._defense, self._network.logits_fn, data.to_float(self._calibration.images))
+        calibration = self._calibration
+        detector = defending.detector(
+            self._defense, self._network.logits_fn, data.to_float(calibration.images), calibration.labels
+        )
         return MatrixRow(
             defending.deployed(self._defense, self._network.logits_fn),
             data.to_float(self._test.images),
@@ -221,7 +221,7 @@ class _Row:
     def _look_at_clean_images(self) -> None:
         record = self._where | self._judge.clean_fields()
         detector = self._judge.detector
-        if isinstance(detector, defending.Detector):
+        if detector is not None:
             file = self._file("clean")
             self._run.save_arrays(file, scores=self._judge.clean.scores)
             record |= {"threshold": detector.threshold, "scores": f"{file}.npz"}
@@ -240,7 +240,7 @@ class _Row:
                 self._defense,
                 self._network.logits_fn,
                 temperature=self._network.temperature,
-                threshold=detector.threshold if isinstance(detector, defending.Detector) else float("inf"),
+                detector=detector,
                 samples=self._samples,
             )
             # Where there is nothing to know, it is the attack that does not.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ddjax import data, recipes, runs, training
+from ddjax import data, defenses, recipes, runs, training
 
 from . import common, defending
 
@@ -60,7 +60,7 @@ def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     test = load_split(recipe.dataset, "test", recipe.num_test, recipe.image_size)
     if recipe.transform is None:
         return train, test
-    defense = defending.prepared(defending.parse_defense(recipe.transform, recipe.dataset), train.images)
+    defense = defending.prepared(defenses.parse(recipe.transform, recipe.dataset), train.images)
     return defending.transformed(defense, train), defending.transformed(defense, test)
 
 

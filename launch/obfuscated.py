@@ -30,13 +30,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checks, data, evaluation, metrics, recipes, runs, training
+from ddjax import attacks, checks, data, defenses, evaluation, metrics, recipes, runs, training
 from ddjax.attacks import problem
 from ddjax.defenses import defense_gan, thermometer
 from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow, Outcome
 from ddjax.generative import recipes as generative_recipes
 
-from . import attacking, common, defending, detecting, loading, masks, substitutes
+from . import attacking, common, defending, loading, masks, substitutes
 
 FLAGS = flags.FLAGS
 _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
@@ -52,7 +52,13 @@ _NUM_STEPS = flags.DEFINE_integer(
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
 _LIGHTS = flags.DEFINE_bool("lights", True, "The lights of masked gradients; without, they may be added later.")
 _QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 100 steps, 2 draws.")
-_FALSE_POSITIVES = 0.05
+# The attack that the detector is fitted on, see `lid.fitting_attack`.
+_FITTED_ON = ConfiguredAttack(
+    "carlini_wagner_l2",
+    attacks.ATTACKS["carlini_wagner_l2"],
+    {"learning_rate": 0.01, "initial_const": 1.0},
+    {"search_steps": 3, "num_steps": 100},
+)
 # The budget in L2 of the attack that the detector was made for, that of launch.evaluate for photographs.
 _DETECTED_L2 = 0.5
 # How the attack by the generator's images is called.
@@ -249,14 +255,14 @@ def main() -> None:
     common.write_report(run)
 
 
-def _defense(row: Row, spec: runs.NetworkSpec) -> defending.Defense:
+def _defense(row: Row, spec: runs.NetworkSpec) -> defenses.Defense:
     """The defense of a row with what it takes beside the network."""
-    text = "none" if row.defense == "lid" else row.defense
+    text = row.defense
     if row.model:
         role = generative_recipes.RECIPES[row.model].role
         text += f"{',' if ':' in text else ':'}model={_checkpoint(row.model, role)}"
-    defense = defending.parse_defense(text, spec.dataset)
-    if defense.wrapper != "quilting":
+    defense = defenses.parse(text, spec.dataset)
+    if row.model or defense.declaration.prepare is None:
         return defending.prepared(defense, np.zeros((0, *spec.image_shape), np.uint8))
     # The patches that the network was trained with.
     train = loading.load_train(spec.dataset, recipes.get(spec.recipe), spec.num_train)
@@ -299,7 +305,7 @@ class _Row:
         run: runs.Run,
         name: str,
         row: Row,
-        defense: defending.Defense,
+        defense: defenses.Defense,
         state: training.TrainState,
         spec: runs.NetworkSpec,
         settings: _Settings,
@@ -358,10 +364,9 @@ class _Row:
         self._run.append(measure=measure, row=self._name, **fields)
 
     @functools.cached_property
-    def _detector(self) -> detecting.LidDetector | None:
-        if self._row.defense != "lid":
-            return None
-        return detecting.fit(self._network, self._settings.held_out, _FALSE_POSITIVES, f"{self._name}: fitted on")
+    def _detector(self) -> evaluation.Detector | None:
+        held_out = self._settings.held_out
+        return defending.detector(self._defense, self._network, data.to_float(held_out.images), held_out.labels)
 
     def _matrix_row(self, images: data.Dataset) -> MatrixRow:
         return MatrixRow(
@@ -387,9 +392,9 @@ class _Row:
         words = {"num_steps": settings.num_steps, "norm": settings.norm}
         cell = functools.partial(_Cell, norm=settings.norm, budget=float(settings.epsilon))
         pgd = functools.partial(ConfiguredAttack, "pgd", attacks.ATTACKS["pgd"])
-        if not knows and self._row.defense == "lid":
+        if not knows and self._defense.is_detector:
             # The attack that the detector was made for: images that are as close as can be.
-            return {"carlini_wagner_l2": _Cell(detecting.attack(), self._naive, "l2", _DETECTED_L2)}
+            return {"carlini_wagner_l2": _Cell(_FITTED_ON, self._naive, "l2", _DETECTED_L2)}
         if not knows:
             return {"pgd cross_entropy": cell(pgd(numbers, words), self._naive)}
         # Momentum is an expectation over the draws of several steps, and costs nothing: two draws with it broke as many
@@ -398,15 +403,16 @@ class _Row:
         by_margin = pgd(along, words | {"loss": "margin"})
         # Each loss finds images that the other misses.
         found = {"pgd margin": cell(by_margin, self._seen), "pgd cross_entropy": cell(pgd(along, words), self._seen)}
-        if self._defense.text != "none" and self._defense.wrapper != "thermometer":
+        declaration = self._defense.declaration
+        if declaration.kind in ("transform", "wrapper") and declaration.name != "thermometer":
             # The defense changes images little, or nothing on average: the network alone may be enough.
             found["pgd margin, network"] = cell(by_margin, network)
-        if self._defense.wrapper == "thermometer":
+        if declaration.name == "thermometer":
             steps = {"num_steps": settings.num_steps} | dict(self._defense.settings)
             for name, function in (("ls_pga", thermometer.ls_pga), ("dga", thermometer.dga)):
                 of_codes = dataclasses.replace(attacks.ATTACKS["fgsm"], name=name, function=function)
                 found[name] = cell(ConfiguredAttack(name, of_codes, numbers, steps), network)
-        if self._defense.wrapper == "defense_gan":
+        if declaration.name == "defense_gan" and self._defense.given:
             # Through x = G(z), and from there back to the image. For each of five constants; the authors' code takes
             # 30,000 steps.
             steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 3 * settings.num_steps}
@@ -415,7 +421,7 @@ class _Row:
                 (f"{_ON_MANIFOLD}, carried over", defense_gan.carried_attack, numbers),
             ):
                 of_codes = dataclasses.replace(attacks.ATTACKS["carlini_wagner_l2"], name=name, function=function)
-                given = {"generator_fn": self._defense.given}
+                given = {"generator_fn": self._defense.given[0]}
                 found[name] = cell(ConfiguredAttack(name, of_codes, real, steps, given=given), network)
         return found
 

@@ -7,9 +7,9 @@ import pytest
 
 import ddjax
 from ddjax import attacks, classifier
-from ddjax.defenses import feature_distillation, squeezing
+from ddjax.defenses import feature_distillation, squeezers
 
-ROUND = squeezing.squeezer("bit_depth_2")
+ROUND = squeezers.squeezer("bit_depth_2")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ class TestBpda:
     @pytest.mark.parametrize("name", ["bit_depth_1", "median_3_3", "non_local_means_5_3_9"])
     @pytest.mark.parametrize("compiled", [False, True])
     def test_forward_is_the_defense_to_the_bit(self, images, name, compiled):
-        exact = squeezing.squeezer(name)
+        exact = squeezers.squeezer(name)
         wrap = jax.jit if compiled else lambda function: function
         np.testing.assert_array_equal(wrap(classifier.bpda(exact))(images), wrap(exact)(images))
         value, _ = jax.value_and_grad(lambda x: classifier.bpda(exact)(x).sum())(images)
@@ -78,7 +78,7 @@ class TestBpda:
 
         for scale in (1.0, 2.0):
             scaled = jax.tree.map(lambda leaf, scale=scale: scale * leaf, network)
-            run(ddjax.transformed(scaled, classifier.bpda(squeezing.squeezer("median_2_2"))), images)
+            run(ddjax.transformed(scaled, classifier.bpda(squeezers.squeezer("median_2_2"))), images)
         assert len(traces) == 1
 
 
@@ -270,5 +270,5 @@ class TestReparameterized:
         images = jax.random.uniform(jax.random.key(15), (3, 4, 4, 1))
         seen = classifier.reparameterized(linear, ROUND)
         np.testing.assert_array_equal(seen(images), linear(ROUND(images)))
-        again = classifier.reparameterized(linear, squeezing.squeezer("bit_depth_2"))
+        again = classifier.reparameterized(linear, squeezers.squeezer("bit_depth_2"))
         assert jax.tree.structure(seen) == jax.tree.structure(again)

@@ -1,68 +1,120 @@
-"""Defenses: one paper, one file.
+"""Defenses: one paper, one file, each of which ends with its declarations.
 
-Most are functions of images, a `ddjax.classifier.Transform`. As it is deployed it is
-`classifier.transformed(logits_fn, transform)` or, where it is random, `classifier.randomized(logits_fn, transform)`; an
-attack that knows it looks through `aware` and `attacks.expectation`. Some make of a classifier another one themselves:
-`WRAPPERS`. Others are detectors beside the classifier, `squeezing` and `lid`, or ways to train it:
-`adversarial_training`, `thermometer`.
+`DEFENSES` holds all declarations by name. `parse("jpeg:quality=50", dataset)` or `defense("jpeg", quality=50)` makes a
+`Defense`. Its methods give the classifier as it is deployed, as a defense-unaware attacker sees it, and as a
+defense-aware one does.
+
+A defense of your own is declared in the same way, and is then known by its name:
+
+    ddjax.defenses.register(ddjax.defenses.declare(my_transform, gradient="straight-through"))
+
+On the command line it is known by its import path, `--defense=package.module:name:key=value`; the module ends with
+`DEFENSES = (declare(...),)`.
 """
 
 import inspect
+import sys
+from typing import Any
 
-from ddjax.classifier import Transform, bpda, transform
-from ddjax.defenses import (
-    activation_pruning,
-    defense_gan,
-    feature_distillation,
-    input_transformations,
-    jpeg,
-    pixel_defend,
-    randomization,
-    squeezing,
+from ddjax import registry
+from ddjax.classifier import Transform, bpda
+from ddjax.defenses.declaration import (
+    PREPARED,
+    Declaration,
+    Defense,
+    declare,
+    differentiable,
+    parsed,
+    with_settings,
 )
 
-# The transforms by the name that launchers use.
-TRANSFORMS = {
-    **{name: function for name, (function, _) in squeezing.SQUEEZERS.items()},
-    "feature_distillation": feature_distillation.distill_features,
-    "feature_distillation_grid": feature_distillation.distill_and_distort,
-    "random_grid": feature_distillation.random_grid,
-    "random_jitter": feature_distillation.random_jitter,
-    "truncate_bit_depth": input_transformations.truncate_bit_depth,
-    "jpeg": jpeg.jpeg,
-    "total_variation": input_transformations.total_variation,
-    "resize_and_pad": randomization.resize_and_pad,
-}
-# From a classifier to another one; quilting takes its patches, too, PixelDefend its density, Defense-GAN its generator.
-WRAPPERS = {
-    "activation_pruning": activation_pruning.pruned,
-    "crop_ensemble": input_transformations.crop_ensemble,
-    "defense_gan": defense_gan.defended,
-    "pixel_defend": pixel_defend.defended,
-    "quilting": input_transformations.quilted,
-}
-# Those without a useful gradient, which about give back what they are given.
-_SHATTERED = (
-    squeezing.reduce_bit_depth,
-    squeezing.binarize,
-    feature_distillation.distill_features,
-    input_transformations.truncate_bit_depth,
-    input_transformations.total_variation,
-)
+DEFENSES: registry.Registry[Declaration] = registry.Registry("defense", "DEFENSES")
+DEFENSES.collect(sys.modules[__name__])
 
 
-def is_random(defense: Transform) -> bool:
-    """Whether a transform of `TRANSFORMS` takes keys; of one that wraps another, such as BPDA's, it says nothing."""
-    return "keys" in inspect.signature(defense.function).parameters
+def register(declaration: Declaration) -> Declaration:
+    """Adds a defense to the registry.
+
+    Args:
+      declaration: as `declare` makes it.
+
+    Returns:
+      The same declaration.
+
+    Raises:
+      ValueError: when another defense has the name.
+    """
+    return DEFENSES.register(declaration)
 
 
-def aware(defense: Transform) -> Transform:
-    """The transform as an attack that knows it looks through it: its own gradient where it has one, else BPDA's."""
-    if defense.function is jpeg.jpeg:
-        settings = {name: value for name, value in defense.settings if name == "subsampling"}
-        return bpda(defense, transform(jpeg.without_rounding, **settings))
-    if defense.function in _SHATTERED:
-        return bpda(defense)
-    if defense.function is feature_distillation.distill_and_distort:
-        return transform(defense.function, **dict(defense.settings) | {"straight_through": True})
-    return defense
+def defense(name: str, dataset: str = "", **settings: Any) -> Defense:
+    """A defense by its name, with its settings.
+
+    Args:
+      name: registered, or an import path `package.module:name`.
+      dataset: the name of the data set, for defenses with published settings for some of them.
+      **settings: of the function and of what prepares it.
+
+    Returns:
+      The defense; `Defense.prepared` makes what it takes in addition.
+
+    Raises:
+      ValueError: for an unknown name or setting, with the known ones.
+    """
+    found = DEFENSES.find(name)
+    parameters = found.parameters
+    known = {
+        key
+        for key, each in inspect.signature(found.function).parameters.items()
+        if each.kind is inspect.Parameter.KEYWORD_ONLY and key not in ("key", "evaluate")
+    }
+    unknown = [key for key in settings if key not in known and key not in parameters]
+    if unknown:
+        raise ValueError(f"{name} has no setting {unknown[0]!r}; known: {registry.describe(parameters)}")
+    shown = ",".join(f"{key}={value}" for key, value in settings.items())
+    return with_settings(found, f"{name}:{shown}" if shown else name, settings, dataset)
+
+
+def parse(text: str, dataset: str = "") -> Defense:
+    """Reads `name`, `name:key=value,key=value` or `package.module:name:key=value`.
+
+    Args:
+      text: of the flag `--defense`.
+      dataset: the name of the data set, for defenses with published settings for some of them.
+
+    Returns:
+      The defense; `Defense.prepared` makes what it takes in addition.
+
+    Raises:
+      ValueError: for an unknown name or setting, with the known ones; a value that is missing or of another type.
+    """
+    return parsed(DEFENSES, text, dataset)
+
+
+def aware(transform: Transform) -> Transform:
+    """The transform as an attack that knows it differentiates it: by its own gradient, or by BPDA, as declared.
+
+    Args:
+      transform: of a declared defense, or made by `ddjax.bpda`.
+
+    Returns:
+      A transform with the same values.
+
+    Raises:
+      ValueError: for a transform that nobody has declared. Its gradient may be zero, and an attack that follows it
+        would find the defense robust.
+    """
+    if transform.function is bpda(transform).function:
+        return transform
+    for declaration in DEFENSES.values():
+        if declaration.kind == "transform" and declaration.function is transform.function:
+            return differentiable(transform, declaration)
+    name = getattr(transform.function, "__name__", repr(transform.function))
+    raise ValueError(
+        f"the transform {name} does not declare its gradient: register it with "
+        f'ddjax.defenses.register(ddjax.defenses.declare({name}, gradient="own")), or with "straight-through", or with '
+        '"substitute" and substitute=FUNCTION'
+    )
+
+
+__all__ = ["DEFENSES", "PREPARED", "Declaration", "Defense", "aware", "declare", "defense", "parse", "register"]

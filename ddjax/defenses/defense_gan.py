@@ -1,4 +1,4 @@
-"""Defense-GAN: images go through the nearest one that a generator makes, and how that is attacked.
+"""Defense-GAN: each image is replaced by the nearest one that a generator makes; and two attacks on this defense.
 
 Reference:
   Samangouei, Kabkab and Chellappa, Defense-GAN: Protecting Classifiers Against Adversarial Attacks Using Generative
@@ -19,7 +19,10 @@ from jaxtyping import Array, Float, Int, Key
 from ddjax import checks
 from ddjax.attacks import carlini_wagner, contract, problem
 from ddjax.attacks.carlini_wagner import search
-from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
+from ddjax.classifier import LogitsFn, as_pytree
+from ddjax.defenses import models
+from ddjax.defenses.declaration import PREPARED, declare
+from ddjax.defenses.images import check_images, widened
 
 # From codes `[B, L]` to images `[B, H, W, C]` in [0, 1]; a pytree whose leaves are the parameters.
 GeneratorFn = Callable[[Array], Array]
@@ -39,7 +42,7 @@ def invert(
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
 ) -> tuple[Float[Array, "B L"], Float[Array, " B"]]:
-    """Looks for the codes whose images are the nearest.
+    """Searches for the codes whose images are the nearest.
 
     Minimizes the squared difference of the pixels, their mean over an image, by gradient descent with momentum, from
     several starts of which the best end counts. Examples do not influence each other.
@@ -76,8 +79,9 @@ def invert(
     for name, value in (("latent", latent), ("num_steps", num_steps), ("restarts", restarts)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    draw = lambda restart: jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, restart), (latent,)))(keys)
-    starts = jax.vmap(draw)(jnp.arange(restarts))
+    start = lambda key: jax.random.normal(key, (latent,), jnp.float32)
+    draw = lambda restart: jax.vmap(lambda key: start(jax.random.fold_in(key, restart)))(keys)
+    starts = jax.vmap(draw)(jnp.arange(restarts, dtype=jnp.int32))
     settings = {"num_steps": num_steps, "learning_rate": learning_rate, "momentum": momentum}
     codes, errors = descend(images, starts, generator_fn, **settings)
     best = jnp.argmin(jnp.where(jnp.isfinite(errors), errors, jnp.inf), axis=0)[None]
@@ -147,7 +151,7 @@ def reconstruct(
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
 ) -> Float[Array, "B H W C"]:
-    """Puts in the place of each image the nearest that is found among those of a generator.
+    """Replaces each image by the nearest one found among those of a generator.
 
     Args:
       images: within [0, 1].
@@ -160,8 +164,8 @@ def reconstruct(
       momentum: of descent.
 
     Returns:
-      Images that the generator makes. They carry no gradient: that of the descent, unrolled, is another thing than
-      what the defense's attackers use, which is `ddjax.classifier.bpda` or `ddjax.classifier.reparameterized`.
+      Images that the generator makes. They carry no gradient; attacks on the defense use `ddjax.bpda` or
+      `ddjax.reparameterized`.
 
     Raises:
       ValueError: as `invert`.
@@ -170,44 +174,35 @@ def reconstruct(
       Samangouei et al., 2018 (arXiv 1805.06605).
     """
     settings = {"num_steps": num_steps, "restarts": restarts, "learning_rate": learning_rate, "momentum": momentum}
-    codes, _ = invert(images, keys, generator_fn, latent=latent, **settings)
-    return lax.stop_gradient(generator_fn(codes))
+    check_images("Defense-GAN", images)
+    codes, _ = invert(widened(images).astype(jnp.float32), keys, generator_fn, latent=latent, **settings)
+    return lax.stop_gradient(generator_fn(codes)).astype(images.dtype)
 
 
-def defended(
-    logits_fn: LogitsFn,
-    generator_fn: GeneratorFn,
-    *,
-    latent: int,
-    num_steps: int = 200,
-    restarts: int = 10,
-    learning_rate: float = 10.0,
-    momentum: float = 0.7,
-    straight_through: bool = False,
-) -> Randomized:
-    """The classifier that looks at what a generator makes of images.
+def load_generator(
+    images: Any, key: Any, *, model: str = "runs/train_gan_mnist/checkpoints/seed0_none/generator"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Loads the generator that `reconstruct` takes.
 
     Args:
-      logits_fn: a classifier.
-      generator_fn: see `invert`, as for all that follow.
-      latent: the length of a code.
-      num_steps: of descent.
-      restarts: the number of starts.
-      learning_rate: of descent.
-      momentum: of descent.
-      straight_through: lets gradients pass as if images were what they are reconstructed to, by BPDA; what an attack
-        looks through.
+      images: of the shape that it must make, `[N, H, W, C]`; may be none.
+      key: not used.
+      model: the directory of its checkpoints.
 
     Returns:
-      A classifier that is random, by the starts; a pytree whose leaves are those of `logits_fn` and of the generator.
+      The generator, and the length of its codes as the setting `latent`.
+
+    Raises:
+      CheckpointError: where there is none.
+      ValueError: for a model of another kind, or of images of another shape.
     """
-    settings = {"num_steps": num_steps, "restarts": restarts, "learning_rate": learning_rate, "momentum": momentum}
-    through = transform(reconstruct, latent=latent, **settings)
-    return randomized(logits_fn, bpda(through) if straight_through else through, as_pytree(generator_fn))
+    del key
+    state = models.load(model, "generator", images.shape[1:])
+    return (models.model_fn(state),), {"latent": models.latent_of(state)}
 
 
 def as_images(codes: Float[Array, "B L"]) -> Float[Array, "B 1 1 L"]:
-    """Codes in the shape of images, which attacks on `ddjax.classifier.reparameterized` take."""
+    """Codes in the shape of images, which attacks on `ddjax.reparameterized` take."""
     return codes[:, None, None, :]
 
 
@@ -216,7 +211,7 @@ def _decode(generator_fn: GeneratorFn, codes: Array) -> Array:
 
 
 def decoder(generator_fn: GeneratorFn) -> jax.tree_util.Partial:
-    """The generator as `ddjax.classifier.reparameterized` takes it, of codes in the shape of images.
+    """The generator as `ddjax.reparameterized` takes it, of codes in the shape of images.
 
     Args:
       generator_fn: from codes to images.
@@ -253,7 +248,8 @@ def manifold_attack(
     Inverts the image, and from the code z that it finds on minimizes ||G(z) - x||^2 + c (max(Z_other - Z_target) +
     confidence)^+ over z, for the constants c of `ddjax.attacks.carlini_wagner_l2`. An image of the generator is what a
     perfect reconstruction gives back, so that an attack which succeeds on the classifier breaks the defense in theory.
-    Whether the reconstruction as deployed gives it back is for the evaluation to tell: show the images to `defended`.
+    The evaluation tells whether the reconstruction as deployed gives it back: judge the images by the defended
+    classifier.
 
     Args:
       logits_fn: the classifier behind the reconstruction.
@@ -343,10 +339,10 @@ def carried_attack(
 ) -> contract.AttackResult:
     """Changes images within an L2 ball as the reconstruction would have to change to be decided otherwise.
 
-    An image is not one of the generator's, and the way to those, which `manifold_attack` pays for, is most of the ball.
-    Here what is left over is kept: from the reconstruction G(z0) the search goes to the nearest image of the generator
-    G(z) that is decided otherwise with the confidence, and x + G(z) - G(z0), shortened or lengthened to the radius, is
-    what is returned. As far as the reconstruction follows along the generator's range, it follows all of this change.
+    A clean image is not one of the generator's, and most of the ball is the distance to those, which `manifold_attack`
+    has to cover. This attack keeps the residual x - G(z0) of the reconstruction G(z0): it searches from G(z0) for the
+    nearest image G(z) of the generator that is decided otherwise with the confidence, and returns x + G(z) - G(z0),
+    scaled to the radius. The attack works as far as the reconstruction follows this change.
 
     Args:
       logits_fn: the classifier behind the reconstruction.
@@ -365,8 +361,8 @@ def carried_attack(
 
     Returns:
       Images within the ball and the box; the clean one where nothing was found. Success says that an image of the
-      generator was found, and the logits are those of that. Whether the reconstruction follows is for the evaluation to
-      tell: show the images to `defended`.
+      generator was found, and the logits are those of that. The evaluation tells whether the reconstruction follows:
+      judge the images by the defended classifier.
 
     Raises:
       ValueError: as `manifold_attack`, or for a radius that is not above 0.
@@ -387,3 +383,17 @@ def carried_attack(
     length = problem.norm(change)[:, None, None, None]
     scale = jnp.where(length > 0, problem.per_example(epsilon, images) / jnp.where(length > 0, length, 1.0), 0.0)
     return dataclasses.replace(found, inputs=jnp.clip(images + scale * change, 0.0, 1.0))
+
+
+DEFENSES = (
+    declare(
+        reconstruct,
+        name="defense_gan",
+        prepare=load_generator,
+        gradient="straight-through",
+        random=True,
+        # A draw is the best of several starts: another one changes it little.
+        averages=True,
+        latent=PREPARED,
+    ),
+)

@@ -1,6 +1,6 @@
-"""Feature Distillation: images through a coarse quantization of their cosine transform; and the random distortion grid.
+"""Feature Distillation: a coarse quantization of the image's cosine transform; and the random distortion grid.
 
-Nothing is trained here, whatever the name says. Both are transforms of the input.
+Both are transforms of the input; neither trains anything.
 
 Reference:
   Liu et al., Feature Distillation: DNN-Oriented JPEG Compression Against Adversarial Examples, 2019 (arXiv 1803.05787).
@@ -13,10 +13,12 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.fft
 from jaxtyping import Array, Float, Key
 
-from ddjax import checks
-from ddjax.classifier import bpda, transform
+from ddjax.checks import check_choice
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images, widened
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -26,10 +28,7 @@ TABLE: Table = tuple(tuple(25.0 if max(i, j) < 4 else 30.0 for j in range(8)) fo
 
 def cosine_matrix(size: int) -> np.ndarray:
     """The orthonormal DCT-II of `size` values as a matrix: `cosine_matrix(n) @ x`."""
-    frequency, place = np.mgrid[:size, :size]
-    matrix = np.sqrt(2 / size) * np.cos(np.pi * (2 * place + 1) * frequency / (2 * size))
-    matrix[0] /= np.sqrt(2)
-    return matrix
+    return np.asarray(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
 
 
 def distill_features(
@@ -37,8 +36,8 @@ def distill_features(
 ) -> Float[Array, "B H W C"]:
     """Quantizes the block-wise cosine transform of images in 8-bit units.
 
-    Images are mirrored around their edge pixels up to whole blocks, equally on both sides, and cropped back. Each
-    channel goes by itself.
+    Images are mirrored around their edge pixels up to whole blocks, equally on both sides, and cropped back. Channels
+    are transformed one by one.
 
     Args:
       images: within [0, 1].
@@ -46,11 +45,12 @@ def distill_features(
       shifted: crops at the origin of the padded images as the public code does, which shifts them by half the padding.
 
     Returns:
-      Images within [0, 1] without a gradient: it is zero everywhere.
+      Images within [0, 1]. The gradient is zero everywhere.
 
     Raises:
-      ValueError: for a table that is no square of positive finite numbers.
+      ValueError: for a table that is no square of positive finite numbers, or inputs that are no images.
     """
+    check_images("Feature Distillation", images)
     steps = np.asarray(table, np.float32)
     block = len(steps)
     if steps.shape != (block, block) or not (np.isfinite(steps) & (steps > 0)).all():
@@ -58,16 +58,18 @@ def distill_features(
     batch, rows, columns, channels = images.shape
     pads = [-side % block for side in (rows, columns)]
     sides = [(pad // 2, pad - pad // 2) for pad in pads]
-    padded = 255 * jnp.pad(images, ((0, 0), *sides, (0, 0)), mode="reflect")
+    wide = widened(images)
+    padded = 255 * jnp.pad(wide, ((0, 0), *sides, (0, 0)), mode="reflect")
     blocks = padded.reshape(batch, (rows + pads[0]) // block, block, (columns + pads[1]) // block, block, channels)
-    matrix = jnp.asarray(cosine_matrix(block), images.dtype)
+    # As products with a matrix: a fast transform gains nothing on blocks of eight, and rounds otherwise.
+    matrix = jnp.asarray(cosine_matrix(block), wide.dtype)
     multiply = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
     spectrum = multiply("ki,lj,bminjc->bmnklc", matrix, matrix, blocks)
-    step = jnp.asarray(steps, images.dtype)[None, None, None, :, :, None]
+    step = jnp.asarray(steps, wide.dtype)[None, None, None, :, :, None]
     coarse = jnp.round(spectrum / step) * step
     restored = multiply("ki,lj,bmnklc->bminjc", matrix, matrix, coarse).reshape(padded.shape)
     top, left = (0, 0) if shifted else (sides[0][0], sides[1][0])
-    return jnp.clip(restored[:, top : top + rows, left : left + columns] / 255, 0.0, 1.0)
+    return jnp.clip(restored[:, top : top + rows, left : left + columns] / 255, 0.0, 1.0).astype(images.dtype)
 
 
 def random_grid(
@@ -80,9 +82,9 @@ def random_grid(
 ) -> Float[Array, "B H W C"]:
     """The random distortion grid: columns and rows are stretched and compressed, cell by cell.
 
-    A side is cut into cells of `side // cells` pixels. Each cell shows a stretch of the image whose length is that of
-    the cell times 1 + U(-limit, limit), from where the cell before ended; a last cell that is cut off by the edge shows
-    all that is left. Positions are rounded, so pixels are moved and not mixed, and gradients pass.
+    A side is cut into cells of `side // cells` pixels. Each cell shows a stretch of the image that begins where the
+    stretch of the cell before ended; its length is that of the cell times 1 + U(-limit, limit). A last cell that is cut
+    off by the edge shows all that is left. Positions are rounded, so pixels are moved and not mixed. Gradients pass.
 
     Args:
       images: a batch.
@@ -90,14 +92,15 @@ def random_grid(
       limit: of the change of lengths, in [0, 1).
       cells: the number of cells of a side, at least 1.
       flips: runs each of the two directions from the other end with probability one half, as the authors' TensorFlow
-        twin does.
+        code does.
 
     Returns:
       The distorted images.
 
     Raises:
-      ValueError: for a limit or number of cells out of its range.
+      ValueError: for a limit or number of cells out of its range, or inputs that are no images.
     """
+    check_images("the random grid", images)
     if not 0 <= limit < 1 or cells < 1:
         raise ValueError(f"a grid needs a limit in [0, 1) and at least one cell, got {limit} and {cells}")
 
@@ -114,7 +117,7 @@ def _positions(key: Array, side: int, limit: float, cells: int, flips: bool) -> 
     length = max(side // cells, 1)
     starts = range(0, side, length)
     of_steps, of_flip = jax.random.split(key)
-    steps = jax.random.uniform(of_steps, (len(starts),), minval=1 - limit, maxval=1 + limit)
+    steps = jax.random.uniform(of_steps, (len(starts),), jnp.float32, minval=1 - limit, maxval=1 + limit)
     parts, before = [], jnp.float32(0)
     for index, start in enumerate(starts):
         end = min(start + length, side)
@@ -130,7 +133,9 @@ def _positions(key: Array, side: int, limit: float, cells: int, flips: bool) -> 
 def random_jitter(
     images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, limit: float = 0.025
 ) -> Float[Array, "B H W C"]:
-    """Moves each column and each row by a random share of its coordinate, bilinearly; far from the origin the most.
+    """Moves each column and each row by a random share of its coordinate, bilinearly; most far from the origin.
+
+    Gradients pass.
 
     Args:
       images: a batch.
@@ -141,18 +146,20 @@ def random_jitter(
       The distorted images.
 
     Raises:
-      ValueError: for a limit out of its range.
+      ValueError: for a limit out of its range, or inputs that are no images.
     """
+    check_images("the random jitter", images)
     if not 0 <= limit < 1:
         raise ValueError(f"the limit must be in [0, 1), got {limit}")
 
     def distort(image: Array, key: Array) -> Array:
         for axis, half in enumerate(jax.random.split(key)):
             side = image.shape[axis]
-            share = jax.random.uniform(half, (side,), minval=1 - limit, maxval=1 + limit)
-            place = jnp.clip(jnp.arange(side, dtype=image.dtype) * share, 0.0, side - 1.0)
+            share = jax.random.uniform(half, (side,), jnp.float32, minval=1 - limit, maxval=1 + limit)
+            place = jnp.clip(jnp.arange(side, dtype=jnp.float32) * share, 0.0, side - 1.0)
             low = jnp.floor(place)
-            weight = (place - low).reshape(*(side if other == axis else 1 for other in range(3)))
+            weight = (place - low).astype(image.dtype)
+            weight = weight.reshape(*(side if other == axis else 1 for other in range(3)))
             low = low.astype(jnp.int32)
             near, far = (jnp.take(image, at, axis=axis) for at in (low, jnp.minimum(low + 1, side - 1)))
             image = (1 - weight) * near + weight * far
@@ -169,9 +176,8 @@ def distill_and_distort(
     shifted: bool = False,
     grid: str = "jitter",
     limit: float = 0.025,
-    straight_through: bool = False,
 ) -> Float[Array, "B H W C"]:
-    """Feature Distillation and then one of the two random distortions.
+    """Feature Distillation, then one of the two random distortions.
 
     Args:
       images: within [0, 1].
@@ -181,16 +187,46 @@ def distill_and_distort(
       grid: `"jitter"`, as the public code that combines them has it, or `"cells"`, the grid of Qiu et al., for whom a
         limit of 0.25 is usual.
       limit: of the distortion.
-      straight_through: lets gradients pass the quantization as if it were not there, by BPDA, and the distortion as it
-        is; what an attack looks through.
 
     Returns:
-      The defended images.
+      The defended images. The gradient is zero everywhere.
 
     Raises:
-      ValueError: for an unknown grid.
+      ValueError: for an unknown grid, or inputs that are no images.
+    """
+    return distort(distill_features(images, table=table, shifted=shifted), keys, grid=grid, limit=limit)
+
+
+def distort(
+    images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, grid: str = "jitter", limit: float = 0.025
+) -> Float[Array, "B H W C"]:
+    """One of the two random distortions alone: the substitute for a defense-aware attack on `distill_and_distort`.
+
+    Distortions are linear in the image, so this is the gradient of the distortion with the quantization passed straight
+    through.
+
+    Args:
+      images: a batch.
+      keys: one for each image.
+      grid: see `distill_and_distort`.
+      limit: of the distortion.
+
+    Returns:
+      The distorted images.
+
+    Raises:
+      ValueError: for an unknown grid, or inputs that are no images.
     """
     distortions = {"jitter": random_jitter, "cells": random_grid}
-    checks.check_choice("grid", grid, distortions)
-    distill = transform(distill_features, table=table, shifted=shifted)
-    return distortions[grid]((bpda(distill) if straight_through else distill)(images), keys, limit=limit)
+    check_choice("grid", grid, distortions)
+    return distortions[grid](images, keys, limit=limit)
+
+
+DEFENSES = (
+    declare(distill_features, name="feature_distillation", gradient="straight-through"),
+    declare(
+        distill_and_distort, name="feature_distillation_grid", random=True, gradient="substitute", substitute=distort
+    ),
+    declare(random_grid, random=True, gradient="own"),
+    declare(random_jitter, random=True, gradient="own"),
+)

@@ -6,6 +6,8 @@ Reference:
 """
 
 import dataclasses
+import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +16,29 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, Key
 
 from ddjax import checks, rounding
-from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
+from ddjax.classifier import LogitsFn, Randomized, as_pytree, map_draws
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images, widened
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
-# the way to the solution only. With the 2 of the public code 50 iterations do not get as far as 20 with this.
+# the speed of convergence only: 20 iterations with this value get further than 50 with the 2 of the public code.
 _COUPLING = 0.5
-# Of the distances between tiles and patches that are held at once.
+# How many distances between tiles and patches are held at once.
 _ENTRIES = 2**20
 
 
-def truncate_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 3) -> Float[Array, "B H W C"]:
+def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float[Array, "B ..."]:
     """Keeps the leading bits of 8-bit values and sets the others to zero.
 
-    `squeezing.reduce_bit_depth` rounds to the nearest of as many values from 0 to 1 instead; here the largest is below
+    `squeezers.reduce_bit_depth` rounds to the nearest of as many values from 0 to 1 instead; here the largest is below
     1, 224 / 255 with three bits.
 
     Args:
-      images: within [0, 1]; rounded to 8 bits first.
+      inputs: within [0, 1]; rounded to 8 bits first.
       bits: from 1 to 8.
 
     Returns:
-      Images without a gradient: it is zero everywhere.
+      Inputs of fewer bits. The gradient is zero everywhere.
 
     Raises:
       ValueError: for another number of bits.
@@ -44,13 +48,14 @@ def truncate_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 3) -> Flo
       code has the reduction of Guo et al. in this form.
 
     Departures from the paper:
-      Guo et al. round. The attackers' code cuts off what 255 times the value has behind the point, which takes an 8-bit
-      value that has been through floats to the one below it now and then.
+      Guo et al. round. The attackers' code truncates 255 times the value, which sometimes takes an 8-bit value that was
+      a float to the one below it.
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be from 1 to 8, got {bits}")
-    level = jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.int32)
-    return rounding.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
+    level = jnp.clip(jnp.round(255 * widened(inputs)), 0, 255).astype(jnp.int32)
+    kept = (level >> (8 - bits) << (8 - bits)).astype(jnp.float32)
+    return rounding.round_to_levels(kept / 255, 256).astype(inputs.dtype)
 
 
 def total_variation(
@@ -61,7 +66,7 @@ def total_variation(
     keep: float | Float[Array, ""] = 0.5,
     num_iterations: int = 50,
 ) -> Float[Array, "B H W C"]:
-    """Drops pixels at random and draws the image of little total variation through those that are left.
+    """Drops pixels at random and fits an image of little total variation to those that are left.
 
     Minimizes over u the sum of (u - image)^2 over the kept pixels plus `weight` times the anisotropic total variation,
     the sum of |u_p - u_q| over pixels next to each other, in each channel.
@@ -75,11 +80,10 @@ def total_variation(
         within 0.5% on MNIST, and the last changed images by less than 0.001 on average, where the public code stops.
 
     Returns:
-      Images within [0, 1]. They carry no gradient: that of the solver, unrolled, is another thing than what the
-      defense's attackers use, which is `ddjax.classifier.bpda`.
+      Images within [0, 1]. They carry no gradient; attacks on the defense use `ddjax.bpda`.
 
     Raises:
-      ValueError: for a weight, probability or number out of its range.
+      ValueError: for a weight, probability or number out of its range, or inputs that are no images.
 
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), section 4; the solver is of Goldstein and Osher, The Split Bregman Method
@@ -88,20 +92,22 @@ def total_variation(
     Departures from the paper:
       One mask for all channels, as the attackers' code has it. A fixed number of iterations instead of a tolerance. The
       sweep of Gauss-Seidel goes over all black squares of the checkerboard at once and then over all white ones, not
-      pixel by pixel: the solution is the same, the way there is parallel.
+      pixel by pixel: the solution is the same, and the iterations are parallel.
     """
+    check_images("total variation", images)
     checks.check_number("weight", weight, least=0.0)
     checks.check_number("keep", keep, above=0.0, most=1.0)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
-    images = lax.stop_gradient(images)
+    dtype = images.dtype
+    images = lax.stop_gradient(widened(images))
     rows, columns = images.shape[1:3]
     draw = lambda key: jax.random.bernoulli(key, keep, (rows, columns, 1))
     kept = jax.vmap(draw)(keys).astype(images.dtype)
     threshold = jnp.asarray(weight, images.dtype) / (2 * _COUPLING)
     row, column = np.mgrid[:rows, :columns]
     black = ((row + column) % 2 == 0)[None, :, :, None]
-    neighbors = sum((place > 0) * 1 + (place < side - 1) for place, side in ((row, rows), (column, columns)))
+    neighbors: Any = sum((place > 0) * 1 + (place < side - 1) for place, side in ((row, rows), (column, columns)))
     diagonal = kept + _COUPLING * jnp.asarray(neighbors, images.dtype)[None, :, :, None]
     # Zero in an image of one pixel that is not kept.
     diagonal = jnp.where(diagonal > 0, diagonal, 1)
@@ -118,12 +124,12 @@ def total_variation(
         down, right = (found + b for found, b in zip(_differences(smooth), bregman, strict=True))
         return smooth, down, right
 
-    # Nothing of the dropped pixels may show, not even where the solver has not got far.
+    # The start is free of the dropped pixels, so that none shows before the solver has converged.
     mean = jnp.sum(kept * images, axis=(1, 2), keepdims=True) / jnp.maximum(
         jnp.sum(kept, axis=(1, 2), keepdims=True), 1
     )
     start = jnp.where(kept > 0, images, mean), jnp.zeros_like(images), jnp.zeros_like(images)
-    return jnp.clip(lax.fori_loop(0, num_iterations, iterate, start)[0], 0, 1)
+    return jnp.clip(lax.fori_loop(0, num_iterations, iterate, start)[0], 0, 1).astype(dtype)
 
 
 def _differences(images: Array) -> tuple[Array, Array]:
@@ -176,25 +182,26 @@ def quilt(
     overlap: int = 2,
     neighbors: int = 10,
 ) -> Float[Array, "B H W C"]:
-    """Makes images anew from patches of others that look like theirs.
+    """Replaces each part of an image by a similar patch of other images.
 
     An image is covered with tiles of a patch's size, in raster order, each overlapping those to its left and above.
-    In the place of each goes one of the patches next to it by the Euclidean distance, any with the same probability.
-    Where a patch overlaps what is there, the two meet along the path of least squared difference from one end of the
-    overlap to the other. Images are mirrored to the right and below up to whole tiles, and cropped back.
+    Each tile is replaced by one of the patches that are nearest to it in the Euclidean distance, drawn uniformly. Where
+    a patch overlaps earlier ones, the two meet along the path of least squared difference from one end of the overlap
+    to the other. Images are mirrored to the right and below up to whole tiles, and cropped back.
 
     Args:
       images: within [0, 1].
       keys: one for each image.
       patches: squares of the images' channels, see `patch_database`.
       overlap: of tiles, from 1 to one less than their side.
-      neighbors: how many of the nearest patches a tile's is chosen from, from 1 to P.
+      neighbors: how many of the nearest patches are drawn from, from 1 to P.
 
     Returns:
       Images without a gradient.
 
     Raises:
-      ValueError: for patches that are no squares of the images' channels, or an overlap or number out of its range.
+      ValueError: for patches that are no squares of the images' channels, an overlap or number out of its range, or
+        inputs that are no images.
 
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), section 4; the quilting is of Efros and Freeman, Image Quilting for Texture
@@ -205,6 +212,7 @@ def quilt(
       and Freeman leave open how the two end. The attackers' code bars seams from the first row and column of an
       overlap, which nothing in the papers says; here they go anywhere.
     """
+    check_images("quilting", images)
     total, side, width, channels = patches.shape
     if side != width or channels != images.shape[3]:
         raise ValueError(f"patches must be squares of {images.shape[3]} channels, got the shape {patches.shape}")
@@ -213,8 +221,10 @@ def quilt(
             f"quilting needs an overlap from 1 to {side - 1} and from 1 to {total} neighbors, "
             f"got {overlap} and {neighbors}"
         )
-    images, patches = lax.stop_gradient((images, patches))
-    batch, rows, columns = images.shape[:3]
+    dtype, shape = images.dtype, images.shape
+    images = lax.stop_gradient(widened(images))
+    patches = lax.stop_gradient(patches).astype(images.dtype)
+    batch, rows, columns = shape[:3]
     stride = side - overlap
     down, across = (max(-(-(length - side) // stride), 0) + 1 for length in (rows, columns))
     pads = [(0, (count - 1) * stride + side - length) for count, length in ((down, rows), (across, columns))]
@@ -223,7 +233,7 @@ def quilt(
     of_rows, of_columns = (start[:, None] + np.arange(side) for start in starts.T)
     tiles = padded[:, of_rows[:, :, None], of_columns[:, None, :]]
     found = _nearest(tiles.reshape(batch * len(starts), -1), patches.reshape(total, -1), neighbors)
-    draw = lambda key: jax.random.randint(key, (len(starts),), 0, neighbors)
+    draw = lambda key: jax.random.randint(key, (len(starts),), 0, neighbors, jnp.int32)
     chosen = jax.vmap(draw)(keys).reshape(-1, 1)
     chosen = jnp.take_along_axis(found, chosen, axis=1).reshape(batch, len(starts)).T
 
@@ -239,7 +249,7 @@ def quilt(
         return lax.dynamic_update_slice(canvas, shown, place), None
 
     canvas, _ = lax.scan(lay, jnp.zeros_like(padded), (jnp.asarray(starts, jnp.int32), chosen))
-    return canvas[:, :rows, :columns]
+    return canvas[:, :rows, :columns].astype(dtype)
 
 
 def _nearest(tiles: Float[Array, "T D"], patches: Float[Array, "P D"], neighbors: int) -> Int32[Array, "T N"]:
@@ -284,44 +294,49 @@ def _beyond_seam(errors: Float[Array, "B L O"], side: int) -> Array:
     return jnp.arange(side, dtype=jnp.int32)[None, None] >= minimum_error_seam(errors)[:, :, None]
 
 
-def _local_means(images: Array) -> Array:
-    """The mean of each pixel and its eight neighbors; beyond the border stands what is on it."""
+def local_means(images: Float[Array, "B H W C"], *rest: Any) -> Float[Array, "B H W C"]:
+    """The mean of each pixel and its eight neighbors: the substitute for a defense-aware attack on `quilt`.
+
+    Args:
+      images: a batch; the border is repeated outside of it.
+      *rest: the keys and patches that `quilt` takes; not used.
+
+    Returns:
+      Images of the same shape.
+    """
+    del rest
     rows, columns = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     shifted = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
     return jnp.mean(jnp.stack(shifted), axis=0)
 
 
-def quilted(
-    logits_fn: LogitsFn,
-    patches: Float[Array, "P h w C"],
-    *,
-    overlap: int = 2,
-    neighbors: int = 10,
-    straight_through: bool = False,
-) -> Randomized:
-    """The classifier that looks at quilted images.
+def prepare_patches(
+    images: Array, key: Key[Array, ""], *, num_patches: int = 10_000, patch: int = 5
+) -> tuple[tuple[Array, ...], dict[str, Any]]:
+    """Makes the patches that `quilt` takes, see `patch_database`.
 
     Args:
-      logits_fn: a classifier.
-      patches: see `quilt`.
-      overlap: see `quilt`.
-      neighbors: see `quilt`.
-      straight_through: lets gradients pass, by BPDA, as if each pixel were the mean of those around it; what an attack
-        looks through. Which patch is near a tile depends on no single pixel, so that an attack which takes quilting for
-        the identity spends its budget on what does not come through.
+      images: training images `[N, H, W, C]`, at least one.
+      key: a single one.
+      num_patches: see `patch_database`.
+      patch: see `patch_database`.
 
     Returns:
-      A random classifier; a pytree whose leaves are those of `logits_fn` and the patches.
+      The patches, and no settings.
+
+    Raises:
+      ValueError: as `patch_database`, and without images.
     """
-    quilting = transform(quilt, overlap=overlap, neighbors=neighbors)
-    return randomized(logits_fn, bpda(quilting, _local_means) if straight_through else quilting, patches)
+    if not len(images):
+        raise ValueError("quilting needs training images, of which it makes its patches")
+    return (patch_database(jnp.asarray(images), key, num_patches=num_patches, patch=patch),), {}
 
 
 def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size: int) -> Float[Array, "B H W C"]:
     """Cuts a square out of each image and scales it bilinearly to the size of the image.
 
-    The place is any of those within the image, not only whole pixels. Gradients pass.
+    The place is uniform within the image, in fractions of a pixel. Gradients pass.
 
     Args:
       images: a batch.
@@ -332,14 +347,15 @@ def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size
       Images of the same shape.
 
     Raises:
-      ValueError: for another size.
+      ValueError: for another size, or inputs that are no images.
 
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), section 4.
 
     Departures from the paper:
-      Crops go to the classifier's size in one step, not to `size` pixels first.
+      Crops are scaled to the classifier's size in one step, not to `size` pixels first.
     """
+    check_images("a random crop", images)
     rows, columns, channels = images.shape[1:]
     if not 1 <= size <= min(rows, columns):
         raise ValueError(f"size must be from 1 to {min(rows, columns)}, got {size}")
@@ -347,7 +363,7 @@ def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size
     scale = np.array([rows / size, columns / size], np.float32)
 
     def crop(image: Array, key: Array) -> Array:
-        start = room * jax.random.uniform(key, (2,))
+        start = room * jax.random.uniform(key, (2,), jnp.float32)
         return jax.image.scale_and_translate(
             image, (rows, columns, channels), (0, 1), jnp.asarray(scale), -scale * start, "linear", antialias=False
         )
@@ -363,10 +379,8 @@ class _CropEnsemble:
     def __call__(self, logits_fn: LogitsFn, images: Array, keys: Array) -> Array:
         draws = jax.vmap(lambda key: jax.random.split(key, self.num_crops))(keys)
         log_probs = lambda part: jax.nn.log_softmax(logits_fn(random_crop(images, part, size=self.size)))
-        draws = jnp.moveaxis(draws, 1, 0)
-        # One draw after the other where each keeps all cores busy, with less memory.
-        found = lax.map(log_probs, draws) if jax.default_backend() == "cpu" else jax.vmap(log_probs)(draws)
-        return jax.nn.logsumexp(found, axis=0) - np.log(np.float32(self.num_crops))
+        found = map_draws(log_probs, jnp.moveaxis(draws, 1, 0))
+        return jax.nn.logsumexp(found, axis=0) - math.log(self.num_crops)
 
 
 def crop_ensemble(logits_fn: LogitsFn, *, size: int, num_crops: int = 30) -> Randomized:
@@ -390,3 +404,20 @@ def crop_ensemble(logits_fn: LogitsFn, *, size: int, num_crops: int = 30) -> Ran
     if size < 1 or num_crops < 1:
         raise ValueError(f"an ensemble needs at least one crop of at least one pixel, got {num_crops} of {size}")
     return Randomized(jax.tree_util.Partial(_CropEnsemble(size, num_crops), as_pytree(logits_fn)))
+
+
+DEFENSES = (
+    declare(truncate_bit_depth, gradient="straight-through"),
+    declare(total_variation, gradient="straight-through", random=True),
+    declare(
+        quilt,
+        name="quilting",
+        prepare=prepare_patches,
+        # Which patch is near a tile depends on no single pixel. With the identity an attack would spend its budget on
+        # changes that quilting removes.
+        gradient="substitute",
+        substitute=local_means,
+        random=True,
+    ),
+    declare(crop_ensemble, kind="wrapper", gradient="own", averages=True, size=24),
+)

@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from ddjax import rounding
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images, widened
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -44,10 +46,10 @@ _TO_YCC = np.rint(
 ).astype(np.int32)
 _TO_RGB = np.rint(2**16 * np.array([[1, 0, 1.402], [1, -0.34414, -0.71414], [1, 1.772, 0]])).astype(np.int32)
 
-# The orthonormal cosine transform times sqrt(8) 2^13, its left half; the right one is its mirror image, in odd rows
-# with the other sign. Some entries are one off the nearest integer, which is what the fast algorithm of Loeffler et al.
-# multiplies by with its eleven constants in 13 bits. Codecs agree on these: with others some coefficients in the middle
-# between two steps would go to another one, and their blocks be several gray levels off.
+# The left half of the orthonormal cosine transform times sqrt(8) 2^13; the right half is its mirror image, with the
+# other sign in odd rows. Some entries are one off the nearest integer: they follow from the eleven constants in 13 bits
+# of the fast algorithm of Loeffler et al. Codecs agree on these. With others, some coefficients in the middle between
+# two steps would be rounded to another step, and their blocks would be several gray levels off.
 _HALF = np.array(
     [
         (8192, 8192, 8192, 8192),
@@ -81,9 +83,8 @@ def quantization_table(table: Table, quality: int) -> np.ndarray:
 def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: bool = True) -> Float[Array, "B H W C"]:
     """Compresses images as a baseline JPEG file does, and decompresses them.
 
-    Values are rounded to 8 bits first, as a file holds them. From there on it is the integer arithmetic of libjpeg,
-    whose values it gives to the bit. Nothing is lost by leaving out the file: the coding of the quantized coefficients
-    is reversible.
+    Values are rounded to 8 bits first, as a file holds them. The rest is the integer arithmetic of libjpeg, with equal
+    values to the bit. The file itself is left out: the coding of the quantized coefficients is lossless.
 
     Args:
       images: within [0, 1]; color of three channels or gray of one.
@@ -94,17 +95,18 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
       Images of 8-bit values within [0, 1]. They have no gradient: rounding makes it zero everywhere.
 
     Raises:
-      ValueError: for another quality or number of channels.
+      ValueError: for another quality or number of channels, or inputs that are no images.
 
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), where the quality is 75.
     """
+    check_images("JPEG", images)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality must be from 1 to 100, got {quality}")
     rows, columns, channels = images.shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"JPEG needs images of one or three channels, got {channels}")
-    values = jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.int32)
+    values = jnp.clip(jnp.round(255 * widened(images)), 0, 255).astype(jnp.int32)
     luminance, chrominance = (quantization_table(table, quality) for table in (LUMINANCE, CHROMINANCE))
     if channels == 1:
         decoded = 128 + _quantize(values - 128, luminance)
@@ -118,31 +120,37 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
             color = _upsample(color[:, :, : -(-columns // 2)])[:, :rows, :columns]
         planes = jnp.concatenate([bright, color], axis=3)
         decoded = (jnp.einsum("ck,bijk->bijc", _TO_RGB, planes) + 2**15) >> 16
-    return rounding.round_to_levels(decoded.astype(images.dtype) / 255, 256)
+    return rounding.round_to_levels(decoded.astype(jnp.float32) / 255, 256).astype(images.dtype)
 
 
 def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:
-    """What `jpeg` does but for its rounding, which is linear: the chrominances lose half of their resolution.
+    """The linear part of `jpeg`, without its rounding: the chrominances lose half of their resolution.
 
-    The substitute of an attack that knows the defense, for `ddjax.classifier.bpda`: unlike the identity, it does not
-    spend its budget on colors of single pixels, which do not come through.
+    The substitute for a defense-aware attack, see `ddjax.bpda`. With the identity an attack would spend its budget on
+    the colors of single pixels, which subsampling removes.
 
     Args:
       images: within [0, 1]; color of three channels or gray of one.
       subsampling: as for `jpeg`.
 
     Returns:
-      Images, outside of [0, 1] now and then.
+      Images; values may be slightly outside of [0, 1].
+
+    Raises:
+      ValueError: for inputs that are no images.
     """
+    check_images("JPEG", images)
     if images.shape[3] == 1 or not subsampling:
         return images
-    planes = jnp.einsum("kc,bijc->bijk", np.float32(_TO_YCC / 2**16), images)
+    planes = jnp.einsum("kc,bijc->bijk", jnp.asarray(_TO_YCC / 2**16, images.dtype), images)
     bright, color = planes[..., :1], planes[..., 1:]
     color = _pad(color, 2, 2)
     batch, rows, columns, channels = color.shape
     means = jnp.mean(color.reshape(batch, rows // 2, 2, columns // 2, 2, channels), axis=(2, 4))
     color = jax.image.resize(means, color.shape, "linear")[:, : images.shape[1], : images.shape[2]]
-    return jnp.einsum("ck,bijk->bijc", np.float32(_TO_RGB / 2**16), jnp.concatenate([bright, color], axis=3))
+    return jnp.einsum(
+        "ck,bijk->bijc", jnp.asarray(_TO_RGB / 2**16, images.dtype), jnp.concatenate([bright, color], axis=3)
+    )
 
 
 def _pad(planes: Array, rows: int, columns: int) -> Array:
@@ -197,3 +205,6 @@ def _neighbors(side: int) -> tuple[np.ndarray, np.ndarray]:
     """The place before each, and the one after; at the ends itself."""
     place = np.arange(side)
     return np.maximum(place - 1, 0), np.minimum(place + 1, side - 1)
+
+
+DEFENSES = (declare(jpeg, gradient="substitute", substitute=without_rounding),)

@@ -1,8 +1,8 @@
-"""A detector of adversarial images by the local intrinsic dimensionality of what each layer makes of them.
+"""A detector of adversarial images by the local intrinsic dimensionality of each layer's activations.
 
-Around an image, the dimensionality of a layer is estimated from the distances to its nearest neighbors in a minibatch
-of clean images; adversarial images tend to have a larger one. The features of an image are the estimates at the input
-and at every layer, and a logistic regression decides.
+The dimensionality around an image is estimated, at each layer, from the distances to its nearest neighbors in a
+minibatch of clean images; it tends to be larger for adversarial images. The features of an image are the estimates at
+the input and at every layer, and a logistic regression decides.
 
 Reference:
   Ma et al., Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, 2018 (arXiv 1801.02613).
@@ -10,6 +10,7 @@ Reference:
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,22 +19,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ddjax import layers
-from ddjax.attacks import problem
+from ddjax.attacks import carlini_wagner_l2, contract, problem
+from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.squeezing import calibrated_threshold
 
 # The modules whose outputs count as layers.
 LAYERS: tuple[type[nn.Module], ...] = (layers.Conv, nn.Conv, nn.Dense, nn.BatchNorm, layers.ReLU)
-# Squared distances from a matrix product are right to about this share of the squared norms; in what is closer there is
-# no telling.
+# Squared distances from a matrix product are right to about this share of the squared norms; smaller ones are rounding.
 _ROUNDING = 1e-6
-# For points that are all at the same place.
+# The least squared distance, for points that coincide.
 _TINY = 1e-30
-# Of the mean logarithm, which vanishes where all neighbors are equally far; the dimensionality is infinite then.
+# The least mean logarithm: it vanishes where all neighbors are equally far, and the dimensionality is infinite then.
 _LEAST_LOG = 1e-6
 _FOLDS = 5
+# Shares of the clean images: what the detector compares with, and what it is fitted on; the rest is for its threshold.
+_REFERENCES, _FITTED = 1 / 8, 3 / 8
 
 
 def local_intrinsic_dimensionality(
@@ -41,9 +46,9 @@ def local_intrinsic_dimensionality(
 ) -> Float[Array, " N"]:
     """The maximum-likelihood estimate -(1/k sum_i log(r_i / r_k))^-1 from the distances to k neighbors.
 
-    The closest reference is left out before the k: usually it is the query itself, or the clean image of which the
-    query was made, and it would give away which of the two the query is. Where it is neither, the estimate is higher by
-    about a sixth for it, with 20 neighbors.
+    The closest reference is left out: usually it is the query itself, or the clean image of which the query was made,
+    and would reveal which of the two the query is. Where it is neither, leaving it out raises the estimate by about a
+    sixth, with 20 neighbors.
 
     Args:
       queries: points.
@@ -65,7 +70,7 @@ def local_intrinsic_dimensionality(
             f"the dimensionality needs at least 2 neighbors and one reference more than neighbors, "
             f"got {neighbors} neighbors and {len(references)} references"
         )
-    # Distances stay, and lose less to rounding.
+    # Centering keeps distances, which then lose less to rounding.
     center = jnp.mean(references, axis=0, keepdims=True)
     queries, references = queries - center, references - center
     sizes = jnp.sum(queries**2, axis=1)[:, None] + jnp.sum(references**2, axis=1)[None, :]
@@ -80,14 +85,14 @@ def local_intrinsic_dimensionality(
 def activations(
     logits_fn: LogitsFn, images: Float[Array, "B H W C"], *, after: tuple[type[nn.Module], ...] = LAYERS
 ) -> collections.OrderedDict[str, Float[Array, "B _"]]:
-    """The images, and what each layer of a network makes of them.
+    """The images, and each layer's activations.
 
     Args:
-      logits_fn: a classifier that calls flax modules, such as `bind` makes; not compiled by itself, or its layers
-        cannot be seen.
+      logits_fn: a classifier that calls flax modules, such as `bind` makes; not compiled by itself, which would hide
+        its layers.
       images: a batch.
-      after: the types of the modules that count as layers. The default has all that compute something, the last of
-        which gives the logits; pooling, flattening and dropout are left out.
+      after: the types of the modules that count as layers. The default has convolutions, dense layers, normalizations
+        and rectifiers; pooling, flattening and dropout are left out.
 
     Returns:
       By name, in the order of computation and the first of them `"input"`: one row of values for each image.
@@ -144,9 +149,8 @@ def features(
       Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
 
     Departures from the paper:
-      There, the references are the clean images of the very minibatch that is judged. A detector that is deployed has
-      no clean originals: it takes any minibatch of clean training images, always the same one, and should be fitted on
-      features from it, too.
+      There, the references are the clean images of the minibatch that is judged. A deployed detector has no clean
+      originals: it takes one fixed minibatch of clean images, and should be fitted on features from it, too.
     """
     found = activations(logits_fn, queries, after=after)
     near = activations(logits_fn, references, after=after)
@@ -158,7 +162,7 @@ def features(
 def noisy(
     images: Float[Array, "B H W C"], like: Float[Array, "B H W C"], keys: Key[Array, " B"]
 ) -> Float[Array, "B H W C"]:
-    """Images with Gaussian noise as large, in L2, as what an attack changed; the detector must not fall for noise.
+    """Images with Gaussian noise of the same L2 norm as an attack's change; the detector must not flag noise.
 
     Args:
       images: within [0, 1].
@@ -166,7 +170,7 @@ def noisy(
       keys: one for each image.
 
     Returns:
-      Images within [0, 1]; where the box cuts the noise off, less of it is left.
+      Images within [0, 1]; clipping shortens the noise.
     """
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
     scale = problem.norm(like - images) / problem.norm(noise)
@@ -189,11 +193,11 @@ class Detector:
     threshold: Any
 
     def log_odds(self, features: Float[Array, "B L"]) -> Float[Array, " B"]:
-        """The logarithm of the odds that an image is adversarial: what an attack on the detector brings down."""
+        """The logarithm of the odds that an image is adversarial; an attack on the detector minimizes it."""
         return jnp.sum(features * self.weights[None, :], axis=1) + self.bias
 
     def scores(self, features: Float[Array, "B L"]) -> Float[Array, " B"]:
-        """The probability that an image is adversarial, as the detector sees it."""
+        """The detector's probability that an image is adversarial."""
         return jax.nn.sigmoid(self.log_odds(features))
 
 
@@ -244,7 +248,7 @@ def fit_detector(
 
     values = np.concatenate(kinds)
     is_adversarial = np.repeat([False, False, True], [len(kind) for kind in kinds])
-    # What LogisticRegressionCV does, with each fold's own scaling, and under names that releases agree on.
+    # As LogisticRegressionCV, with each fold's own scaling.
     search = GridSearchCV(
         make_pipeline(MinMaxScaler(), LogisticRegression(max_iter=1000)),
         {"logisticregression__C": np.logspace(-4, 4, 10)},
@@ -285,3 +289,136 @@ def detector_scores(
       ValueError: as `features` does.
     """
     return detector.scores(features(logits_fn, images, references, neighbors=neighbors, after=after))
+
+
+@dataclasses.dataclass(frozen=True)
+class LidDetector:
+    """A fitted detector beside its network.
+
+    Attributes:
+      logits_fn: the network.
+      detector: fitted.
+      references: clean images, `[M, H, W, C]`.
+      evaluate: applies a function to any number of images.
+    """
+
+    logits_fn: Any
+    detector: Detector
+    references: np.ndarray
+    evaluate: Callable[..., Any]
+
+    @property
+    def threshold(self) -> float:
+        """An image counts as adversarial when its score exceeds it."""
+        return float(self.detector.threshold)
+
+    def scores(self, images: np.ndarray) -> np.ndarray:
+        """The detector's probability that each image is adversarial."""
+        return self.evaluate(_scores, (self.logits_fn, self.detector, self.references), images)
+
+    def flags(self, images: np.ndarray) -> np.ndarray:
+        """Which images the detector takes for adversarial."""
+        return self.scores(images) > np.asarray(self.detector.threshold)
+
+
+def fitting_attack(
+    logits_fn: LogitsFn, images: Float[Array, "B H W C"], labels: Int[Array, " B"], *, key: Key[Array, "..."]
+) -> contract.AttackResult:
+    """The attack that the detector is fitted on: Opt of the paper, Carlini and Wagner's L2 attack, shortened."""
+    return carlini_wagner_l2(
+        logits_fn, images, labels, key=key, learning_rate=0.01, initial_const=1.0, search_steps=3, num_steps=100
+    )
+
+
+def fit(
+    logits_fn: LogitsFn,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    key: Key[Array, ""],
+    evaluate: Callable[..., Any],
+    attack: Callable[..., contract.AttackResult] = fitting_attack,
+    false_positive_rate: float = 0.05,
+) -> LidDetector:
+    """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate.
+
+    Args:
+      logits_fn: the network; see `activations`.
+      images: clean ones that are used for nothing else and that the network was not trained on, within [0, 1],
+        `[N, H, W, C]`: an eighth to compare with, three eighths to be fitted on, one half for the threshold.
+      labels: the true classes, `[N]`.
+      key: a single one.
+      evaluate: `evaluate(function, shared, *columns)` applies `function(shared, *batch)` to any number of examples and
+        returns NumPy arrays.
+      attack: takes a classifier, images, labels and keys.
+      false_positive_rate: in [0, 1), of the images for the threshold that the network classifies correctly.
+
+    Returns:
+      The detector.
+
+    Raises:
+      ValueError: for a bad rate; too few images, or too few on which the attack succeeds (see `fit_detector`).
+
+    Reference:
+      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
+    """
+    check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
+    first, second = (round(len(images) * share) for share in (_REFERENCES, _REFERENCES + _FITTED))
+    references, tried, rest = images[:first], images[first:second], images[second:]
+    keys = jax.random.split(key, (2, len(tried)))
+    of_attack, of_noise = (np.asarray(jax.random.key_data(half)) for half in keys)
+    found = evaluate(_attacking(attack), logits_fn, tried, labels[first:second], of_attack)
+    correct = _is_correct(evaluate(_logits, logits_fn, tried), labels[first:second])
+    fooled = correct & _is_wrong(evaluate(_logits, logits_fn, found), labels[first:second])
+    disturbed = evaluate(_noisy, (), tried[fooled], found[fooled], of_noise[fooled]) if fooled.any() else tried[:0]
+    seen = functools.partial(evaluate, _features, (logits_fn, references))
+    kinds = (tried[correct], disturbed, found[fooled])
+    if min(map(len, kinds)) < _FOLDS:
+        raise ValueError(
+            f"a detector needs {_FOLDS} or more images that the network classifies correctly and that the attack fools, "
+            f"got {len(kinds[0])} and {len(kinds[2])}"
+        )
+    detector = fit_detector(*map(seen, kinds), seed=int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32)))
+    fitted = LidDetector(logits_fn, detector, references, evaluate)
+    clean = rest[_is_correct(evaluate(_logits, logits_fn, rest), labels[second:])]
+    threshold = calibrated_threshold(fitted.scores(clean), false_positive_rate)
+    return dataclasses.replace(fitted, detector=dataclasses.replace(detector, threshold=jnp.float32(threshold)))
+
+
+@functools.cache
+def _attacking(attack: Callable[..., contract.AttackResult]) -> Callable[..., Array]:
+    """The attack's images as one object for one program."""
+
+    def run(logits_fn: Any, images: Array, labels: Array, key_data: Array) -> Array:
+        return attack(logits_fn, images, labels, key=jax.random.wrap_key_data(key_data)).inputs
+
+    return run
+
+
+def _logits(logits_fn: Any, images: Array) -> Array:
+    return logits_fn(images)
+
+
+def _noisy(_: Any, images: Array, like: Array, key_data: Array) -> Array:
+    return noisy(images, like, jax.random.wrap_key_data(key_data))
+
+
+def _features(shared: Any, images: Array) -> Array:
+    logits_fn, references = shared
+    return features(logits_fn, images, references)
+
+
+def _scores(shared: Any, images: Array) -> Array:
+    logits_fn, detector, references = shared
+    return detector_scores(logits_fn, detector, images, references)
+
+
+def _is_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
+
+
+def _is_wrong(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return (logits.argmax(axis=1) != labels) & ~np.isnan(logits).any(axis=1)
+
+
+DEFENSES = (declare(fit, name="lid", kind="detector"),)

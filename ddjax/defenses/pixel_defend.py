@@ -1,17 +1,22 @@
-"""PixelDefend: images are moved, within a ball, to where a density model finds them likely.
+"""PixelDefend: moves each image, within a ball, to where a density model finds it likely.
 
 Reference:
   Song, Kim, Nowozin, Ermon and Kushman, PixelDefend: Leveraging Generative Models to Understand and Defend against
   Adversarial Examples, 2018 (arXiv 1710.10766).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ddjax import checks, rounding
-from ddjax.classifier import LogitsFn, bpda, transform, transformed
+from ddjax import rounding
+from ddjax.checks import check_number
+from ddjax.defenses import models
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images, widened
 from ddjax.generative import logistic_mixture, pixelcnn
 
 # In levels: what rounding may have added to a distance.
@@ -33,15 +38,15 @@ def purify(
       images: within [0, 1].
       density: of levels from 0 to 255, as `ddjax.generative.pixelcnn.density` makes it.
       epsilon: the radius of the ball in Linf, at least 0.
-      most_bits: images that take less bits for each dimension than this, and so look like those that the density was
-        trained on, stay as they are; 0 for none. The paper's adaptive defense.
+      most_bits: images of fewer bits per dimension than this look like those that the density was trained on, and stay
+        as they are; 0 for none. The paper's adaptive defense.
 
     Returns:
-      Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient:
-      what the defense's attackers use is `ddjax.classifier.bpda`.
+      Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient; an
+      attack on the defense uses `ddjax.bpda`.
 
     Raises:
-      ValueError: for a radius or a number of bits that is negative or not finite.
+      ValueError: for a radius or a number of bits that is negative or not finite, or inputs that are no images.
 
     Reference:
       Song et al., 2018 (arXiv 1710.10766), algorithm 1.
@@ -50,19 +55,20 @@ def purify(
       The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel
       from the channels before it in its pixel, as the density has it.
     """
-    checks.check_number("epsilon", epsilon, least=0.0)
-    checks.check_number("most_bits", most_bits, least=0.0)
-    images, density = lax.stop_gradient((images, density))
-    nearest, choose = greedy(images, epsilon)
+    check_number("epsilon", epsilon, least=0.0)
+    check_number("most_bits", most_bits, least=0.0)
+    check_images("PixelDefend", images)
+    wide, density = lax.stop_gradient((widened(images).astype(jnp.float32), density))
+    nearest, choose = greedy(wide, epsilon)
     purified = pixelcnn.autoregress(density, nearest, choose)
     if most_bits > 0:
         is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
         purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
-    return rounding.round_to_levels(purified / 255, 256)
+    return rounding.round_to_levels(purified / 255, 256).astype(images.dtype)
 
 
 def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:
-    """What `purify` starts from, and how it chooses.
+    """The start of `purify`, and its choice of each pixel.
 
     Args:
       images: within [0, 1].
@@ -95,25 +101,25 @@ def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array
     return nearest, choose
 
 
-def defended(
-    logits_fn: LogitsFn,
-    density: jax.tree_util.Partial,
-    *,
-    epsilon: float = 16 / 255,
-    most_bits: float = 0.0,
-    straight_through: bool = False,
-) -> LogitsFn:
-    """The classifier that looks at purified images.
+def load_density(
+    images: Any, key: Any, *, model: str = "runs/train_pixelcnn_mnist/checkpoints/seed0_none/density"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Loads the density that `purify` takes.
 
     Args:
-      logits_fn: a classifier.
-      density: see `purify`.
-      epsilon: see `purify`.
-      most_bits: see `purify`.
-      straight_through: lets gradients pass as if nothing had been purified, by BPDA; what an attack looks through.
+      images: of the shape that it must take, `[N, H, W, C]`; may be none.
+      key: not used.
+      model: the directory of its checkpoints.
 
     Returns:
-      A classifier; a pytree whose leaves are those of `logits_fn` and of the density.
+      The density, and no settings.
+
+    Raises:
+      CheckpointError: where there is none.
+      ValueError: for a model of another kind, or of images of another shape.
     """
-    purifying = transform(purify, epsilon=epsilon, most_bits=most_bits)
-    return transformed(logits_fn, bpda(purifying) if straight_through else purifying, density)
+    del key
+    return (models.model_fn(models.load(model, "density", images.shape[1:])),), {}
+
+
+DEFENSES = (declare(purify, name="pixel_defend", prepare=load_density, gradient="straight-through"),)

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from ddjax import checks
+from ddjax.checks import check_choice, check_number, check_whole_number
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images
 
 METHODS = ("bilinear", "nearest")
 
@@ -27,8 +29,8 @@ def resize_and_pad(
 ) -> Float[Array, "B H2 W2 C"]:
     """Resizes each image to a random size and puts it at a random place of a larger one.
 
-    The size, and then the offset from above and from the left, are uniform. Sizes are told by the longer side; the
-    shorter one is scaled by the same factor and rounded, that of the larger image too. Gradients pass as they are.
+    The size, and then the offsets from above and from the left, are uniform. A size is the longer side; the shorter
+    one is scaled by the same factor and rounded, for the padded image too. Gradients pass.
 
     Args:
       images: a batch.
@@ -37,15 +39,16 @@ def resize_and_pad(
         times 331 / 299, as the paper has it, and at least one pixel more.
       smallest: the least longer side of the resized image, at least 1 and below `largest`; None takes that of the
         image.
-      pad_value: of what is around.
+      pad_value: the value of the padding.
       restore: resizes the padded image to the size it had, for networks that take one size.
-      method: `"bilinear"` or `"nearest"`, of all resizing. Neither smooths before it makes images smaller.
+      method: `"bilinear"` or `"nearest"`, for all resizing. Neither smooths before it makes images smaller.
 
     Returns:
       Images of the size they had, or without `restore` those whose longer side is `largest`.
 
     Raises:
-      ValueError: for sides out of their range, an unknown method, or a padding that is not finite.
+      ValueError: for sides out of their range, an unknown method, a padding that is not finite, or inputs that are no
+        images.
 
     Reference:
       Xie et al., 2018 (arXiv 1711.01991).
@@ -53,8 +56,12 @@ def resize_and_pad(
     Departures from the paper:
       Pixels have their centers at one half, so that resizing does not shift images.
     """
-    checks.check_choice("method", method, METHODS)
-    checks.check_number("pad_value", pad_value)
+    check_images("resizing", images)
+    check_choice("method", method, METHODS)
+    check_number("pad_value", pad_value)
+    for name, value in (("largest", largest), ("smallest", smallest)):
+        if value is not None:
+            check_whole_number(name, value, least=1)
     rows, columns = images.shape[1:3]
     side = max(rows, columns)
     most = max(round(side * 331 / 299), side + 1) if largest is None else largest
@@ -101,3 +108,6 @@ def resize_and_pad(
 def _scaled(length: int, wanted: Any, side: int) -> Any:
     """A length times `wanted / side`, rounded half up, in integers."""
     return (2 * length * wanted + side) // (2 * side)
+
+
+DEFENSES = (declare(resize_and_pad, gradient="own", random=True),)

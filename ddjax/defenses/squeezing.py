@@ -1,4 +1,6 @@
-"""Feature squeezing: coarser images, and the detector that asks what the classifier makes of them.
+"""Feature squeezing: the detector that compares the classifier's answers for an image and for squeezed copies of it.
+
+`ddjax.defenses.squeezers` holds the squeezers.
 
 Reference:
   Xu, Evans and Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, 2018 (arXiv 1704.01155).
@@ -8,6 +10,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,177 +18,22 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax import checks, rounding
 from ddjax.attacks import carlini_wagner_l2, contract, problem
-from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transform, transformed
+from ddjax.checks import check_number
+from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transformed
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.squeezers import squeezer
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
 _GUARD = 0.3
+# The largest score there is, but for rounding: two probabilities in L1.
+_LARGEST_SCORE = 2 * (1 - 1e-6)
 # The squeezers of the paper's best joint detectors; thresholds are calibrated, see `calibrated_threshold`.
 JOINT = {
     "mnist": ("bit_depth_1", "median_2_2"),
     "cifar10": ("bit_depth_5", "median_2_2", "non_local_means_13_3_2"),
     "imagenet": ("bit_depth_5", "median_2_2", "non_local_means_11_3_4"),
 }
-
-
-def reduce_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 1) -> Float[Array, "B H W C"]:
-    """Rounds every value to the nearest of 2^bits equally spaced ones.
-
-    Args:
-      images: within [0, 1].
-      bits: from 1 to 16.
-
-    Returns:
-      Images without a gradient: it is zero everywhere.
-
-    Raises:
-      ValueError: for another number of bits.
-    """
-    if not 1 <= bits <= 16:
-        raise ValueError(f"bits must be from 1 to 16, got {bits}")
-    return rounding.round_to_levels(images, 2**bits)
-
-
-def binarize(images: Float[Array, "B H W C"], *, threshold: float = 0.5) -> Float[Array, "B H W C"]:
-    """One above the threshold, zero at and below it."""
-    return (images > threshold).astype(images.dtype)
-
-
-def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: int = 2) -> Float[Array, "B H W C"]:
-    """The median of each pixel's neighborhood, in each channel.
-
-    As `scipy.ndimage.median_filter` with mode `"reflect"`: of an even number of values the upper of the two in the
-    middle, an even side reaching further up or to the left, and images mirrored at their edges.
-
-    Args:
-      images: a batch.
-      height: of the neighborhood, at least 1.
-      width: of the neighborhood, at least 1.
-
-    Returns:
-      The filtered images.
-
-    Raises:
-      ValueError: for a side below 1.
-    """
-    if height < 1 or width < 1:
-        raise ValueError(f"a neighborhood must have sides of at least 1, got {height} x {width}")
-    windows = _windows(images, height, width)
-    return jnp.sort(jnp.stack(windows, axis=-1), axis=-1)[..., len(windows) // 2]
-
-
-def _windows(images: Array, height: int, width: int) -> list[Array]:
-    """The images shifted by each offset of a neighborhood."""
-    rows, columns = images.shape[1:3]
-    padded = _mirrored(images, height, width)
-    return [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-
-
-def _mirrored(images: Array, height: int, width: int) -> Array:
-    """With the surroundings that a neighborhood of this size needs, the edge pixel repeated first."""
-    sides = [(side // 2, (side - 1) // 2) for side in (height, width)]
-    return jnp.pad(images, ((0, 0), *sides, (0, 0)), mode="symmetric")
-
-
-def non_local_means(
-    images: Float[Array, "B H W C"], *, search: int = 13, block: int = 3, strength: float = 2.0
-) -> Float[Array, "B H W C"]:
-    """Averages over pixels whose surroundings look alike, from the formula.
-
-    The weight of a pixel q for a pixel p is exp(-d(p, q) / h^2), d the mean squared difference of the two blocks around
-    them over pixels and channels, in units of 8-bit levels.
-
-    Args:
-      images: within [0, 1].
-      search: the side of the square of pixels q around p; odd.
-      block: the side of the blocks that are compared; odd.
-      strength: h, above 0.
-
-    Returns:
-      The smoothed images.
-
-    Raises:
-      ValueError: for even sides or a strength that is not positive.
-
-    Reference:
-      Buades, Coll and Morel, A Non-Local Algorithm for Image Denoising, 2005.
-
-    Departures:
-      Approximate against OpenCV's, which the paper uses: that works on 8-bit images in the Lab space, with its weights
-      from a table.
-    """
-    if search < 1 or block < 1 or search % 2 == 0 or block % 2 == 0:
-        raise ValueError(f"search and block must be odd, got {search} and {block}")
-    checks.check_number("strength", strength, above=0.0)
-    channels = images.shape[3]
-    padded = _mirrored(images, search, search)
-    patch = (1, block, block, 1)
-
-    def add(sums: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
-        total, weights = sums
-        other = lax.dynamic_slice(padded, (0, offset[0], offset[1], 0), images.shape)
-        squared = jnp.sum((255 * (images - other)) ** 2, axis=3, keepdims=True)
-        distance = lax.reduce_window(_mirrored(squared, block, block), 0.0, lax.add, patch, (1, 1, 1, 1), "VALID")
-        weight = jnp.exp(-distance / (block * block * channels * strength**2))
-        return (total + weight * other, weights + weight), None
-
-    offsets = jnp.asarray([(i, j) for i in range(search) for j in range(search)], jnp.int32)
-    start = jnp.zeros_like(images), jnp.zeros_like(images[..., :1])
-    # Saving nothing for the backward pass but the sums: a gradient costs one more forward pass.
-    (total, weights), _ = lax.scan(jax.checkpoint(add), start, offsets)
-    return total / weights
-
-
-def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array, "B H W C"]:
-    """Scales the images down by a factor and up again, bilinearly.
-
-    Args:
-      images: a batch.
-      factor: at least 1; sides are divided by it and rounded down.
-
-    Returns:
-      Blurred images of the same size.
-
-    Raises:
-      ValueError: when a factor is below 1 or leaves nothing of a side.
-    """
-    rows, columns = images.shape[1:3]
-    if factor < 1 or min(rows, columns) // factor < 1:
-        raise ValueError(f"images of {rows} x {columns} cannot be scaled down by {factor}")
-    small = (images.shape[0], rows // factor, columns // factor, images.shape[3])
-    return jax.image.resize(jax.image.resize(images, small, "bilinear"), images.shape, "bilinear")
-
-
-# By name: the function, its settings in the order in which a name holds them, and their types.
-SQUEEZERS: dict[str, tuple[Callable[..., Array], dict[str, type]]] = {
-    "bit_depth": (reduce_bit_depth, {"bits": int}),
-    "binary": (binarize, {"threshold": float}),
-    "median": (median_filter, {"height": int, "width": int}),
-    "non_local_means": (non_local_means, {"search": int, "block": int, "strength": float}),
-    "resample": (resample, {"factor": int}),
-}
-
-
-def squeezer(name: str) -> Transform:
-    """Makes a squeezer by name: `bit_depth_1`, `binary_0.5`, `median_2_2`, `non_local_means_13_3_2`, `resample_2`.
-
-    Raises:
-      ValueError: for an unknown name, or numbers that are none or too many.
-    """
-    for known, (function, settings) in SQUEEZERS.items():
-        if name == known or name.startswith(known + "_"):
-            numbers = name[len(known) + 1 :].split("_") if name != known else []
-            if len(numbers) not in (0, len(settings)):
-                break
-            try:
-                return transform(function, **{key: settings[key](n) for key, n in zip(settings, numbers, strict=False)})
-            except ValueError:
-                break
-    forms = [
-        f"{known}_{'_'.join(setting.upper() for setting in settings)}" for known, (_, settings) in SQUEEZERS.items()
-    ]
-    raise ValueError(f"unknown squeezer {name!r}; known: {', '.join(forms)}")
 
 
 def _distances(
@@ -202,7 +50,7 @@ def _distances(
 def detector_scores(
     logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Float[Array, "B H W C"]
 ) -> Float[Array, " B"]:
-    """The joint detector: how far at most any squeezer moves the probabilities of an image, in L1.
+    """The joint detector's score: the largest L1 distance by which a squeezer moves the probabilities of an image.
 
     Args:
       logits_fn: a classifier.
@@ -233,7 +81,8 @@ class _Joint:
 def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> LogitsFn:
     """The mean logits of an image and of all that the squeezers make of it, seen through by BPDA.
 
-    What deceives all of these views at once moves the detector's score little: with it, any attack knows the detector.
+    An image that deceives all of these views at once has a low score, so any attack on this classifier knows the
+    detector.
 
     Args:
       logits_fn: a classifier.
@@ -246,10 +95,10 @@ def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> Log
 
 
 def calibrated_threshold(scores: np.ndarray, false_positive_rate: float = 0.05) -> float:
-    """The least threshold that at most this share of clean images exceeds.
+    """The lowest threshold that at most this share of clean images exceeds.
 
     Args:
-      scores: of clean images that serve nothing else, `[N]`.
+      scores: of clean images that are used for nothing else, `[N]`.
       false_positive_rate: in [0, 1).
 
     Returns:
@@ -260,9 +109,8 @@ def calibrated_threshold(scores: np.ndarray, false_positive_rate: float = 0.05) 
     """
     scores = np.sort(np.asarray(scores, np.float64).ravel())
     if not len(scores) or not np.isfinite(scores).all():
-        raise ValueError(f"a threshold needs finite scores of clean images, got {scores}")
-    if not 0 <= false_positive_rate < 1:
-        raise ValueError(f"a false-positive rate must be in [0, 1), got {false_positive_rate}")
+        raise ValueError("a threshold needs finite scores of clean images, and at least one")
+    check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
     # Of 100 scores and a rate of 0.05 it is the 95th: 5 exceed it. Less a rounding error of the product.
     return float(scores[math.ceil(len(scores) * (1 - false_positive_rate) - 1e-9) - 1])
 
@@ -441,3 +289,124 @@ def attack_detector(
 def is_detected(scores: Float[Array, " B"], threshold: float | Float[Array, ""]) -> Bool[Array, " B"]:
     """Whether the joint detector takes images for adversarial."""
     return scores > threshold
+
+
+@dataclasses.dataclass(frozen=True)
+class SqueezingDetector:
+    """The joint detector beside its network.
+
+    Attributes:
+      logits_fn: the network.
+      squeezers: at least one.
+      threshold: an image counts as adversarial when its score exceeds it.
+      evaluate: applies a function to any number of images.
+    """
+
+    logits_fn: Any
+    squeezers: tuple[Transform, ...]
+    threshold: float
+    evaluate: Callable[..., Any]
+
+    def scores(self, images: Any) -> np.ndarray:
+        """The detector's scores of any number of images, from 0 to 2."""
+        return self.evaluate(_scores_of(self.squeezers), self.logits_fn, images)
+
+    def flags(self, images: Any) -> np.ndarray:
+        """Which images the detector takes for adversarial."""
+        return self.scores(images) > np.float32(self.threshold)
+
+
+@functools.cache
+def _scores_of(squeezers: tuple[Transform, ...]) -> Callable[[Any, jax.Array], jax.Array]:
+    """The scores as one object for one program."""
+    return lambda logits_fn, images: detector_scores(logits_fn, squeezers, images)
+
+
+def joint_detector(
+    logits_fn: LogitsFn,
+    images: Any,
+    labels: Any,
+    *,
+    key: Key[Array, ""],
+    evaluate: Callable[..., Any],
+    squeezers: str,
+    threshold: float | None = None,
+    false_positive_rate: float | None = None,
+) -> SqueezingDetector:
+    """The joint detector with a fixed threshold, or with one that is calibrated on clean images.
+
+    Args:
+      logits_fn: the network.
+      images: clean ones that are used for nothing else, `[N, H, W, C]`; not looked at with a fixed threshold.
+      labels: not looked at.
+      key: not used.
+      evaluate: `evaluate(function, shared, images)` applies `function(shared, batch)` to any number of images.
+      squeezers: names as in `ddjax.defenses.squeezers.squeezer`, joined by `+`.
+      threshold: in [0, 2); None calibrates it.
+      false_positive_rate: in [0, 1), the share of clean images that may exceed a calibrated threshold; None for 0.05.
+
+    Returns:
+      The detector.
+
+    Raises:
+      ValueError: for bad settings; both a threshold and a false-positive rate; a calibrated threshold that no score
+        exceeds, where the squeezers change more clean images than the rate allows.
+
+    Reference:
+      Xu et al., 2018 (arXiv 1704.01155).
+    """
+    del labels, key
+    check_settings(squeezers=squeezers, threshold=threshold, false_positive_rate=false_positive_rate)
+    names = _squeezers(squeezers)
+    if threshold is None:
+        rate = 0.05 if false_positive_rate is None else false_positive_rate
+        scores = evaluate(_scores_of(names), logits_fn, images)
+        # In the precision of scores, so that the score it is taken from does not exceed it.
+        threshold = float(np.float32(calibrated_threshold(scores, rate)))
+        if threshold >= _LARGEST_SCORE:
+            raise ValueError(
+                f"squeezing with {squeezers} changes the decision on more than {rate:.0%} of the clean images, "
+                "so no threshold detects anything at this false-positive rate; choose weaker squeezers"
+            )
+    return SqueezingDetector(logits_fn, names, threshold, evaluate)
+
+
+def check_settings(*, squeezers: str, threshold: float | None = None, false_positive_rate: float | None = None) -> None:
+    """Refuses bad settings of `joint_detector`.
+
+    Raises:
+      ValueError: as `joint_detector` does.
+    """
+    _squeezers(squeezers)
+    if threshold is not None and false_positive_rate is not None:
+        raise ValueError("the threshold of a detector is either fixed or calibrated: give one of the two settings")
+    if threshold is not None:
+        check_number("threshold", threshold, least=0.0, below=2.0)
+    if false_positive_rate is not None:
+        check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
+
+
+def _squeezers(names: str) -> tuple[Transform, ...]:
+    return tuple(squeezer(name) for name in names.split("+"))
+
+
+def _first_view(images: Float[Array, "B H W C"], *, squeezers: str) -> Float[Array, "B H W C"]:
+    """The images as the first squeezer shows them."""
+    return _squeezers(squeezers)[0](images)
+
+
+def _published(dataset: str) -> dict[str, Any]:
+    """The squeezers that were published for a data set."""
+    return {"squeezers": "+".join(JOINT[dataset])} if dataset in JOINT else {}
+
+
+DEFENSES = (
+    declare(
+        joint_detector,
+        name="squeezing",
+        kind="detector",
+        published=_published,
+        check=check_settings,
+        view=_first_view,
+    ),
+)

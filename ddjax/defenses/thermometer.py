@@ -1,8 +1,8 @@
-"""Thermometer encoding: pixels as the levels they reach, and the two attacks that its authors gave it.
+"""Thermometer encoding: pixels are coded by the levels that they reach; and the two attacks of its authors.
 
-A pixel in one of `levels` equal bins becomes as many bits, of which the first are set up to its bin. A network that
-takes these codes is a classifier of images behind `encode`, has no gradient there, and is attacked through `aware`, or
-in the space of codes by `ls_pga` and `dga`.
+A pixel in one of `levels` equal bins becomes `levels` bits, of which those up to its bin are set. A network that takes
+these codes is a classifier of images behind `encode`, which has no gradient. It is attacked by BPDA with `ramp`, or in
+the space of codes by `ls_pga` and `dga`.
 
 Reference:
   Buckman et al., Thermometer Encoding: One Hot Way to Resist Adversarial Examples, 2018 (ICLR).
@@ -19,40 +19,43 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import checks, losses
 from ddjax.attacks import contract, problem
-from ddjax.classifier import LogitsFn, bpda, transform, transformed
+from ddjax.classifier import LogitsFn, transform, transformed
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images
 
 
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
-    """Writes each pixel as the levels it reaches: bit j is set where the pixel is at least `j / levels`.
+    """Codes each pixel by the levels that it reaches: bit j is set where the pixel is at least `j / levels`.
 
-    So bit 0 always is, and the number of set bits less one is the bin, the last of which includes 1.
+    Bit 0 is always set. The number of set bits less one is the bin; the last bin includes 1.
 
     Args:
-      images: within [0, 1].
+      images: within [0, 1], `[B, H, W, C]`.
       levels: the number of bins and of bits, at least 2.
 
     Returns:
-      Zeros and ones, the bits of a channel side by side: bit j of channel c is `c * levels + j`. There is no gradient:
-      it is zero everywhere.
+      Zeros and ones, the bits of a channel side by side: bit j of channel c is `c * levels + j`. The gradient is zero
+      everywhere.
 
     Raises:
-      ValueError: for less than two levels.
+      ValueError: for less than two levels, or inputs that are no images.
 
     Reference:
       Buckman et al., 2018.
 
     Departures from the paper:
-      There the bit of level j asks for more than `j / levels`; here for as much, as in the public code. A bit that is
-      always set comes first, also as in that code.
+      In the paper bit j is set above `j / levels`; here at `j / levels`, too, as in the public code. The first bit is
+      always set, also as in that code.
     """
+    check_images("thermometer encoding", images)
     return _reached(images, levels).astype(images.dtype).reshape(*images.shape[:3], -1)
 
 
 def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array, "B H W C"]:
-    """Gives each code the center of its bin: at most half a bin from the pixel, and far from where rounding matters.
+    """Decodes each code as the center of its bin, which is at most half a bin from the pixel.
 
     Args:
-      codes: as `encode` makes them; of relaxed ones, bits between 0 and 1, it takes the expectation.
+      codes: as `encode` makes them, or relaxed ones with bits between 0 and 1, whose expectation is decoded.
       levels: as they were encoded.
 
     Returns:
@@ -68,11 +71,15 @@ def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array,
 
 
 def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
-    """The encoding with ramps for steps, `min(max(levels * x - j + 1, 0), 1)` for bit j; its floor is the encoding.
+    """The encoding with ramps in the place of steps, `min(max(levels * x - j + 1, 0), 1)` for bit j.
 
-    A pixel in bin i has the ramp of bit i + 1 active, that of the first bit it has not reached, with slope `levels`.
-    A bin includes its lower end, so that exactly one ramp is active, on the borders of bins too. In the last bin there
-    is no further bit, and the gradient is zero.
+    Its floor is the encoding. It is the substitute for a defense-aware attack, see `ddjax.bpda`. For a pixel in bin i
+    the ramp of bit i + 1 is active, with slope `levels`: the first bit that the pixel has not reached. A bin includes
+    its lower end, so exactly one ramp is active, on the borders of bins too. The last bin has no further bit and a zero
+    gradient.
+
+    The ramp shows the effect of the next bin, not of the one before, and nothing for a pixel in the last bin. On images
+    with many white pixels, such as digits, `ls_pga` and `dga` find more; judge the defense by the strongest attack.
 
     Args:
       images: within [0, 1].
@@ -82,7 +89,7 @@ def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "
       Values from 0 to 1 in the shape of `encode`.
 
     Raises:
-      ValueError: for less than two levels.
+      ValueError: for less than two levels, or inputs that are no images.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420).
@@ -91,31 +98,12 @@ def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "
       The scale is that of the public code, with which the floor is the encoding. On the borders of bins that code
       passes the gradients of both neighbors.
     """
+    check_images("thermometer encoding", images)
     reached = _reached(images, levels)
-    # Masks rather than `clip`, which would share the gradient between its branches on the borders.
+    # Masks instead of `clip`, which would share the gradient between its branches on the borders.
     active = _or_first(reached) & ~reached
     slope = levels * images[..., None] - jnp.arange(-1, levels - 1, dtype=images.dtype).reshape(1, 1, 1, 1, -1)
     return jnp.where(active, slope, reached.astype(images.dtype)).reshape(*images.shape[:3], -1)
-
-
-def aware(logits_fn: LogitsFn, *, levels: int = 16) -> LogitsFn:
-    """The classifier of images in front of which an attack sees the ramp: exact codes forward, its gradient backward.
-
-    The ramp tells what the next bin would do, not the one before, and of a pixel in the last bin nothing. Where many
-    are white, as in pictures of digits, `ls_pga` and `dga` find more; judge the defense by the strongest.
-
-    Args:
-      logits_fn: takes codes; `ddjax.bind` of an `Encoded` does.
-      levels: of the codes.
-
-    Returns:
-      A classifier of images; a pytree like `bind`'s where `logits_fn` is one.
-
-    Raises:
-      ValueError: for less than two levels.
-    """
-    checks.check_number("levels", levels, least=2.0)
-    return transformed(logits_fn, bpda(transform(encode, levels=levels), transform(ramp, levels=levels)))
 
 
 class Encoded(nn.Module):
@@ -132,7 +120,7 @@ class Encoded(nn.Module):
     channels: int = 3
 
     def __call__(self, images: Float[Array, "B H W _"], train: bool = False) -> Float[Array, "B K"]:
-        """Computes the logits of images, which it encodes, or of codes, told apart by the number of channels.
+        """Computes the logits of images, which it encodes, or of codes; the number of channels tells them apart.
 
         Raises:
           ValueError: for another number of channels than that of images or of codes.
@@ -162,12 +150,12 @@ def ls_pga(
     noisy_start: bool = False,
     levels: int = 16,
 ) -> contract.AttackResult:
-    """Logit-space projected gradient ascent: climbs the cross-entropy of a relaxed code, whose bins then are decided.
+    """Logit-space projected gradient ascent: climbs the cross-entropy of a relaxed code, and then chooses bins.
 
     Each pixel has a preference for each bin that the ball of radius epsilon reaches inside [0, 1]. The softmax of these
-    at a falling temperature weighs the codes of the bins; what is stepped along is the gradient with respect to the
-    preferences. In the end each pixel takes the bin it prefers most, at the place closest to where it was; if none is
-    preferred to its own, it stays. Nothing but that is an image, so no iterate is kept.
+    at a falling temperature weighs the codes of the bins; steps follow the gradient with respect to the preferences. In
+    the end each pixel moves to the closest point of the bin that it prefers most, or stays if no bin is preferred to
+    its own. Relaxed codes are no images, so no iterate is kept.
 
     Args:
       logits_fn: takes codes, also relaxed ones; `ddjax.bind` of an `Encoded` does.
@@ -177,7 +165,7 @@ def ls_pga(
       targets: the classes to reach, for the targeted attack; none may be the true one.
       epsilon: the Linf radius of the ball, at least 0; may be traced, and one for each example.
       step_size: of the preferences, at least 0; may be traced, and one for each example. Steps much below 1 over the
-        inverse temperature leave the codes too soft to tell what a bin would do, and the attack weak.
+        inverse temperature leave the codes soft, and the attack weak.
       num_steps: of the ascent.
       inverse_temperature: of the first step, above 0; may be traced.
       anneal: by what each step multiplies it, above 0; may be traced.
@@ -245,11 +233,11 @@ def dga(
     random_start: bool = True,
     levels: int = 16,
 ) -> contract.AttackResult:
-    """Discrete gradient ascent: each step takes every pixel to the bin that raises the cross-entropy most, linearly.
+    """Discrete gradient ascent: each step moves every pixel to the bin that raises the linearized cross-entropy most.
 
-    What a bin promises is the change of the code times the gradient with respect to it. All pixels move at once. Among
-    the codes that were visited, the start included, that with the smallest margin of the label, or the largest of the
-    target, is returned.
+    The gain of a bin is the change of the code times the gradient with respect to it. All pixels move at once. The
+    attack returns the visited code, the start included, with the smallest margin of the label, or the largest of the
+    target.
 
     Args:
       logits_fn: takes codes; `ddjax.bind` of an `Encoded` does.
@@ -293,7 +281,7 @@ def dga(
 
     def keep_better(best: tuple[Array, Array], bins: Array, logits: Array) -> tuple[Array, Array]:
         distance, before = (_margin(outputs, labels, targets) for outputs in (logits, best[1]))
-        # Before the first, and after logits that mean nothing, any are better.
+        # Any code is better than none, and than one whose logits are not finite.
         better = (distance <= before) | jnp.isnan(before)
         return jnp.where(better[:, None, None, None], bins, best[0]), jnp.where(better[:, None], logits, best[1])
 
@@ -301,7 +289,7 @@ def dga(
         bins, zeros, best = carry
         gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
-        # The code of bin k has the bits up to k, so that its promise is, up to what is the same for all, their sum.
+        # The code of bin k has the bits up to k, so its gain is their sum, up to a constant.
         zeros = zeros + problem.all_of(gradient == 0)
         return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), zeros, keep_better(best, bins, logits)
 
@@ -316,7 +304,7 @@ def dga(
 def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
     """The lower ends of the bins; a table to compare with, since XLA may round a product in more than one way."""
     checks.check_number("levels", levels, least=2.0)
-    # What another transform has rounded to just below zero is black, too.
+    # A value that another transform has rounded to just below zero is in the first bin, too.
     return np.append(-np.inf, np.arange(1, levels) / levels).astype(dtype)
 
 
@@ -397,3 +385,6 @@ def _result(
     return contract.AttackResult(
         images, success, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients
     )
+
+
+DEFENSES = (declare(encode, name="thermometer", gradient="substitute", substitute=ramp, view=decode, levels=16),)

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import attacks, classifier, losses
+from ddjax import attacks, classifier, defenses, losses
+from ddjax.classifier import randomized, transform
 from ddjax.defenses import defense_gan
 
 SHAPE, LATENT = (3, 4, 1), 5
@@ -141,11 +142,10 @@ DEFENSE = {"latent": LATENT, "num_steps": 20, "restarts": 2, "learning_rate": 30
 
 
 class TestDefended:
-    def test_looks_at_the_reconstruction_and_bpda_past_it(self, network, linear, images):
+    def test_sees_the_reconstruction_and_passes_gradients_straight_through(self, network, linear, images):
         seen = defense_gan.reconstruct(images, keys(10, 4), linear, **DEFENSE)
-        blind, aware = (
-            defense_gan.defended(network, linear, straight_through=through, **DEFENSE) for through in (False, True)
-        )
+        exact = transform(defense_gan.reconstruct, **DEFENSE)
+        blind, aware = (randomized(network, through, linear) for through in (exact, defenses.aware(exact)))
         for each in (blind, aware):
             np.testing.assert_allclose(each(images, keys(10, 4)), network(seen), atol=1e-5)
         gradient = lambda fn, *rest: jax.grad(lambda x: jnp.sum(fn(x, *rest)[:, 1] ** 2))(images)
@@ -154,7 +154,7 @@ class TestDefended:
         np.testing.assert_allclose(gradient(aware, keys(10, 4)), expected, atol=1e-4)
 
     def test_is_a_pytree_that_attacks_take(self, network, linear, images):
-        defended = defense_gan.defended(network, linear, straight_through=True, **DEFENSE)
+        defended = randomized(network, defenses.aware(transform(defense_gan.reconstruct, **DEFENSE)), linear)
         assert len(jax.tree.leaves(defended)) == 2
         traces = []
 
@@ -162,7 +162,7 @@ class TestDefended:
         def run(defended, images, labels):
             traces.append(1)
             seen = classifier.expectation(defended, jax.random.key(11), num_samples=2)
-            return attacks.pgd(seen, images, labels, jax.random.key(12), epsilon=0.5, num_steps=5)
+            return attacks.pgd(seen, images, labels, key=jax.random.key(12), epsilon=0.5, num_steps=5)
 
         labels = jnp.argmax(network(defense_gan.reconstruct(images, keys(0, 4), linear, **DEFENSE)), axis=1)
         for scale in (1.0, 2.0):
@@ -199,7 +199,7 @@ class TestManifoldAttack:
                 network,
                 x,
                 labels,
-                jax.random.key(13),
+                key=jax.random.key(13),
                 generator_fn=fn,
                 targets=wanted,
                 search_steps=9,
@@ -208,18 +208,18 @@ class TestManifoldAttack:
             )
         )(linear, images, jnp.asarray(labels, jnp.int32))
         assert bool(result.success.all())
-        size = np.sqrt(np.sum((np.asarray(result.images, np.float64) - images) ** 2, axis=(1, 2, 3)))
+        size = np.sqrt(np.sum((np.asarray(result.inputs, np.float64) - images) ** 2, axis=(1, 2, 3)))
         least = distances.min(1)
         assert (size >= least * (1 - 1e-4)).all()
         # With three classes the target's half-space may be met by another class's first.
         close = size <= 1.03 * least
         assert close.all() if not targeted else close.any()
-        np.testing.assert_allclose(result.logits, network(result.images), atol=1e-5)
+        np.testing.assert_allclose(result.logits, network(result.inputs), atol=1e-5)
         np.testing.assert_array_equal(
             result.success, attacks.base.is_adversarial(result.logits, jnp.asarray(labels, jnp.int32), wanted)
         )
         # They are the generator's.
-        flat = np.asarray(result.images, np.float64).reshape(4, 12) - 0.5
+        flat = np.asarray(result.inputs, np.float64).reshape(4, 12) - 0.5
         np.testing.assert_allclose(flat @ np.linalg.pinv(rows) @ rows, flat, atol=1e-5)
 
     def test_gives_the_clean_image_back_as_no_success(self, network, images):
@@ -232,31 +232,31 @@ class TestManifoldAttack:
             network,
             clean,
             labels,
-            jax.random.key(14),
+            key=jax.random.key(14),
             generator_fn=point,
             search_steps=2,
             num_steps=5,
             **ATTACK,
         )
         assert not result.success.any()
-        np.testing.assert_array_equal(result.images, clean)
+        np.testing.assert_array_equal(result.inputs, clean)
 
     def test_is_not_stopped_by_the_defense_it_breaks(self, network, linear, images):
         """What lies in the range is reconstructed as it is."""
         images = 0.5 + 0.2 * (images - 0.5)
         through = {"latent": LATENT, "num_steps": 300, "restarts": 1, "learning_rate": 100.0}
-        defended = defense_gan.defended(network, linear, **through)
+        defended = defenses.defense("defense_gan").with_given(linear, **through).deployed(network)
         labels = jnp.argmax(defended(images, keys(15, 4)), axis=1).astype(jnp.int32)
         result = defense_gan.manifold_attack(
-            network, images, labels, jax.random.key(16), generator_fn=linear, confidence=0.01, **ATTACK
+            network, images, labels, key=jax.random.key(16), generator_fn=linear, confidence=0.01, **ATTACK
         )
         assert bool(result.success.all())
-        assert bool((jnp.argmax(defended(result.images, keys(17, 4)), axis=1) != labels).all())
+        assert bool((jnp.argmax(defended(result.inputs, keys(17, 4)), axis=1) != labels).all())
 
     def test_refuses(self, network, linear, images):
         labels = jnp.zeros(4, jnp.int32)
         attack = lambda key, **settings: defense_gan.manifold_attack(
-            network, images, labels, key, generator_fn=linear, latent=LATENT, **settings
+            network, images, labels, key=key, generator_fn=linear, latent=LATENT, **settings
         )
         with pytest.raises(ValueError, match="manifold_attack is random: it needs a key"):
             attack(None)
@@ -275,19 +275,19 @@ class TestCarriedAttack:
         """The change lies along the range, has the length of the radius, and moves the reconstruction by itself."""
         images = 0.5 + 0.2 * (images - 0.5)
         through = {"latent": LATENT, "num_steps": 300, "restarts": 1, "learning_rate": 100.0}
-        defended = defense_gan.defended(network, linear, **through)
+        defended = defenses.defense("defense_gan").with_given(linear, **through).deployed(network)
         labels = jnp.argmax(defended(images, keys(15, 4)), axis=1).astype(jnp.int32)
         radius = jnp.asarray([0.3, 0.25, 0.2, 0.15])
         attack = lambda key: defense_gan.carried_attack(
-            network, images, labels, key, generator_fn=linear, epsilon=radius, confidence=0.01, **ATTACK
+            network, images, labels, key=key, generator_fn=linear, epsilon=radius, confidence=0.01, **ATTACK
         )
         result = attack(jax.random.key(16))
         assert bool(result.success.all())
-        change = np.asarray(result.images - images, np.float64)
+        change = np.asarray(result.inputs - images, np.float64)
         np.testing.assert_allclose(np.sqrt((change**2).sum((1, 2, 3))), radius, rtol=1e-4)
         rows, flat = np.asarray(linear.args[0], np.float64), change.reshape(4, 12)
         np.testing.assert_allclose(flat @ np.linalg.pinv(rows) @ rows, flat, atol=1e-5)
-        before, after = (defense_gan.reconstruct(x, keys(17, 4), linear, **through) for x in (images, result.images))
+        before, after = (defense_gan.reconstruct(x, keys(17, 4), linear, **through) for x in (images, result.inputs))
         np.testing.assert_allclose(after - before, change, atol=1e-3)
         # The radius goes further than the nearest boundary.
         assert bool((losses.margin(network(before), labels) > 0).all())
@@ -300,7 +300,7 @@ class TestCarriedAttack:
             network,
             images,
             labels,
-            jax.random.key(14),
+            key=jax.random.key(14),
             generator_fn=point,
             epsilon=1.0,
             search_steps=2,
@@ -308,12 +308,12 @@ class TestCarriedAttack:
             **ATTACK,
         )
         assert not result.success.any()
-        np.testing.assert_array_equal(result.images, images)
+        np.testing.assert_array_equal(result.inputs, images)
 
     def test_refuses(self, network, linear, images):
         labels = jnp.zeros(4, jnp.int32)
         attack = lambda key, epsilon: defense_gan.carried_attack(
-            network, images, labels, key, generator_fn=linear, epsilon=epsilon, **ATTACK
+            network, images, labels, key=key, generator_fn=linear, epsilon=epsilon, **ATTACK
         )
         with pytest.raises(ValueError, match="carried_attack is random: it needs a key"):
             attack(None, 1.0)

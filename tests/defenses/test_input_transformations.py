@@ -8,6 +8,7 @@ import scipy.ndimage
 import scipy.optimize
 
 from ddjax.classifier import bpda, expectation, randomized, transform
+from ddjax import defenses
 from ddjax.defenses import input_transformations as it
 
 # One program for each shape and setting, which the tests share.
@@ -348,12 +349,13 @@ def test_bpda_passes_keys_and_patches_on(images, patches):
     np.testing.assert_array_equal(exact, 0)
 
 
-@pytest.mark.parametrize("straight_through", [False, True])
-def test_quilted_classifier(images, patches, straight_through):
+@pytest.mark.parametrize("aware", [False, True])
+def test_quilted_classifier(images, patches, aware):
     weights = jnp.asarray(np.cos(np.arange(4, dtype=np.float32)))
     # Not linear in the images, so that it matters where the gradient is taken.
     logits_fn = jax.tree_util.Partial(lambda scale, x: scale[None] * linear(x**2), weights)
-    classifier = it.quilted(logits_fn, patches, neighbors=3, straight_through=straight_through)
+    quilting = transform(it.quilt, neighbors=3)
+    classifier = randomized(logits_fn, defenses.aware(quilting) if aware else quilting, patches)
     assert [leaf.shape for leaf in jax.tree.leaves(classifier)] == [(4,), patches.shape]
 
     @jax.jit
@@ -364,7 +366,7 @@ def test_quilted_classifier(images, patches, straight_through):
     shown = quilt(images, keys(7), patches, neighbors=3)
     total, expected = map(np.asarray, jax.jit(jax.value_and_grad(lambda x: jnp.sum(logits_fn(x) ** 2)))(shown))
     assert float(value) == pytest.approx(float(total), rel=1e-5)
-    if not straight_through:
+    if not aware:
         np.testing.assert_array_equal(gradient, 0)
         return
     # Of local means: but for the border, where more than one neighbor stands on the same pixel, each takes of nine.

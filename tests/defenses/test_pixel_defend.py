@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddjax import defenses
 from ddjax.defenses import pixel_defend
 from ddjax.generative import logistic_mixture, pixelcnn
 
@@ -121,7 +122,7 @@ def test_images_that_look_typical_stay_as_they_are(images, density):
     assert np.any(purified[is_typical] != found[is_typical])
 
 
-def test_gradients_are_hidden_until_one_looks_through(images, density):
+def test_gradients_are_zero_as_deployed_and_the_classifiers_for_an_aware_attack(images, density):
     weights = jnp.asarray(np.random.default_rng(3).normal(size=(24, 3)), jnp.float32)
     network = jax.tree_util.Partial(lambda weights, x: jnp.sin(3 * x).reshape(len(x), -1) @ weights, weights)
 
@@ -131,9 +132,8 @@ def test_gradients_are_hidden_until_one_looks_through(images, density):
         return logits, gradient
 
     run = jax.jit(value_and_gradient)
-    deployed, seen = (
-        pixel_defend.defended(network, density, epsilon=EPSILON, straight_through=through) for through in (False, True)
-    )
+    defense = defenses.defense("pixel_defend", epsilon=EPSILON).with_given(density)
+    deployed, seen = defense.deployed(network), defense.aware(network, jax.random.key(0))
     expected, exact = run(network, jnp.asarray(purify(images, density, epsilon=EPSILON)))
     logits, gradient = run(deployed, images)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
@@ -145,9 +145,10 @@ def test_gradients_are_hidden_until_one_looks_through(images, density):
     assert np.abs(exact).min() > 0
 
 
-def test_the_defended_classifier_is_a_pytree(density):
+def test_defended_classifier_is_a_pytree(density):
     plain = lambda x: x.reshape(len(x), -1)
-    first, second = (pixel_defend.defended(plain, density, epsilon=EPSILON) for _ in range(2))
+    defense = lambda: defenses.defense("pixel_defend", epsilon=EPSILON).with_given(density)
+    first, second = (defense().deployed(plain) for _ in range(2))
     assert jax.tree.structure(first) == jax.tree.structure(second)
     assert len(jax.tree.leaves(first)) == len(jax.tree.leaves(density))
 

@@ -1,0 +1,205 @@
+"""Squeezers: coarser or smoother images, the transforms of feature squeezing.
+
+Reference:
+  Xu, Evans and Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, 2018 (arXiv 1704.01155).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from ddjax import rounding
+from ddjax.checks import check_number
+from ddjax.classifier import Transform, transform
+from ddjax.defenses.declaration import declare
+from ddjax.defenses.images import check_images, widened
+
+
+def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[Array, "B ..."]:
+    """Rounds every value to the nearest of 2^bits equally spaced ones.
+
+    Args:
+      inputs: within [0, 1].
+      bits: from 1 to 16.
+
+    Returns:
+      Rounded inputs. The gradient is zero everywhere.
+
+    Raises:
+      ValueError: for another number of bits.
+    """
+    if not 1 <= bits <= 16:
+        raise ValueError(f"bits must be from 1 to 16, got {bits}")
+    return rounding.round_to_levels(widened(inputs), 2**bits).astype(inputs.dtype)
+
+
+def binarize(inputs: Float[Array, "B ..."], *, threshold: float = 0.5) -> Float[Array, "B ..."]:
+    """One above the threshold, zero at and below it.
+
+    Args:
+      inputs: a batch.
+      threshold: a finite number.
+
+    Returns:
+      Zeros and ones. The gradient is zero everywhere.
+
+    Raises:
+      ValueError: for a threshold that is not finite.
+    """
+    check_number("threshold", threshold)
+    return (inputs > threshold).astype(inputs.dtype)
+
+
+def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: int = 2) -> Float[Array, "B H W C"]:
+    """The median of each pixel's neighborhood, in each channel.
+
+    As `scipy.ndimage.median_filter` with mode `"reflect"`: the median of an even number of values is the upper of the
+    two in the middle, an even side reaches further up or to the left, and images are mirrored at their edges. Gradients
+    pass to the pixel that is the median.
+
+    Args:
+      images: a batch.
+      height: of the neighborhood, at least 1.
+      width: of the neighborhood, at least 1.
+
+    Returns:
+      The filtered images.
+
+    Raises:
+      ValueError: for a side below 1, or inputs that are no images.
+    """
+    check_images("a median filter", images)
+    if height < 1 or width < 1:
+        raise ValueError(f"a neighborhood must have sides of at least 1, got {height} x {width}")
+    windows = _windows(images, height, width)
+    return jnp.sort(jnp.stack(windows, axis=-1), axis=-1)[..., len(windows) // 2]
+
+
+def _windows(images: Array, height: int, width: int) -> list[Array]:
+    """The images shifted by each offset of a neighborhood."""
+    rows, columns = images.shape[1:3]
+    padded = _mirrored(images, height, width)
+    return [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
+
+
+def _mirrored(images: Array, height: int, width: int) -> Array:
+    """With the surroundings that a neighborhood of this size needs, the edge pixel repeated first."""
+    sides = [(side // 2, (side - 1) // 2) for side in (height, width)]
+    return jnp.pad(images, ((0, 0), *sides, (0, 0)), mode="symmetric")
+
+
+def non_local_means(
+    images: Float[Array, "B H W C"], *, search: int = 13, block: int = 3, strength: float = 2.0
+) -> Float[Array, "B H W C"]:
+    """Averages over pixels whose surroundings look alike.
+
+    The weight of a pixel q for a pixel p is exp(-d(p, q) / h^2), d the mean squared difference of the two blocks around
+    them over pixels and channels, in units of 8-bit levels.
+
+    Args:
+      images: within [0, 1].
+      search: the side of the square of pixels q around p; odd.
+      block: the side of the blocks that are compared; odd.
+      strength: h, above 0.
+
+    Returns:
+      The smoothed images.
+
+    Raises:
+      ValueError: for even sides, a strength that is not positive, or inputs that are no images.
+
+    Reference:
+      Buades, Coll and Morel, A Non-Local Algorithm for Image Denoising, 2005.
+
+    Departures from the paper:
+      The paper uses OpenCV's, which works on 8-bit images in the Lab space with weights from a table; this is the
+      formula, and agrees approximately.
+    """
+    check_images("non-local means", images)
+    if search < 1 or block < 1 or search % 2 == 0 or block % 2 == 0:
+        raise ValueError(f"search and block must be odd, got {search} and {block}")
+    check_number("strength", strength, above=0.0)
+    wide, channels = widened(images), images.shape[3]
+    padded = _mirrored(wide, search, search)
+    patch = (1, block, block, 1)
+
+    def add(sums: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
+        total, weights = sums
+        zero = jnp.zeros_like(offset[0])
+        other = lax.dynamic_slice(padded, (zero, offset[0], offset[1], zero), images.shape)
+        squared = jnp.sum((255 * (wide - other)) ** 2, axis=3, keepdims=True)
+        start = np.zeros((), squared.dtype)
+        distance = lax.reduce_window(_mirrored(squared, block, block), start, lax.add, patch, (1, 1, 1, 1), "VALID")
+        weight = jnp.exp(-distance / (block * block * channels * strength**2))
+        return (total + weight * other, weights + weight), None
+
+    offsets = jnp.asarray([(i, j) for i in range(search) for j in range(search)], jnp.int32)
+    start = jnp.zeros_like(wide), jnp.zeros_like(wide[..., :1])
+    # The backward pass keeps nothing but the sums: a gradient costs one more forward pass.
+    (total, weights), _ = lax.scan(jax.checkpoint(add), start, offsets)
+    return (total / weights).astype(images.dtype)
+
+
+def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array, "B H W C"]:
+    """Scales the images down by a factor and up again, bilinearly.
+
+    Args:
+      images: a batch.
+      factor: at least 1; sides are divided by it and rounded down.
+
+    Returns:
+      Blurred images of the same size.
+
+    Raises:
+      ValueError: when a factor is below 1 or leaves nothing of a side, or for inputs that are no images.
+    """
+    check_images("resampling", images)
+    rows, columns = images.shape[1:3]
+    if factor < 1 or min(rows, columns) // factor < 1:
+        raise ValueError(f"images of {rows} x {columns} cannot be scaled down by {factor}")
+    small = (images.shape[0], rows // factor, columns // factor, images.shape[3])
+    return jax.image.resize(jax.image.resize(images, small, "bilinear"), images.shape, "bilinear")
+
+
+# By name: the function, and its settings with their types in the order in which a name holds them.
+SQUEEZERS: dict[str, tuple[Callable[..., Array], dict[str, type]]] = {
+    "bit_depth": (reduce_bit_depth, {"bits": int}),
+    "binary": (binarize, {"threshold": float}),
+    "median": (median_filter, {"height": int, "width": int}),
+    "non_local_means": (non_local_means, {"search": int, "block": int, "strength": float}),
+    "resample": (resample, {"factor": int}),
+}
+
+
+def squeezer(name: str) -> Transform:
+    """Makes a squeezer by name: `bit_depth_1`, `binary_0.5`, `median_2_2`, `non_local_means_13_3_2`, `resample_2`.
+
+    Raises:
+      ValueError: for an unknown name, or settings that are no numbers or too many.
+    """
+    for known, (function, settings) in SQUEEZERS.items():
+        if name == known or name.startswith(known + "_"):
+            numbers = name[len(known) + 1 :].split("_") if name != known else []
+            if len(numbers) not in (0, len(settings)):
+                break
+            try:
+                return transform(function, **{key: settings[key](n) for key, n in zip(settings, numbers, strict=False)})
+            except ValueError:
+                break
+    forms = [
+        f"{known}_{'_'.join(setting.upper() for setting in settings)}" for known, (_, settings) in SQUEEZERS.items()
+    ]
+    raise ValueError(f"unknown squeezer {name!r}; known: {', '.join(forms)}")
+
+
+DEFENSES = (
+    declare(reduce_bit_depth, name="bit_depth", gradient="straight-through"),
+    declare(binarize, name="binary", gradient="straight-through"),
+    declare(median_filter, name="median", gradient="own"),
+    declare(non_local_means, gradient="own"),
+    declare(resample, gradient="own"),
+)
