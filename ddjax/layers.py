@@ -92,14 +92,28 @@ def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True
     """
     if jax.default_backend() != "cpu":
         return count
+    if equal:
+        return part_size(count, image_shape)
     most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
-    if not equal and count > most:
+    if count > most:
         # At most a quarter: in the end those that have no successor wait for the slowest. A power of two: 32 of MNIST's
         # images were a tenth faster than 41.
         most = 1 << (most.bit_length() - 1)
         return min(most, max(_LEAST_PART, most // 2, count // 4))
-    if not equal:
-        return count
+    return count
+
+
+def part_size(count: int, image_shape: Sequence[int]) -> int:
+    """The size of the equal parts in which a CPU goes through a batch. It depends on shapes alone.
+
+    Args:
+      count: the images of the batch.
+      image_shape: (H, W, C).
+
+    Returns:
+      A divisor of `count`; `count` itself where there are no equal parts of a useful size.
+    """
+    most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
     size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
     return size if size >= most // 4 else count
 
@@ -440,3 +454,30 @@ class ReLU(nn.Module):
     def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
         """Rectifies values of any shape."""
         return nn.leaky_relu(inputs, self.negative_slope) if self.negative_slope else nn.relu(inputs)
+
+
+def jit(function: Callable[..., Any], **settings: Any) -> Any:
+    """`jax.jit` of a function that differentiates a network in a loop, with the compiler options that a CPU needs.
+
+    Args:
+      function: what to compile. It must be called outside of other compiled functions.
+      **settings: further arguments of `jax.jit`.
+    """
+    if jax.default_backend() != "cpu" or not _takes_compiler_options():
+        return jax.jit(function, **settings)
+
+    def without_padding(*arguments: Any, **named: Any) -> Any:
+        with unpadded():
+            return function(*arguments, **named)
+
+    return jax.jit(without_padding, compiler_options=COMPILER_OPTIONS, **settings)
+
+
+@functools.cache
+def _takes_compiler_options() -> bool:
+    """Whether this jaxlib knows the options; it raises an error where it does not."""
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=COMPILER_OPTIONS)(0)
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return False
+    return True

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, certify, data, metrics, parallel, runs, training
+from ddjax import attacks, certify, checkpoints, data, metrics, parallel, runs
 from launch import attacking, common, loading
 
 FLAGS = flags.FLAGS
@@ -45,7 +45,7 @@ def main() -> None:
     parsed = {text: attacking.parse_attack(text) for text in _ATTACKS.value}
     how = {text: attacking.resolve_targets(_TARGETS.value, attack.name) for text, attack in parsed.items()}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    spec = runs.read_spec(_CHECKPOINT.value)
+    spec = checkpoints.read_spec(_CHECKPOINT.value)
     dataset = FLAGS.dataset or spec.dataset
     workdir = pathlib.Path(FLAGS.workdir or f"runs/attack_{spec.recipe}")
     flags_of_run = {
@@ -62,8 +62,8 @@ def main() -> None:
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
     loading.check_fits(_CHECKPOINT.value, spec, test)
-    state, spec = runs.load_network(_CHECKPOINT.value)
-    logits_fn = training.logits_fn(state)
+    state, spec = checkpoints.load_network(_CHECKPOINT.value)
+    logits_fn = state.logits_fn
     for text, attack in parsed.items():
         attacking.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
     resolved = dataclasses.asdict(spec) | {

@@ -29,11 +29,11 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import data, losses, parallel, recipes, runs, training
-from launch import common, defending, loading
+from ddjax import checkpoints, data, losses, parallel, runs, training
+from launch import common, defending, loading, recipes
 from launch.benchmarks import attacks, generative, growth, measure, peers
 from launch.benchmarks import training as training_works
-from launch.trainer import Trainer
+from launch.trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
@@ -78,10 +78,10 @@ def main() -> None:
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
     states = {role: defending.load_model(path, role, test.image_shape) for role, path in given.items()}
-    models = {role: (runs.read_spec(given[role]).recipe, model) for role, model in states.items()}
+    models = {role: (checkpoints.read_spec(given[role]).recipe, model) for role, model in states.items()}
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:
-        state = Trainer(run, recipe, train).plain(FLAGS.seed)
+        state = trainer_of(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -127,13 +127,13 @@ def _batches() -> list[int | None]:
 
 
 def _load(checkpoint: str, recipe: recipes.Recipe, test: data.Dataset) -> training.TrainState:
-    spec = runs.read_spec(checkpoint)
+    spec = checkpoints.read_spec(checkpoint)
     if (spec.network, spec.image_shape, spec.num_classes) != (recipe.network, test.image_shape, test.num_classes):
         raise ValueError(
             f"{checkpoint} holds a {spec.network} for {spec.dataset}, and --recipe={recipe.name} asks for a "
             f"{recipe.network} for {recipe.dataset}"
         )
-    return runs.load_network(checkpoint)[0]
+    return checkpoints.load_network(checkpoint)[0]
 
 
 def _context(
@@ -147,7 +147,7 @@ def _context(
     models: Mapping[str, tuple[str, Any]],
 ) -> measure.Context:
     images = data.to_float(test.images)
-    decisions = attacks.decide(training.logits_fn(state), images)
+    decisions = attacks.decide(state.logits_fn, images)
     rows = np.flatnonzero(decisions == test.labels)
     labels = test.labels[rows].astype(np.int32)
     others = 1 + np.arange(len(rows)) % (test.num_classes - 1)
@@ -181,7 +181,7 @@ def _largest_batch(logits_fn: Any, images: np.ndarray) -> int:
     while batch > 1:
         shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        needed = measure.bytes_of(common.jit(gradient).lower(logits_fn, shape, labels).compile())
+        needed = measure.bytes_of(layers.jit(gradient).lower(logits_fn, shape, labels).compile())
         if needed is None or free is None or needed <= _SHARE * free:
             break
         batch //= 2

@@ -18,7 +18,7 @@ from absl import flags
 
 from ddjax import attacks, classifier, data, metrics, runs, training
 from launch import attacking, common, loading
-from launch.trainer import Trainer
+from launch.trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -95,7 +95,7 @@ def main() -> None:
         for name, (attack, _) in chosen.items()
     }
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"attacks": settings})
-    trainer = Trainer(run, recipe, train)
+    trainer = trainer_of(run, recipe, train)
     baseline = trainer.plain(FLAGS.seed)
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
     images = data.to_float(test.images)
@@ -109,8 +109,8 @@ def main() -> None:
         for network, (state, temperature) in networks.items():
             where = {"network": network, "temperature": temperature, "attack": name}
             if run.find(measure="carlini", **where) is None:
-                _measure(run, where, attack, norm, training.logits_fn(state), attacked)
-    _save_clean(run, attacked, training.logits_fn(baseline))
+                _measure(run, where, attack, norm, state.logits_fn, attacked)
+    _save_clean(run, attacked, baseline.logits_fn)
     common.write_report(run)
 
 

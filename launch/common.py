@@ -16,13 +16,14 @@ import numpy as np
 import tqdm
 from absl import app, flags, logging
 
-from ddjax import data, folders, layers, metrics, parallel, recipes, report, runs, training
-from ddjax.generative import recipes as generative_recipes
+from ddjax import checkpoints, data, folders, layers, metrics, parallel, report, runs, training
+from launch.recipes import generative as generative_recipes
+from launch import recipes
 
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string(
-    "recipe", "digits", f"The settings, by name: {', '.join((*recipes.RECIPES, *generative_recipes.RECIPES))}."
+    "recipe", "digits", f"The settings, by name: {', '.join((*recipes.RECIPES, *generative_recipes.RECIPES))}; or package.module:name."
 )
 flags.DEFINE_string(
     "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
@@ -68,7 +69,7 @@ _USER_ERRORS = (
     ValueError,
     OSError,
     runs.RunError,
-    runs.CheckpointError,
+    checkpoints.CheckpointError,
     data.DatasetUnavailableError,
     FloatingPointError,
 )
@@ -140,6 +141,9 @@ def _join_processes() -> None:
         ) from error
 
 
+tag = training.tag
+
+
 @functools.cache
 def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
     """The devices, along `"data"` for examples or `"sweep"` for networks; see `parallel.make_mesh`."""
@@ -149,6 +153,9 @@ def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
 def recipe_from_flags() -> recipes.Recipe:
     """The recipe with the flags' replacements."""
     recipe = recipes.get(FLAGS.recipe)
+    if ":" in FLAGS.recipe:
+        # Checkpoints and `config.json` name it so that it is found again.
+        recipe = dataclasses.replace(recipe, name=FLAGS.recipe)
     replaced = replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
     if replaced.dataset == recipe.dataset:
         return replaced
@@ -173,7 +180,7 @@ def flags_of_training(*names: str) -> dict[str, Any]:
 
 def workdir(launcher: str) -> pathlib.Path:
     """The directory of the run."""
-    return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{FLAGS.recipe}")
+    return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{FLAGS.recipe.replace(':', '_')}")
 
 
 def fingerprint(*arrays: Any) -> str:
@@ -203,34 +210,6 @@ def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
         yield bar
 
 
-def jit(function: Callable[..., Any], **settings: Any) -> Any:
-    """Compiles a function that differentiates a network in a loop, for what the backend can."""
-    if jax.default_backend() != "cpu" or not _takes_compiler_options():
-        return jax.jit(function, **settings)
-
-    def unpadded(*arguments: Any, **named: Any) -> Any:
-        with layers.unpadded():
-            return function(*arguments, **named)
-
-    return jax.jit(unpadded, compiler_options=layers.COMPILER_OPTIONS, **settings)
-
-
-@functools.cache
-def _takes_compiler_options() -> bool:
-    """Whether this jaxlib knows the options; it tells by an error."""
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=layers.COMPILER_OPTIONS)(0)
-    except (jax.errors.JaxRuntimeError, ValueError):
-        return False
-    return True
-
-
-@functools.cache
-def batched(function: Callable[..., Any], donate: tuple[int, ...] = (), in_parts: bool = True) -> Any:
-    """Compiles `function(shared, *batch)` for batches that all devices share; see `parallel.over_examples`."""
-    return jit(parallel.over_examples(function, mesh("data"), in_parts=in_parts), donate_argnums=donate)
-
-
 def evaluate(
     function: Callable[..., Any],
     shared: Any,
@@ -239,57 +218,17 @@ def evaluate(
     progress: Callable[[int], Any] | None = None,
     in_parts: bool = True,
 ) -> Any:
-    """Applies `function(shared, *batch)` to any number of examples, on all devices.
-
-    Args:
-      function: one object for each program, since it is compiled for it.
-      shared: what all examples need, such as the network.
-      *columns: the examples.
-      batch_size: the largest batch; default: the flag's.
-      progress: see `parallel.map_batches`.
-      in_parts: see `parallel.over_examples`.
-
-    Returns:
-      The results for all examples, as NumPy arrays, in every process.
-    """
+    """`parallel.Evaluator` with the flag's batch size; `progress` as for `parallel.map_batches`."""
     size = FLAGS.batch_size if batch_size is None else batch_size
-    program = batched(function, in_parts=in_parts)
+    program = parallel.compiled_over_examples(function, mesh("data"), in_parts=in_parts)
     return parallel.map_batches(program, shared, *columns, batch_size=size, mesh=mesh("data"), progress=progress)
 
 
 def compiled_batched(
     function: Callable[..., Any], shared: Any, *columns: np.ndarray, in_parts: bool = True
 ) -> Callable[[Callable[[int], Any] | None], Any]:
-    """`evaluate`, with everything compiled before it starts, so that the time it takes is that of its work.
-
-    Args:
-      function: as for `evaluate`; an attack, whose images take the place of the first column's on the device.
-      shared: as for `evaluate`.
-      *columns: the examples.
-      in_parts: see `parallel.over_examples`.
-
-    Returns:
-      What evaluates, given `progress`.
-    """
-    over = mesh("data")
-    _, size = parallel.batches(len(columns[0]), FLAGS.batch_size, over.size)
-    shared = parallel.replicate(shared, over)
-    key = (function, jax.tree.structure(shared), size, *((c.shape[1:], c.dtype) for c in columns))
-    if key not in _programs:
-        rows = np.zeros(size, np.int32)
-        batch = [parallel.split(column[rows], over) for column in columns]
-        _programs[key] = batched(function, donate=(1,), in_parts=in_parts).lower(shared, *batch).compile()
-    return lambda progress: parallel.map_batches(
-        _programs[key], shared, *columns, batch_size=FLAGS.batch_size, mesh=over, progress=progress
-    )
-
-
-_programs: dict[Any, Any] = {}
-
-
-def tag(temperature: float | None) -> str:
-    """A temperature in the name of a file."""
-    return "none" if temperature is None else f"T{temperature:g}"
+    """`parallel.Evaluator.compiled` with the flag's batch size."""
+    return parallel.Evaluator(FLAGS.batch_size).compiled(function, shared, *columns, in_parts=in_parts)
 
 
 def key_data(indices: np.ndarray, purpose: int | None = None) -> np.ndarray:
@@ -318,14 +257,14 @@ def record_accuracy(
 ) -> None:
     """Measures a network's accuracy, unless it is on disk."""
     if run.find(measure="accuracy", **where) is None:
-        rate = metrics.accuracy(classify(training.logits_fn(state), images), labels)
+        rate = metrics.accuracy(classify(state.logits_fn, images), labels)
         run.append(**where, measure="accuracy", correct=rate.successes, n=rate.n, accuracy=rate.value)
 
 
 def print_accuracies(run: runs.Run) -> None:
     """Prints what `record_accuracy` measured, and where the networks are."""
     for path in parallel.on_primary(lambda: sorted((run.workdir / "checkpoints").glob("*/*"))):
-        spec = runs.read_spec(path)
+        spec = checkpoints.read_spec(path)
         record = run.find(measure="accuracy", seed=spec.seed, network=spec.role)
         if record is not None:
             low, high = metrics.wilson_interval(record["correct"], record["n"])

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, defenses, recipes, runs
+from ddjax import attacks, checkpoints, classifier, data, defenses
 from ddjax.classifier import Transform
 from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
-from ddjax.generative import recipes as generative_recipes
-from ddjax.generative.state import GenerativeState
-from launch import attacking, common
+from launch.recipes import generative as generative_recipes
+from ddjax.state import TrainState
+from launch import attacking, common, recipes
 
 FLAGS = flags.FLAGS
 NAMES = ("none", "squeezing", *defenses.TRANSFORMS, *defenses.WRAPPERS, "thermometer")
@@ -119,7 +119,7 @@ def _defaults(name: str) -> dict[str, Any]:
     return found | (_PREPARING | {"crop_ensemble": _OF_CROPS}).get(name, {})
 
 
-def check(defense: Defense, checkpoint: str, spec: runs.NetworkSpec) -> None:
+def check(defense: Defense, checkpoint: str, spec: checkpoints.NetworkSpec) -> None:
     """Refuses thermometer codes for a network that does not take them.
 
     Raises:
@@ -156,13 +156,13 @@ def prepared(defense: Defense, images: np.ndarray) -> Defense:
         patches = input_transformations.patch_database(jnp.asarray(data.to_float(images)), _key(_DATABASE), **settings)
         return defense._replace(given=patches, settings=rest)
     state = load_model(settings["model"], _ROLES[defense.wrapper], images.shape[1:])
-    latent = generative_recipes.latent_of(state)
+    latent = generative.latent_of(state)
     return defense._replace(
-        given=generative_recipes.model_fn(state), settings=rest + ((("latent", latent),) if latent else ())
+        given=generative.model_fn(state), settings=rest + ((("latent", latent),) if latent else ())
     )
 
 
-def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> GenerativeState:
+def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> TrainState:
     """The trained model of a defense.
 
     Args:
@@ -176,15 +176,15 @@ def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> Gene
     """
     names = [name for name, recipe in generative_recipes.RECIPES.items() if recipe.role == role]
     try:
-        spec = runs.read_spec(checkpoint)
-    except runs.CheckpointError as error:
+        spec = checkpoints.read_spec(checkpoint)
+    except checkpoints.CheckpointError as error:
         advice = f"train it with: python -m launch.train --recipe={' or --recipe='.join(names)}"
-        raise runs.CheckpointError(f"{error}; {advice}") from error
+        raise checkpoints.CheckpointError(f"{error}; {advice}") from error
     if spec.role != role:
         raise ValueError(f"{checkpoint} holds a {spec.role}, not a {role}; recipes of one: {', '.join(names)}")
     if spec.image_shape != image_shape:
         raise ValueError(f"the {role} of {checkpoint} is of images of shape {spec.image_shape}, not {image_shape}")
-    state, _ = runs.load_network(checkpoint)
+    state, _ = checkpoints.load_network(checkpoint)
     return state
 
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ddjax import data, recipes, runs, training
-from launch import common, defending
+from ddjax import checkpoints, data, runs, training
+from launch import common, defending, recipes
 
 FLAGS = flags.FLAGS
 
@@ -48,7 +48,7 @@ def load_split(
     )
 
 
-def check_fits(checkpoint: str, spec: runs.NetworkSpec, test: data.Dataset) -> None:
+def check_fits(checkpoint: str, spec: checkpoints.NetworkSpec, test: data.Dataset) -> None:
     """Refuses images that the network of a checkpoint cannot take."""
     if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
         raise ValueError(

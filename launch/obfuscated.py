@@ -30,11 +30,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, metrics, recipes, runs, training
+from ddjax import attacks, checkpoints, data, metrics, runs, training
 from ddjax.attacks import base
 from ddjax.defenses import defense_gan, thermometer
-from ddjax.generative import recipes as generative_recipes
-from launch import attacking, common, defending, detecting, loading, masks, substitutes
+from launch.recipes import generative as generative_recipes
+from launch import attacking, common, defending, detecting, loading, masks, recipes, substitutes
 
 FLAGS = flags.FLAGS
 _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
@@ -175,7 +175,7 @@ def main() -> None:
     ending = "_quick" if quick else ""
     rows = {name: _row(name) for name in chosen}
     checkpoints = {name: _checkpoint(row.recipe, "baseline") for name, row in rows.items()}
-    specs = {name: runs.read_spec(path) for name, path in checkpoints.items()}
+    specs = {name: checkpoints.read_spec(path) for name, path in checkpoints.items()}
     recipe = recipes.get(f"undefended{ending}")
     dataset = FLAGS.dataset or recipe.dataset
     workdir = pathlib.Path(FLAGS.workdir or f"runs/obfuscated{ending}")
@@ -229,7 +229,7 @@ def main() -> None:
     for name, spec in specs.items():
         loading.check_fits(str(checkpoints[name]), spec, settings[name].clean)
     # Before anything is written, whether all are whole.
-    loaded = {name: runs.load_network(path) for name, path in checkpoints.items()}
+    loaded = {name: checkpoints.load_network(path) for name, path in checkpoints.items()}
     prepared = {name: _defense(row, specs[name]) for name, row in rows.items()}
     test = load(dataset, recipe.image_size)
     resolved = {
@@ -242,7 +242,7 @@ def main() -> None:
     common.write_report(run)
 
 
-def _defense(row: Row, spec: runs.NetworkSpec) -> defending.Defense:
+def _defense(row: Row, spec: checkpoints.NetworkSpec) -> defending.Defense:
     """The defense of a row with what it takes beside the network."""
     text = "none" if row.defense == "lid" else row.defense
     if row.model:
@@ -278,7 +278,7 @@ class _Row:
         row: Row,
         defense: defending.Defense,
         state: training.TrainState,
-        spec: runs.NetworkSpec,
+        spec: checkpoints.NetworkSpec,
         settings: _Settings,
     ) -> None:
         self._run, self._name, self._row, self._defense, self._settings = run, name, row, defense, settings
@@ -286,7 +286,7 @@ class _Row:
         known = run.find(measure="network", row=name)
         if known is not None and known["fingerprint"] != fingerprint:
             raise runs.RunError(f"{name}: this is another network than the one that {run.workdir} was begun with")
-        self._network = training.logits_fn(state)
+        self._network = state.logits_fn
         self._deployed = defending.deployed(self._defense, self._network)
         self._naive = defending.naive(self._defense, self._network)
         self._seen = defending.seen_through(self._defense, self._network, settings.samples)

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, recipes, runs, training
-from launch import attacking, common, loading
-from launch.trainer import Trainer
+from ddjax import attacks, data, runs, training
+from launch import attacking, common, loading, recipes
+from launch.trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose answers a substitute learns.", lower_bound=10)
@@ -71,8 +71,8 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
                 labels=np.concatenate([asked.labels, _ask(target, new)]),
                 indices=np.concatenate([asked.indices, asked.indices]),
             )
-        trainer = Trainer(run, chosen, asked, f"substitute_{name}/round{number}")
-        logits_fn = training.logits_fn(trainer.plain(FLAGS.seed, role="substitute"))
+        trainer = trainer_of(run, chosen, asked, f"substitute_{name}/round{number}")
+        logits_fn = trainer.plain(FLAGS.seed, role="substitute").logits_fn
     return logits_fn
 
 

@@ -188,7 +188,7 @@ def _our_side(
     devices = jax.local_devices() if batch % jax.local_device_count() == 0 else jax.local_devices()[:1]
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     in_parts = attack.function not in attacks.KEEP_LANES
-    program = common.jit(parallel.over_examples(attack_batch, mesh, in_parts=in_parts))
+    program = layers.jit(parallel.over_examples(attack_batch, mesh, in_parts=in_parts))
     shared = parallel.replicate((context.logits_fn, numbers), mesh)
     keys = jax.random.split(jax.random.key(context.seed), len(tried.labels))
     compiled: Any = None
@@ -229,8 +229,8 @@ def _flops(context: Context, batch: int) -> tuple[float | None, float | None]:
     """The operations of a forward and of a backward pass for one example, of programs without a loop."""
     images = jax.ShapeDtypeStruct((batch, *context.test.image_shape), jnp.float32)
     total = lambda logits_fn, x: jnp.sum(logits_fn(x) ** 2)
-    both = measure.flops_of(common.jit(jax.grad(total, argnums=1)).lower(context.logits_fn, images).compile())
-    forward = measure.flops_of(common.jit(total).lower(context.logits_fn, images).compile())
+    both = measure.flops_of(layers.jit(jax.grad(total, argnums=1)).lower(context.logits_fn, images).compile())
+    forward = measure.flops_of(layers.jit(total).lower(context.logits_fn, images).compile())
     if both is None or forward is None:
         return None, None
     return forward / batch, (both - forward) / batch
@@ -299,7 +299,7 @@ def _gradients(context: Context, images: jax.Array, labels: jax.Array) -> Side:
         gradient = jax.grad(lambda x: -jnp.take_along_axis(jax.nn.log_softmax(logits_fn(x)), labels[:, None], 1).sum())
         return jax.lax.fori_loop(0, 2 * _STEPS, lambda _, x: x + 1e-3 * gradient(x), images)
 
-    compiled = common.jit(steps).lower(context.logits_fn, images).compile()
+    compiled = layers.jit(steps).lower(context.logits_fn, images).compile()
     return Side(lambda: compiled(context.logits_fn, images).block_until_ready(), _STEPS * len(images))
 
 
@@ -313,7 +313,7 @@ def _hopeless_jsma(context: Context, images: jax.Array, labels: jax.Array, targe
         gamma = 2 * (_STEPS - 1) / images[0].size
         return attacks.jsma(out_of_reach, images, labels, targets=targets, gamma=gamma, score_space=space)
 
-    compiled = common.jit(steps).lower(context.logits_fn, images).compile()
+    compiled = layers.jit(steps).lower(context.logits_fn, images).compile()
     spent = float(compiled(context.logits_fn, images).steps.mean()) / (_STEPS - 1)
     if spent < 0.99:
         raise RuntimeError(f"only {spent:.2f} of the steps were needed: the comparison would flatter JSMA")

@@ -14,7 +14,7 @@ from ddjax import metrics
 from ddjax.attacks import base
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
-from ddjax.generative import recipes as generative_recipes
+from launch.recipes import generative as generative_recipes
 from launch import common
 from launch.benchmarks import measure
 from launch.benchmarks.measure import Context, Side
@@ -48,7 +48,7 @@ def _model(context: Context, role: str) -> _Model:
     if state is None:
         recipe = generative_recipes.RECIPES[name]
         state = generative_recipes.create_state(recipe, context.test.image_shape, jax.random.key(context.seed))
-    return _Model(name, generative_recipes.model_fn(state), generative_recipes.latent_of(state), weights)
+    return _Model(name, generative.model_fn(state), generative.latent_of(state), weights)
 
 
 def _pixel_after_pixel(density: Any, levels: jax.Array, choose: pixelcnn.Choose) -> jax.Array:
@@ -89,7 +89,7 @@ def _purify(context: Context) -> None:
             images: jax.Array = images,
             made: dict[str, jax.Array] = made,
         ) -> Side:
-            compiled = common.jit(purify).lower(model.model_fn, images).compile()
+            compiled = layers.jit(purify).lower(model.model_fn, images).compile()
 
             def call() -> None:
                 made[name] = jax.block_until_ready(compiled(model.model_fn, images))
@@ -156,9 +156,9 @@ def _search_side(model: _Model, images: jax.Array, starts: jax.Array, errors: di
         return generator_fn(chosen), jnp.min(errors, axis=0)
 
     parts = jnp.split(starts, _RESTARTS) if name == _CALLS else [starts]
-    descend = common.jit(_in_turn if name == _IN_TURN else _descend)
+    descend = layers.jit(_in_turn if name == _IN_TURN else _descend)
     compiled = descend.lower(model.model_fn, images, parts[0]).compile()
-    best = common.jit(choose)
+    best = layers.jit(choose)
 
     def call() -> None:
         found = [jax.block_until_ready(compiled(model.model_fn, images, part)) for part in parts]

@@ -16,9 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import data, models, recipes, runs
+from ddjax import data, models, runs
 from launch.benchmarks import measure, peers
 from launch.benchmarks.measure import Context, Side
+from launch import recipes
 
 _TEMPERATURES = (1, 2, 5, 10, 20, 30, 40, 50, 100)
 _PER_CLASS = 10

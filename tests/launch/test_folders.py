@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddjax import data, folders, runs
+from ddjax import checkpoints, data, folders, runs
 
 NAMES = ("cane", "gatto", "ragno")
 TRAINING = ["--recipe=digits", "--image_size=8", "--epochs=3"]
@@ -43,7 +43,7 @@ def checkpoint(workdir):
 
 
 def leaves(workdir):
-    return jax.tree.leaves(runs.load_network(checkpoint(workdir))[0].params)
+    return jax.tree.leaves(checkpoints.load_network(checkpoint(workdir))[0].params)
 
 
 def test_what_is_read_batch_by_batch_trains_as_what_is_in_memory(streamed, launch, arguments, tmp_path):
@@ -166,7 +166,7 @@ def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, t
     )
     assert "on 10 test images" in done.stdout
     assert "images a second:" in done.stdout
-    state, spec = runs.load_network(checkpoint(tmp_path / "run"))
+    state, spec = checkpoints.load_network(checkpoint(tmp_path / "run"))
     assert (spec.network, spec.image_shape, spec.batch_size) == ("vgg10", (32, 32, 3), 32)
-    (mean, *_) = jax.tree.leaves(state.batch_stats)
+    (mean, *_) = jax.tree.leaves(state.statistics)
     assert np.abs(mean).max() > 0
