@@ -464,3 +464,30 @@ class ReLU(nn.Module):
     def __call__(self, inputs: Float[Array, "..."]) -> Float[Array, "..."]:
         """Rectifies values of any shape."""
         return nn.leaky_relu(inputs, self.negative_slope) if self.negative_slope else nn.relu(inputs)
+
+
+def jit(function: Callable[..., Any], **settings: Any) -> Any:
+    """`jax.jit` of a function that differentiates a network in a loop, with the compiler options that a CPU needs.
+
+    Args:
+      function: what to compile. It must be called outside of other compiled functions.
+      **settings: further arguments of `jax.jit`.
+    """
+    if jax.default_backend() != "cpu" or not _takes_compiler_options():
+        return jax.jit(function, **settings)
+
+    def without_padding(*arguments: Any, **named: Any) -> Any:
+        with unpadded():
+            return function(*arguments, **named)
+
+    return jax.jit(without_padding, compiler_options=COMPILER_OPTIONS, **settings)
+
+
+@functools.cache
+def _takes_compiler_options() -> bool:
+    """Whether this jaxlib knows the options; it raises an error where it does not."""
+    try:
+        jax.jit(lambda x: x + 1, compiler_options=COMPILER_OPTIONS)(0)
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return False
+    return True

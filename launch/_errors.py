@@ -5,6 +5,8 @@ import os
 import re
 from collections.abc import Iterator
 
+from absl import flags
+
 from ddjax import data, runs
 
 # The status after an error that a user can mend, after any other one, and after Ctrl-C.
@@ -19,8 +21,15 @@ _USER_ERRORS = (
     runs.CheckpointError,
     data.DatasetUnavailableError,
     FloatingPointError,
+    flags.Error,
 )
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What absl says of a value of the wrong type, and what is said here.
+_TYPES = {
+    "invalid literal for int()": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "true or false",
+}
 # More than a few numbers in brackets, without brackets inside.
 _NUMBERS = re.compile(r"\[[-+\d.,eE\sxnaif]{60,}\]")
 _NESTED = re.compile(r"\[(?:\s*\[\.\.\.\],?)+(?:\s*\.\.\.,?)*\s*(?:\[\.\.\.\],?\s*)*\]")
@@ -45,6 +54,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"no space is left on the disk{where}; make room, and the same flags continue the run", USER
     if any(isinstance(each, MemoryError) for each in chain) or re.search(r"RESOURCE_EXHAUSTED|[Oo]ut of memory", text):
         return f"out of memory; a smaller --batch_size needs less ({_first_line(error)})", USER
+    if isinstance(error, flags.IllegalFlagValueError):
+        return shorten(_of_flag(str(error))), USER
     if isinstance(error, OSError) and error.strerror:
         return error.strerror + (f": {os.fsdecode(error.filename)}" if error.filename else ""), USER
     if isinstance(error, _USER_ERRORS) and str(error):
@@ -58,6 +69,16 @@ def shorten(text: str) -> str:
     while (shorter := _NESTED.sub("[...]", text)) != text:
         text = shorter
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} ..."
+
+
+def _of_flag(text: str) -> str:
+    """What absl says of the value of a flag, `flag --NAME=VALUE: REASON`, without Python's words for types."""
+    wanted = next((wanted for reason, wanted in _TYPES.items() if reason in text), None)
+    name, equals, rest = text.removeprefix("flag ").partition("=")
+    if wanted is None or not equals:
+        return text
+    value = rest.partition(": ")[0]
+    return f"{name} must be {wanted}, got {value!r}"
 
 
 def _first_line(error: BaseException) -> str:

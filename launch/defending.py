@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, defenses, recipes, runs
+from ddjax import attacks, classifier, data, defenses, recipes, rounding, runs
 from ddjax.classifier import Transform
 from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
 from ddjax.generative import recipes as generative_recipes
@@ -194,7 +194,7 @@ def deployed(defense: Defense, logits_fn: Any, draws: int = 1) -> Any:
     defended = _defended(defense, logits_fn)
     if not isinstance(defended, classifier.Randomized):
         return defended
-    return attacks.expectation(defended, _key(_JUDGING), num_samples=draws)
+    return classifier.expectation(defended, _key(_JUDGING), num_samples=draws)
 
 
 def naive(defense: Defense, logits_fn: Any) -> Any:
@@ -202,7 +202,7 @@ def naive(defense: Defense, logits_fn: Any) -> Any:
     defended = _defended(defense, logits_fn)
     if not isinstance(defended, classifier.Randomized):
         return defended
-    return attacks.single_draw(defended, _key(_ATTACKING))
+    return classifier.single_draw(defended, _key(_ATTACKING))
 
 
 def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
@@ -215,7 +215,7 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
     if defense.wrapper in ("crop_ensemble", "defense_gan"):
         # A draw is an expectation over crops already, or the best of several starts.
         samples = 1
-    return attacks.expectation(seen, _key(_ATTACKING), num_samples=samples)
+    return classifier.expectation(seen, _key(_ATTACKING), num_samples=samples)
 
 
 def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
@@ -239,8 +239,8 @@ def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
 
 
 def aware(
-    attack: attacking.Attack, defense: Defense, logits_fn: Any, *, temperature: float, threshold: float, samples: int
-) -> tuple[attacking.Attack, Any]:
+    attack: ConfiguredAttack, defense: Defense, logits_fn: Any, *, temperature: float, threshold: float, samples: int
+) -> tuple[ConfiguredAttack, Any]:
     """An attack that knows the defense, and the classifier that it sees.
 
     Args:
@@ -279,7 +279,7 @@ def _undetected(
 
 
 @functools.cache
-def _on_detector(function: attacking.AttackFn) -> attacking.AttackFn:
+def _on_detector(function: Callable[..., Any]) -> Callable[..., Any]:
     """`squeezing.attack_detector` with an attack, as one object for one program."""
 
     def attack(
@@ -333,7 +333,7 @@ def _shown(defense: Defense) -> Callable[..., jax.Array]:
 
     def show(given: Any, images: jax.Array, key_data: jax.Array) -> jax.Array:
         seen = _transform(defense, data.to_float(images), jax.random.wrap_key_data(key_data), given)
-        return jnp.round(255 * seen).astype(jnp.uint8)
+        return rounding.to_uint8(seen)
 
     return show
 

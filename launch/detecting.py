@@ -81,16 +81,16 @@ def fit(logits_fn: Any, held_out: data.Dataset, false_positive_rate: float, desc
     images, labels = data.to_float(held_out.images), held_out.labels
     first, second = (round(len(images) * share) for share in (_REFERENCES, _REFERENCES + _FITTED))
     references = images[:first]
-    tried = attacking.Attempts(
+    tried = Attempts(
         np.arange(first, second), images[first:second], labels[first:second], None, held_out.indices[first:second]
     )
     outcome = attacking.run_attack(_ATTACK, logits_fn, tried, description)
-    correct = attacking.decide(logits_fn, tried.images) == tried.labels
+    correct = attacking.decide(logits_fn, tried.inputs) == tried.labels
     fooled = correct & outcome.success
     keys = jax.random.wrap_key_data(jnp.asarray(common.key_data(tried.indices[fooled], _NOISE)))
-    noisy = np.asarray(lid.noisy(jnp.asarray(tried.images[fooled]), jnp.asarray(outcome.images[fooled]), keys))
+    noisy = np.asarray(lid.noisy(jnp.asarray(tried.inputs[fooled]), jnp.asarray(outcome.inputs[fooled]), keys))
     seen = functools.partial(common.evaluate, _features, (logits_fn, references))
-    detector = lid.fit_detector(seen(tried.images[correct]), seen(noisy), seen(outcome.images[fooled]), seed=FLAGS.seed)
+    detector = lid.fit_detector(seen(tried.inputs[correct]), seen(noisy), seen(outcome.inputs[fooled]), seed=FLAGS.seed)
     found = LidDetector(logits_fn, detector, references)
     clean = images[second:][metrics.correct(common.classify(logits_fn, images[second:]), labels[second:])]
     threshold = squeezing.calibrated_threshold(found.scores(clean), false_positive_rate)

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checks, data, metrics, recipes, runs, training
+from ddjax import attacks, checks, data, metrics, recipes, rounding, runs, training
 from ddjax.defenses import squeezing
 
 from . import attacking, common, defending, loading, masks, substitutes
@@ -80,7 +80,7 @@ def main() -> None:
             raise ValueError(f"--{name} must be different ones, got {', '.join(values)}")
     if _SAMPLES.value < 1 or _CALIBRATION.value < 1:
         raise ValueError("--samples and --num_calibration must be at least 1")
-    parsed = {text: attacking.parse_attack(text) for text in _ATTACKS.value}
+    parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
     specs = [runs.read_spec(directory) for directory in _CHECKPOINTS.value]
     first = specs[0]
     dataset = FLAGS.dataset or first.dataset
@@ -113,11 +113,11 @@ def main() -> None:
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        loading.check_fits(directory, spec, test)
+        data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
     loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
-        how = attacking.resolve_targets("auto", attack.name)
-        attacking.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
+        how = evaluation.resolve_targets("auto", attack.name)
+        evaluation.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
     known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
         for defense in known.values():
@@ -174,7 +174,7 @@ class _Row:
         self._clean_scores = np.zeros(len(test))
         self._clean_broken = np.zeros(len(test), bool)
 
-    def fill(self, parsed: dict[str, attacking.Attack]) -> None:
+    def fill(self, parsed: dict[str, ConfiguredAttack]) -> None:
         """Measures what has not been measured."""
         cells = [(text, knows) for text in parsed for knows in (False, True)]
         missing = [cell for cell in cells if self._find(*cell) is None]
@@ -233,7 +233,7 @@ class _Row:
     def _file(self, *words: str) -> str:
         return _image_file(*self._where.values(), *words)
 
-    def _attack(self, text: str, attack: attacking.Attack, knows: bool) -> tuple[str, dict[str, np.ndarray]]:
+    def _attack(self, text: str, attack: ConfiguredAttack, knows: bool) -> tuple[str, dict[str, np.ndarray]]:
         """The file and the arrays of an attack's images, made by it now or before."""
         owner, seen = "bare", self._network.logits_fn
         if knows:
@@ -252,18 +252,18 @@ class _Row:
         # The same images of the bare network serve all its defenses.
         if any(r["measure"] == "evaluate" and r["file"] == f"{name}.npz" for r in self._run.records):
             return name, self._run.load_arrays(name)
-        tried = attacking.attempts(attacking.resolve_targets("auto", attack.name), self._test, self._network.logits)
+        tried = attacking.attempts(evaluation.resolve_targets("auto", attack.name), self._test, self._network.logits)
         description = f"{self._network.name}, {owner}: {text}"
         outcome = attacking.run_attack(attack, seen, tried, description)
-        arrays = {"images": outcome.images, "rows": tried.rows}
+        arrays = {"images": outcome.inputs, "rows": tried.rows}
         self._run.save_arrays(name, **arrays)
         return name, arrays
 
-    def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
+    def _measure(self, text: str, attack: ConfiguredAttack, knows: bool) -> None:
         name, arrays = self._attack(text, attack, knows)
         rows, images = arrays["rows"], arrays["images"]
         if _EIGHT_BITS.value:
-            images = np.asarray(metrics.round_to_8_bits(jax.numpy.asarray(images)))
+            images = rounding.round_to_8_bits(np.asarray(images))
         clean = data.to_float(self._test.images)[rows]
         moved = metrics.distances(jax.numpy.asarray(clean), jax.numpy.asarray(images))
         norm = _MINIMIZES.get(attack.name)

@@ -209,7 +209,7 @@ def main() -> None:
         undefended = recipes.get(own or recipe.name)
         source = FLAGS.dataset or undefended.dataset
         test, part = load(source, undefended.image_size), row.part
-        clean = loading.first(test, max(_NUM_CLEAN.value // part, num_examples))
+        clean = data.first(test, max(_NUM_CLEAN.value // part, num_examples))
         epsilon = row.epsilon or _EPSILON.value
         queries = substitutes.queries(source, undefended)
         return _Settings(
@@ -219,16 +219,21 @@ def main() -> None:
             samples=row.samples or samples,
             num_steps=max(num_steps // part, 2),
             clean=clean,
-            attacked=loading.first(clean, num_examples),
-            probed=loading.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
-            held_out=loading.rows_of(test, slice(_NUM_CLEAN.value, None)),
-            queries=loading.rows_of(queries, slice(-(-len(queries) // part))),
+            attacked=data.first(clean, num_examples),
+            probed=data.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
+            held_out=data.rows_of(test, slice(_NUM_CLEAN.value, None)),
+            queries=data.rows_of(queries, slice(-(-len(queries) // part))),
             recipe=undefended,
         )
 
     settings = {name: settings_of(name, row) for name, row in rows.items()}
     for name, spec in specs.items():
-        loading.check_fits(str(checkpoints[name]), spec, settings[name].clean)
+        data.check_fits(
+            settings[name].clean,
+            spec.image_shape,
+            spec.num_classes,
+            network=f"the network of {checkpoints[name]}",
+        )
     # Before anything is written, whether all are whole.
     loaded = {name: runs.load_network(path) for name, path in checkpoints.items()}
     prepared = {name: _defense(row, specs[name]) for name, row in rows.items()}
@@ -354,7 +359,7 @@ class _Row:
         wrong = attacking.decide(self._deployed, images) != labels
         return wrong if self._detector is None else wrong | self._detector.flags(images)
 
-    def _attacks(self, knows: bool) -> dict[str, attacking.Attack]:
+    def _attacks(self, knows: bool) -> dict[str, ConfiguredAttack]:
         """The attacks of an attacker, by their names in the results."""
         numbers = {"epsilon": self._settings.epsilon}
         words = {"num_steps": self._settings.num_steps, "norm": self._settings.norm}
@@ -366,7 +371,7 @@ class _Row:
         # Momentum is an expectation over the draws of several steps, and costs nothing: two draws with it broke as many
         # images of the quick table as five without, or more.
         along = numbers | {"step_size": self._settings.epsilon / 8, "momentum": 0.9}
-        pgd = functools.partial(attacking.Attack, "pgd", attacks.pgd, along)
+        pgd = functools.partial(ConfiguredAttack, "pgd", attacks.pgd, along)
         # What one loss misses, the other finds now and then.
         found = {"pgd margin": pgd(words | {"loss": "margin"}), "pgd cross_entropy": pgd(words)}
         if self._defense.text != "none" and self._defense.wrapper != "thermometer":
@@ -374,21 +379,21 @@ class _Row:
             found["pgd margin, network"] = pgd(words | {"loss": "margin"})
         if self._defense.wrapper == "thermometer":
             del words["norm"]
-            ls_pga = functools.partial(attacking.Attack, "ls_pga", thermometer.ls_pga, numbers)
+            ls_pga = functools.partial(ConfiguredAttack, "ls_pga", thermometer.ls_pga, numbers)
             found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
-            dga = functools.partial(attacking.Attack, "dga", thermometer.dga, numbers)
+            dga = functools.partial(ConfiguredAttack, "dga", thermometer.dga, numbers)
             found["dga"] = dga(words | dict(self._defense.settings))
         if self._defense.wrapper == "defense_gan":
             # Through x = G(z), and from there back to the image.
             given = {"generator_fn": self._defense.given}
             # For each of five constants; the authors' code takes 30,000.
             steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 3 * self._settings.num_steps}
-            on_manifold = functools.partial(attacking.Attack, given=given, words=steps)
+            on_manifold = functools.partial(ConfiguredAttack, given=given, words=steps)
             found[_ON_MANIFOLD] = on_manifold("manifold_attack", defense_gan.manifold_attack, {})
             found[f"{_ON_MANIFOLD}, carried over"] = on_manifold("carried_attack", defense_gan.carried_attack, numbers)
         return found
 
-    def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
+    def _measure(self, text: str, attack: ConfiguredAttack, knows: bool) -> None:
         attacked = self._settings.attacked
         # These do the defense's part themselves, or leave it out.
         on_network = attack.name in ("ls_pga", "dga") or text.startswith(_ON_MANIFOLD) or text.endswith(", network")
@@ -401,24 +406,24 @@ class _Row:
             norm, budget = ("l2", _DETECTED_L2)
         # To rounding of the distance.
         within = getattr(outcome.distances, norm) <= budget + 1e-4
-        deceives = self._is_broken(outcome.images, attacked.labels)
+        deceives = self._is_broken(outcome.inputs, attacked.labels)
         broken = lost | (deceives & within)
         record = {"aware": knows, "attack": text, "norm": norm, "budget": budget}
         record |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
         if self._detector is not None:
             fooled = within & ~lost & (outcome.predictions != attacked.labels)
-            detected = int(self._detector.flags(outcome.images)[fooled].sum()) if fooled.any() else 0
+            detected = int(self._detector.flags(outcome.inputs)[fooled].sum()) if fooled.any() else 0
             record |= metrics.rate_fields("detection", detected, int(fooled.sum()))
             clean = self._detector.scores(data.to_float(attacked.images)[~lost]) if not lost.all() else np.zeros(0)
-            found = self._detector.scores(outcome.images[fooled]) if fooled.any() else np.zeros(0)
+            found = self._detector.scores(outcome.inputs[fooled]) if fooled.any() else np.zeros(0)
             record["auc"] = metrics.auc(clean, found)
         file = f"images/{self._name}_{text.replace(',', '').replace(' ', '_')}_{'aware' if knows else 'unaware'}"
-        shown = defending.view(self._defense, outcome.images)
+        shown = defending.view(self._defense, outcome.inputs)
         views = {} if shown is None else {"defended": shown}
-        self._run.save_arrays(file, images=outcome.images, broken=broken, lost=lost, **views)
+        self._run.save_arrays(file, images=outcome.inputs, broken=broken, lost=lost, **views)
         if text == _ON_MANIFOLD:
             self._tell_of_manifold(outcome, deceives, within)
-        self._append("attack", **record, file=f"{file}.npz", **attacking.costs(outcome))
+        self._append("attack", **record, file=f"{file}.npz", **evaluation.costs(outcome))
 
     def _worst(self, knows: bool) -> None:
         """What all that an attacker knows to do leaves; who knows more can do what the others do."""
@@ -438,7 +443,7 @@ class _Row:
             fields |= {f"norm_{name}": float(np.median(norms)), f"zero_{name}": float((norms == 0).mean())}
         self._append("gradient", **fields)
 
-    def _tell_of_manifold(self, outcome: attacking.Outcome, deceives: np.ndarray, within: np.ndarray) -> None:
+    def _tell_of_manifold(self, outcome: Outcome, deceives: np.ndarray, within: np.ndarray) -> None:
         """Whether images of the generator that fool the network do so through the reconstruction, too."""
         success = outcome.success
         record = metrics.rate_fields("success", int(success.sum()), len(success))
@@ -456,7 +461,7 @@ class _Row:
         tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
         attack = self._attacks(True)["pgd margin"]
         outcome = attacking.run_attack(attack, substitute, tried, f"{self._name}: substitute")
-        broken = lost | self._is_broken(outcome.images, attacked.labels)
+        broken = lost | self._is_broken(outcome.inputs, attacked.labels)
         clean = self._settings.clean
         images = data.to_float(clean.images)
         agrees = attacking.decide(substitute, images) == attacking.decide(self._deployed, images)

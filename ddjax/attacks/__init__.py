@@ -11,7 +11,6 @@ from ddjax.attacks.contract import Attack, AttackResult, declare
 from ddjax.attacks.decoupled import ddn
 from ddjax.attacks.gradient_sign import fgsm
 from ddjax.attacks.linearized import deepfool
-from ddjax.attacks.obfuscated_gradients import bpda, expectation, reparameterized, single_draw
 from ddjax.attacks.problem import Problem, prepare
 from ddjax.attacks.projected_gradient import bim, mim, pgd
 from ddjax.attacks.radius_search import smallest_epsilon
@@ -29,14 +28,12 @@ __all__ = [
     "AttackResult",
     "Problem",
     "bim",
-    "bpda",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
     "ddn",
     "declare",
     "deepfool",
-    "expectation",
     "fgsm",
     "jacobian_augmentation",
     "jsma",
@@ -44,7 +41,5 @@ __all__ = [
     "pgd",
     "prepare",
     "register",
-    "reparameterized",
-    "single_draw",
     "smallest_epsilon",
 ]

@@ -17,9 +17,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from ddjax import checks
-from ddjax.attacks import bpda, carlini_wagner, contract, problem
+from ddjax.attacks import carlini_wagner, contract, problem
 from ddjax.attacks.carlini_wagner import search
-from ddjax.classifier import LogitsFn, Randomized, as_pytree, randomized, transform
+from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
 
 # From codes `[B, L]` to images `[B, H, W, C]` in [0, 1]; a pytree whose leaves are the parameters.
 GeneratorFn = Callable[[Array], Array]
@@ -161,7 +161,7 @@ def reconstruct(
 
     Returns:
       Images that the generator makes. They carry no gradient: that of the descent, unrolled, is another thing than
-      what the defense's attackers use, which is `ddjax.attacks.bpda` or `ddjax.attacks.reparameterized`.
+      what the defense's attackers use, which is `ddjax.classifier.bpda` or `ddjax.classifier.reparameterized`.
 
     Raises:
       ValueError: as `invert`.
@@ -207,7 +207,7 @@ def defended(
 
 
 def as_images(codes: Float[Array, "B L"]) -> Float[Array, "B 1 1 L"]:
-    """Codes in the shape of images, which attacks on `ddjax.attacks.reparameterized` take."""
+    """Codes in the shape of images, which attacks on `ddjax.classifier.reparameterized` take."""
     return codes[:, None, None, :]
 
 
@@ -216,7 +216,7 @@ def _decode(generator_fn: GeneratorFn, codes: Array) -> Array:
 
 
 def decoder(generator_fn: GeneratorFn) -> jax.tree_util.Partial:
-    """The generator as `ddjax.attacks.reparameterized` takes it, of codes in the shape of images.
+    """The generator as `ddjax.classifier.reparameterized` takes it, of codes in the shape of images.
 
     Args:
       generator_fn: from codes to images.

@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from ddjax import checks
-from ddjax.attacks import bpda
-from ddjax.classifier import transform
+from ddjax.classifier import bpda, transform
 
 Table = tuple[tuple[float, ...], ...]
 

@@ -14,8 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, Key
 
 from ddjax import checks, rounding
-from ddjax.attacks import bpda
-from ddjax.classifier import LogitsFn, Randomized, as_pytree, randomized, transform
+from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
 # the way to the solution only. With the 2 of the public code 50 iterations do not get as far as 20 with this.
@@ -77,7 +76,7 @@ def total_variation(
 
     Returns:
       Images within [0, 1]. They carry no gradient: that of the solver, unrolled, is another thing than what the
-      defense's attackers use, which is `ddjax.attacks.bpda`.
+      defense's attackers use, which is `ddjax.classifier.bpda`.
 
     Raises:
       ValueError: for a weight, probability or number out of its range.

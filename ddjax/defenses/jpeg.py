@@ -124,8 +124,8 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
 def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:
     """What `jpeg` does but for its rounding, which is linear: the chrominances lose half of their resolution.
 
-    The substitute of an attack that knows the defense, for `ddjax.attacks.bpda`: unlike the identity, it does not spend
-    its budget on colors of single pixels, which do not come through.
+    The substitute of an attack that knows the defense, for `ddjax.classifier.bpda`: unlike the identity, it does not
+    spend its budget on colors of single pixels, which do not come through.
 
     Args:
       images: within [0, 1]; color of three channels or gray of one.

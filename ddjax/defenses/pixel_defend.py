@@ -11,8 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ddjax import checks, rounding
-from ddjax.attacks import bpda
-from ddjax.classifier import LogitsFn, transform, transformed
+from ddjax.classifier import LogitsFn, bpda, transform, transformed
 from ddjax.generative import logistic_mixture, pixelcnn
 
 # In levels: what rounding may have added to a distance.
@@ -39,7 +38,7 @@ def purify(
 
     Returns:
       Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient:
-      what the defense's attackers use is `ddjax.attacks.bpda`.
+      what the defense's attackers use is `ddjax.classifier.bpda`.
 
     Raises:
       ValueError: for a radius or a number of bits that is negative or not finite.

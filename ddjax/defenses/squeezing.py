@@ -16,8 +16,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import checks, rounding
-from ddjax.attacks import bpda, carlini_wagner_l2, contract, problem
-from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, transform, transformed
+from ddjax.attacks import carlini_wagner_l2, contract, problem
+from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transform, transformed
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
 _GUARD = 0.3

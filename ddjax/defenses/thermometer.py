@@ -18,8 +18,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import checks, losses
-from ddjax.attacks import bpda, contract, problem
-from ddjax.classifier import LogitsFn, transform, transformed
+from ddjax.attacks import contract, problem
+from ddjax.classifier import LogitsFn, bpda, transform, transformed
 
 
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:

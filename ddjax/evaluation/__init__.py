@@ -7,6 +7,7 @@
 from ddjax.evaluation.attempts import TARGETS, Attempts, choose_targets, key_data, make_attempts, resolve_targets
 from ddjax.evaluation.budgets import default_budgets, is_within, of_norm
 from ddjax.evaluation.judging import Judgement, decisions, judge, logits_of
+from ddjax.evaluation.matrix import Detector, Look, MatrixRow, Verdict, worst_case
 from ddjax.evaluation.report import ZERO_SHARE, AttackRow, Report, evaluate
 from ddjax.evaluation.running import (
     FORWARDS,
@@ -26,9 +27,13 @@ __all__ = [
     "AttackRow",
     "Attempts",
     "ConfiguredAttack",
+    "Detector",
     "Judgement",
+    "Look",
+    "MatrixRow",
     "Outcome",
     "Report",
+    "Verdict",
     "check_settings",
     "choose_targets",
     "costs",
@@ -45,4 +50,5 @@ __all__ = [
     "resolve_targets",
     "run_attack",
     "settings_of",
+    "worst_case",
 ]

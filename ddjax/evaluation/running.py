@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import time
-import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,11 +46,11 @@ class ConfiguredAttack:
 
     text: str
     attack: Attack
-    numbers: Mapping[str, float] = types.MappingProxyType({})
-    words: Mapping[str, Any] = types.MappingProxyType({})
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    words: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     temperature: float | None = None
     forward: str = "float32"
-    given: Mapping[str, Any] = types.MappingProxyType({})
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def norm(self) -> str:
@@ -217,12 +216,13 @@ def run_attack(
     columns += [np.asarray((per_example or {})[name], np.float32) for name in names]
     shared = (seen, numbers | dict(configured.given))
     work = evaluate.compiled(program, shared, *columns, in_parts=not configured.attack.refills)
-    started = time.monotonic()
-    result = work(description or configured.text)
-    seconds = time.monotonic() - started
+    with evaluate.progress(len(attempts.rows), description or configured.text, "attempt") as bar:
+        started = time.monotonic()
+        result = work(bar.update)
+        seconds = time.monotonic() - started
     settings = {"key": jax.random.fold_in(key, 0x1D6E), "indices": attempts.indices, "evaluate": evaluate}
     judgement = judge(judged, result.inputs, attempts.labels, attempts.targets, num_draws=num_draws, **settings)
-    rounded = np.asarray(round_to_8_bits(jnp.asarray(result.inputs)))
+    rounded = round_to_8_bits(np.asarray(result.inputs))
     after_rounding = judge(judged, rounded, attempts.labels, attempts.targets, **settings)
     measured = metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(result.inputs))
     return Outcome(

@@ -28,8 +28,8 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddjax import checks, layers, training
 from ddjax.classifier import bind
-from ddjax.data import to_float
 from ddjax.generative.state import GenerativeState
+from ddjax.rounding import to_float
 
 _SLOPE = 0.2
 _HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()

@@ -14,7 +14,7 @@ import pytest
 
 from ddjax import attacks, runs
 from launch import _errors, _help, _setup
-from tests.launch.conftest import ROOT
+from tests.launch.processes import ROOT
 
 # Runs one function as a launcher in a process of its own.
 PROGRAM = """
@@ -135,14 +135,16 @@ def test_paths_may_begin_with_the_home_directory(tmp_path):
         ("--checkpoint_seconds=nan", "--checkpoint_seconds must be a finite number, got nan"),
         ("--checkpoint_seconds=1e309", "--checkpoint_seconds must be a finite number, got inf"),
         ("--num_train=1234567890123456789012345", "--num_train must be at most 2147483647"),
-        ("--num_train=8/255", "flag --num_train=8/255: invalid literal"),
+        ("--num_train=8/255", "--num_train must be a whole number, got '8/255'"),
+        ("--label_noise=a: b", "--label_noise must be a number, got 'a'"),
+        ("--traceback=x", "--traceback must be true or false, got 'x'"),
         ("--matmul_precision=lowest", "value should be one of <default|high|highest>"),
         ("--no_such_flag=1", "Unknown command line flag 'no_such_flag'"),
         ("positional", "no positional arguments are taken, got positional"),
     ],
 )
 def test_bad_flags_are_refused_in_one_sentence(flag, sentence, launch):
-    done = launch("train", flag, ok=False)
+    done = launch("distill", flag, ok=False)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: ")

@@ -1,18 +1,16 @@
-"""Random variations of training images, for recipes that name one of `AUGMENTATIONS`."""
+"""Random variations of training images. A training names one of them, or the import path of another."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
-import dm_pix
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.scipy import ndimage
 from jaxtyping import Array, Float, Key
-
-from ddjax.defenses.input_transformations import random_crop
 
 _FLIP_PROBABILITY = 0.5
 _CROPPED = 0.75
@@ -92,8 +90,17 @@ def crops(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Arra
       Guo et al., Countering Adversarial Images Using Input Transformations, 2018 (arXiv 1711.00117).
     """
     before, after = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    sides = np.array(images.shape[1:3], np.float32)
     size = round(_CROPPED * min(images.shape[1:3]))
-    return random_crop(shifts_and_flips(images, before), after, size=size)
+    scale = sides / size
+
+    def crop(image: Array, key: Array) -> Array:
+        start = (sides - size) * jax.random.uniform(key, (2,))
+        return jax.image.scale_and_translate(
+            image, image.shape, (0, 1), jnp.asarray(scale), -scale * start, "linear", antialias=False
+        )
+
+    return jax.vmap(crop)(shifts_and_flips(images, before), after)
 
 
 def _vary(image: Array, key: Array) -> Array:
@@ -105,6 +112,8 @@ def _vary(image: Array, key: Array) -> Array:
 
 
 def _jitter(image: Any, draws: Array) -> Array:
+    import dm_pix  # lazily, because few trainings need it
+
     bright, contrast, saturation = _FACTOR[0] + (_FACTOR[1] - _FACTOR[0]) * draws[:3]
     # The library was written for jax's default promotion.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -140,6 +149,22 @@ def _sources(height: int, width: int, key: Array) -> list[Array]:
     return [rows + centers[0], columns + centers[1]]
 
 
-AUGMENTATIONS: Mapping[str, Callable[[Array, Array], Array]] = MappingProxyType(
-    {"photographs": photographs, "shifts_and_flips": shifts_and_flips, "crops": crops}
-)
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """The declaration of an augmentation; see `declare`."""
+
+    function: Callable[[Array, Array], Array]
+    name: str
+
+
+def declare(function: Callable[[Array, Array], Array], *, name: str | None = None) -> Augmentation:
+    """Declares an augmentation, in the tuple `AUGMENTATIONS` at the end of its file.
+
+    Args:
+      function: of images [B, H, W, C] in [0, 1] and a key for each, to images of the same shape in [0, 1].
+      name: in the registry; by default the name of the function.
+    """
+    return Augmentation(function, name or function.__name__)
+
+
+AUGMENTATIONS = (declare(photographs), declare(shifts_and_flips), declare(crops))

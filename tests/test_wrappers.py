@@ -7,7 +7,6 @@ import pytest
 
 import ddjax
 from ddjax import attacks, classifier
-from ddjax.attacks import obfuscated_gradients
 from ddjax.defenses import feature_distillation, squeezing
 
 ROUND = squeezing.squeezer("bit_depth_2")
@@ -39,12 +38,12 @@ class TestBpda:
     def test_forward_is_the_defense_to_the_bit(self, images, name, compiled):
         exact = squeezing.squeezer(name)
         wrap = jax.jit if compiled else lambda function: function
-        np.testing.assert_array_equal(wrap(attacks.bpda(exact))(images), wrap(exact)(images))
-        value, _ = jax.value_and_grad(lambda x: attacks.bpda(exact)(x).sum())(images)
+        np.testing.assert_array_equal(wrap(classifier.bpda(exact))(images), wrap(exact)(images))
+        value, _ = jax.value_and_grad(lambda x: classifier.bpda(exact)(x).sum())(images)
         assert float(value) == pytest.approx(float(exact(images).sum()))
 
     def test_backward_is_the_identity_at_the_defended_image(self, images, network):
-        aware = ddjax.transformed(network, attacks.bpda(ROUND))
+        aware = ddjax.transformed(network, classifier.bpda(ROUND))
         found = jax.grad(lambda x: aware(x)[:, 0].sum())(images)
         expected = jax.grad(lambda x: network(x)[:, 0].sum())(ROUND(images))
         np.testing.assert_array_equal(found, expected)
@@ -54,20 +53,20 @@ class TestBpda:
     def test_a_substitute_is_differentiated_where_the_image_is(self, images):
         substitute = lambda x: x**3
         cotangent = jax.random.normal(jax.random.key(2), images.shape)
-        found = jax.vjp(attacks.bpda(ROUND, substitute), images)[1](cotangent)[0]
+        found = jax.vjp(classifier.bpda(ROUND, substitute), images)[1](cotangent)[0]
         np.testing.assert_allclose(found, 3 * images**2 * cotangent, rtol=1e-6)
 
     def test_random_transforms(self, images):
         keys = jax.random.split(jax.random.key(3), len(images))
         exact = classifier.transform(feature_distillation.distill_and_distort)
         blind = lambda transform: jax.grad(lambda x: transform(x, keys).sum())(images)
-        np.testing.assert_array_equal(attacks.bpda(exact)(images, keys), exact(images, keys))
+        np.testing.assert_array_equal(classifier.bpda(exact)(images, keys), exact(images, keys))
         assert not blind(exact).any()
-        np.testing.assert_array_equal(blind(attacks.bpda(exact)), jnp.ones_like(images))
+        np.testing.assert_array_equal(blind(classifier.bpda(exact)), jnp.ones_like(images))
 
     def test_a_substitute_of_another_shape(self, images):
-        with pytest.raises(ValueError, match="substitute with images of the same shape"):
-            jax.grad(lambda x: attacks.bpda(ROUND, lambda x: x[:, :4])(x).sum())(images)
+        with pytest.raises(ValueError, match="substitute whose outputs have the shape"):
+            jax.grad(lambda x: classifier.bpda(ROUND, lambda x: x[:, :4])(x).sum())(images)
 
     def test_equal_ones_are_compiled_once(self, images, network):
         traces = []
@@ -79,17 +78,17 @@ class TestBpda:
 
         for scale in (1.0, 2.0):
             scaled = jax.tree.map(lambda leaf, scale=scale: scale * leaf, network)
-            run(ddjax.transformed(scaled, attacks.bpda(squeezing.squeezer("median_2_2"))), images)
+            run(ddjax.transformed(scaled, classifier.bpda(squeezing.squeezer("median_2_2"))), images)
         assert len(traces) == 1
 
 
 class TestExpectation:
-    @pytest.mark.parametrize("average", obfuscated_gradients.AVERAGES)
+    @pytest.mark.parametrize("average", classifier.AVERAGES)
     def test_one_sample_is_the_draw_with_its_plain_gradient(self, images, network, average):
         key = jax.random.key(4)
         random = ddjax.randomized(network, NOISE)
-        once = attacks.expectation(random, key, num_samples=1, average=average)
-        keys = obfuscated_gradients._keys_of(key, images, 1)[0]
+        once = classifier.expectation(random, key, num_samples=1, average=average)
+        keys = classifier._keys_of(key, images, 1)[0]
         np.testing.assert_array_equal(once(images), random(images, keys))
         gradient = lambda f: jax.grad(lambda x: f(x)[:, 1].sum())(images)
         np.testing.assert_array_equal(gradient(once), gradient(lambda x: random(x, keys)))
@@ -97,8 +96,8 @@ class TestExpectation:
     def test_averages_of_logits_and_of_probabilities(self, images, network):
         key = jax.random.key(5)
         random = ddjax.randomized(network, NOISE)
-        draws = np.stack([random(images, keys) for keys in obfuscated_gradients._keys_of(key, images, 7)])
-        make = functools.partial(attacks.expectation, random, key, num_samples=7)
+        draws = np.stack([random(images, keys) for keys in classifier._keys_of(key, images, 7)])
+        make = functools.partial(classifier.expectation, random, key, num_samples=7)
         np.testing.assert_allclose(make()(images), draws.mean(0), rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(
             jax.nn.softmax(make(average="probs")(images)), np.asarray(jax.nn.softmax(draws)).mean(0), rtol=1e-5
@@ -107,13 +106,13 @@ class TestExpectation:
     def test_gradient_is_that_of_the_expectation(self, images):
         # E |x + n|^2 has the gradient 2 x whatever the noise.
         random = ddjax.randomized(lambda x: jnp.sum(x**2, axis=(1, 2))[:, :1] * jnp.ones((1, 2)), NOISE)
-        many = attacks.expectation(random, jax.random.key(6), num_samples=2000)
+        many = classifier.expectation(random, jax.random.key(6), num_samples=2000)
         found = jax.grad(lambda x: many(x)[:, 0].sum())(images)
         np.testing.assert_allclose(found, 2 * images, atol=5 * 2 * 0.1 / np.sqrt(2000))
 
     def test_draws_depend_on_the_image_alone_and_are_fresh_when_it_moves(self, images, network):
         random = ddjax.randomized(jax.tree_util.Partial(lambda x: x.reshape(len(x), -1)), NOISE)
-        once = attacks.expectation(random, jax.random.key(7), num_samples=1)
+        once = classifier.expectation(random, jax.random.key(7), num_samples=1)
         noise = lambda x: once(x) - x.reshape(len(x), -1)
         turned = jnp.concatenate([images[3:], images[:3]])
         np.testing.assert_array_equal(once(turned), np.roll(once(images), -3, axis=0))
@@ -121,26 +120,26 @@ class TestExpectation:
         moved = images.at[:, 5, 5, 0].add(1e-4)
         correlation = np.corrcoef(np.ravel(noise(images)), np.ravel(noise(moved)))[0, 1]
         assert abs(correlation) < 0.2
-        other = attacks.expectation(random, jax.random.key(8), num_samples=1)
+        other = classifier.expectation(random, jax.random.key(8), num_samples=1)
         assert abs(np.corrcoef(np.ravel(noise(images)), np.ravel(other(images) - images.reshape(6, -1)))[0, 1]) < 0.2
 
     def test_digests_differ_for_any_pixel(self):
         images = (
             jnp.zeros((257, 16, 16, 1)).at[jnp.arange(256), jnp.arange(256) // 16, jnp.arange(256) % 16, 0].set(1.0)
         )
-        assert len(set(np.asarray(obfuscated_gradients._digest(images)).tolist())) == 257
+        assert len(set(np.asarray(classifier._digest(images)).tolist())) == 257
 
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"num_samples": 0}, "at least one sample, got 0"),
+            ({"num_samples": 0}, "num_samples must be a whole number of at least 1, got 0"),
             ({"average": "losses"}, "unknown average 'losses'; known: logits, probs"),
         ],
     )
     def test_refuses(self, network, settings, message):
         random = ddjax.randomized(network, NOISE)
         with pytest.raises(ValueError, match=message):
-            attacks.expectation(random, jax.random.key(0), **settings)
+            classifier.expectation(random, jax.random.key(0), **settings)
 
 
 SETTINGS = {
@@ -164,28 +163,28 @@ def test_every_attack_passes_what_stops_the_blind_one(images, network, name):
         attack = lambda x: attacks.ATTACKS[name](logits_fn, x, labels, jax.random.key(9), **named, **settings)
         return int(jax.jit(attack)(images).success.sum())
 
-    aware = attacks.bpda(ROUND)
+    aware = classifier.bpda(ROUND)
     assert successes(ddjax.transformed(network, aware)) >= 3
-    both = attacks.expectation(
+    both = classifier.expectation(
         ddjax.randomized(network, classifier.transform(_rounded_noise)), jax.random.key(10), num_samples=3
     )
     assert successes(both) >= 3
 
 
 def _rounded_noise(images, keys):
-    return attacks.bpda(ROUND)(noisy(images, keys, scale=0.02))
+    return classifier.bpda(ROUND)(noisy(images, keys, scale=0.02))
 
 
 class TestSingleDraw:
     def test_is_the_same_for_all_images_and_at_all_times(self, images, network):
         random = classifier.randomized(network, NOISE)
         key = jax.random.key(5)
-        fixed = attacks.single_draw(random, key)
+        fixed = classifier.single_draw(random, key)
         for x in (images, images[::-1], images[2:3]):
             keys = jnp.stack([key] * len(x))
             np.testing.assert_allclose(fixed(x), random(x, keys), rtol=1e-6)
         np.testing.assert_allclose(fixed(images)[2:3], fixed(images[2:3]), rtol=1e-5)
-        assert np.abs(fixed(images) - attacks.single_draw(random, jax.random.key(6))(images)).max() > 1e-3
+        assert np.abs(fixed(images) - classifier.single_draw(random, jax.random.key(6))(images)).max() > 1e-3
 
 
 def _stretched(parameters, codes):
@@ -211,7 +210,7 @@ def codes():
 
 class TestReparameterized:
     def test_is_the_classifier_of_what_is_decoded(self, linear, decode, codes):
-        seen = attacks.reparameterized(linear, decode)
+        seen = classifier.reparameterized(linear, decode)
         np.testing.assert_array_equal(seen(codes), linear(decode(codes)))
         np.testing.assert_allclose(jax.jit(seen)(codes), linear(decode(codes)), rtol=1e-5, atol=1e-6)
         gradient = jax.grad(lambda z: seen(z)[:, 0].sum())(codes)
@@ -229,7 +228,7 @@ class TestReparameterized:
         attack = lambda fn: jax.jit(
             lambda fn, z: attacks.ATTACKS[name](fn, z, labels, jax.random.key(14), bounds=(-3.0, 3.0), **budget)
         )(fn, codes)
-        found, wanted = attack(attacks.reparameterized(linear, decode)), attack(composed)
+        found, wanted = attack(classifier.reparameterized(linear, decode)), attack(composed)
         np.testing.assert_array_equal(found.success, wanted.success)
         moved = [np.asarray(jnp.abs(result.images - codes), np.float64).reshape(5, -1) for result in (found, wanted)]
         if name in ("fgsm", "pgd"):
@@ -258,7 +257,7 @@ class TestReparameterized:
             traces.append(1)
             return seen(codes)
 
-        seen = attacks.reparameterized(linear, decode)
+        seen = classifier.reparameterized(linear, decode)
         assert len(jax.tree.leaves(seen)) == 2
         for scale in (1.0, 2.0):
             run(jax.tree.map(lambda leaf, scale=scale: scale * leaf, seen), codes)
@@ -269,7 +268,7 @@ class TestReparameterized:
 
     def test_a_transform_may_decode(self, linear):
         images = jax.random.uniform(jax.random.key(15), (3, 4, 4, 1))
-        seen = attacks.reparameterized(linear, ROUND)
+        seen = classifier.reparameterized(linear, ROUND)
         np.testing.assert_array_equal(seen(images), linear(ROUND(images)))
-        again = attacks.reparameterized(linear, squeezing.squeezer("bit_depth_2"))
+        again = classifier.reparameterized(linear, squeezing.squeezer("bit_depth_2"))
         assert jax.tree.structure(seen) == jax.tree.structure(again)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from ddjax import augmentation
+from ddjax.data import augmentation
 
 KEYS = jax.random.split(jax.random.key(0), 2000)
 SIZE = 21
