@@ -13,6 +13,10 @@ NORMS = certify.NORMS
 GUARD = 1e-4
 
 
+# Shared by tests, for the sake of compilation.
+margin_bounds = jax.jit(certify.margin_bounds, static_argnames=("norm", "method"))
+
+
 def normal(key, *shape):
     return jax.random.normal(key, shape)
 
@@ -168,30 +172,139 @@ def test_every_margin_stays_above_its_bound(norm, method):
     assert float(run(*stack("dense", COUNT), *RADII_AND_KEYS).max()) <= 1e-6
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_on_a_linear_classifier_the_radius_is_the_closed_form(norm):
-    rng = np.random.default_rng(5)
-    kernel, bias = rng.normal(size=(12, 4)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+def linear_network(scale, seed=5):
+    """A linear classifier with weights of a size, images, and the closed-form radii in each norm, in float64."""
+    rng = np.random.default_rng(seed)
+    kernel = (scale * rng.normal(size=(12, 4))).astype(np.float32)
+    bias = (scale * rng.normal(size=4)).astype(np.float32)
     images = rng.uniform(0.4, 0.6, size=(20, 3, 4, 1)).astype(np.float32)
-    logits = images.reshape(20, -1) @ kernel + bias
+    wide, offset = kernel.astype(np.float64), bias.astype(np.float64)
+    logits = images.reshape(20, -1).astype(np.float64) @ wide + offset
     labels = logits.argmax(1)
-    dual = {"linf": 1, "l2": 2, "l1": np.inf}[norm]
-    exact = np.full(20, np.inf)
-    for row, label in enumerate(labels):
-        for rival in set(range(4)) - {label}:
-            slope = np.linalg.norm(kernel[:, label] - kernel[:, rival], dual)
-            exact[row] = min(exact[row], (logits[row, label] - logits[row, rival]) / slope)
-    # Bounds that do not bind.
-    found = certify.largest_radius(
-        (Dense(jnp.asarray(kernel), jnp.asarray(bias)),),
-        jnp.asarray(images),
-        jnp.asarray(labels, jnp.int32),
-        norm=norm,
-        num_bisections=24,
-        bounds=(-50.0, 50.0),
-    )
-    assert np.all(found <= exact)
-    np.testing.assert_allclose(found, exact, rtol=1e-3)
+    exact, points = {}, np.zeros_like(images, np.float64)
+    for norm, dual in (("linf", 1), ("l2", 2), ("l1", np.inf)):
+        exact[norm] = np.full(20, np.inf)
+        for row, label in enumerate(labels):
+            for rival in set(range(4)) - {label}:
+                slope = wide[:, label] - wide[:, rival]
+                radius = (logits[row, label] - logits[row, rival]) / np.linalg.norm(slope / scale, dual) / scale
+                if norm == "l2" and radius < exact[norm][row]:
+                    # Just across the boundary.
+                    direction = (slope / np.linalg.norm(slope / scale) / scale).reshape(3, 4, 1)
+                    points[row] = images[row] - 1.01 * radius * direction
+                exact[norm][row] = min(exact[norm][row], radius)
+    network = (Dense(jnp.asarray(kernel), jnp.asarray(bias)),)
+    return network, jnp.asarray(images), jnp.asarray(labels, jnp.int32), exact, points
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-30])
+@pytest.mark.parametrize("norm", NORMS)
+def test_radius_on_linear_classifier_is_the_closed_form(norm, scale):
+    network, images, labels, exact, points = linear_network(scale)
+    found = certify.largest_radius(network, images, labels, norm=norm, num_bisections=24, bounds=(-50.0, 50.0))
+    assert np.all(found <= exact[norm])
+    np.testing.assert_allclose(found, exact[norm], rtol=0.02 if scale == 1e-30 else 1e-3)
+    if norm == "l2":
+        # Points that are decided otherwise in float64 are outside of what is proved.
+        kernel, bias = (np.asarray(leaf, np.float64) for leaf in (network[0].kernel, network[0].bias))
+        assert np.all((points.reshape(20, -1) @ kernel + bias).argmax(1) != np.asarray(labels))
+        assert np.all(np.linalg.norm((points - images).reshape(20, -1), axis=1) > np.asarray(found))
+
+
+def test_radius_of_slopes_of_very_different_sizes_counts_all_of_them():
+    # One weight of 1, which no pixel can use, and many of 1e-25: their squares underflow beside that of the one.
+    count = 1000
+    kernel = np.zeros((count + 1, 2), np.float32)
+    kernel[0, 1], kernel[1:, 1] = 1e-5, 1e-25
+    images = jnp.full((1, 1, count + 1, 1), 0.5)
+    low = jnp.zeros((1, count + 1, 1)).at[0, 0].set(0.5)
+    high = jnp.ones((1, count + 1, 1)).at[0, 0].set(0.5)
+    margin = 1e-25
+    network = (Dense(jnp.asarray(kernel), jnp.array([0.5e-5 + 500 * 1e-25 + margin, 0.0])),)
+    least = certify.margin_bounds(network, images, jnp.array([0]), 0.1, norm="l2", bounds=(low, high))
+    # The first pixel is fixed, but its weight is in the sum, and the margin is far below its rounding.
+    assert least[0, 1] < margin
+
+
+@pytest.mark.parametrize("method", certify.METHODS)
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("scale", [1e-10, 1e-15, 1e-19])
+def test_deep_network_of_tiny_activations_proves_nothing_that_float64_refutes(norm, method, scale):
+    # Products of two activations or weights underflow, in the chords of the ReLUs and in the coefficients.
+    rng = np.random.default_rng(3)
+    shapes = ((4, 6), (6, 5), (5, 3))
+    wide = [
+        (scale**0.5 * rng.normal(size=shape), scale ** (0.5 * depth + 0.5) * rng.normal(size=shape[1]))
+        for depth, shape in enumerate(shapes)
+    ]
+    wide = [(np.float32(kernel).astype(np.float64), np.float32(bias).astype(np.float64)) for kernel, bias in wide]
+    layers = [Dense(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32)) for kernel, bias in wide]
+    network = (layers[0], Relu(), layers[1], Relu(), layers[2])
+
+    def logits(points):
+        hidden = points.reshape(len(points), -1)
+        for depth, (kernel, bias) in enumerate(wide):
+            hidden = (np.maximum(hidden, 0) if depth else hidden) @ kernel + bias
+        return hidden
+
+    images = np.float32(rng.uniform(0.2, 0.8, (8, 2, 2, 1)))
+    labels = logits(images.astype(np.float64)).argmax(1)
+    for radius in (0.1, 0.5):
+        least = np.asarray(
+            margin_bounds(
+                network, jnp.asarray(images), jnp.asarray(labels, jnp.int32), radius, norm=norm, method=method
+            )
+        ).astype(np.float64)
+        away = rng.normal(size=(8, 500, 4))
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+        away *= radius / np.linalg.norm(away, order, axis=2, keepdims=True)
+        points = np.clip(images.reshape(8, 1, 4) + away, 0, 1)
+        values = logits(points.reshape(-1, 4)).reshape(8, 500, 3)
+        margins = (np.take_along_axis(values, labels[:, None, None], 2) - values).min(1)
+        others = np.arange(3)[None] != labels[:, None]
+        assert np.all(least[others] <= margins[others])
+
+
+@pytest.mark.parametrize("lower", [-1e-20, -1e-30, -1e10])
+@pytest.mark.parametrize("upper", [1e-20, 1e-30, 1e10])
+def test_relaxed_layers_of_tiny_or_unequal_intervals_lie_above_and_below(lower, upper):
+    network = (Relu(), Dense(jnp.array([[1.0, -1.0]]), jnp.zeros(2)))
+    center, radius = np.float32((lower + upper) / 2), np.float32((upper - lower) / 2)
+    least = np.asarray(
+        margin_bounds(
+            network, jnp.full((1, 1, 1, 1), center), jnp.array([1]), radius, norm="linf", bounds=(-1e11, 1e11)
+        )
+    )[0, 0]
+    # The margin of the second logit over the first is -2 relu(x).
+    assert least <= -2 * max(float(center) + float(radius), 0)
+    assert least >= -2.1 * max(float(center) + float(radius), 0) - 1e-4 * float(radius) - 1e-33
+
+
+@pytest.mark.parametrize("of_network", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("of_images", [jnp.float32, jnp.float64])
+def test_float64_networks_and_images_are_certified_in_float64(of_network, of_images):
+    with jax.enable_x64(True):
+        shape, network = random_network("conv", jax.random.key(0, impl="threefry2x32"))
+        images = jax.random.uniform(jax.random.key(1), (2, *shape), jnp.float32)
+        labels = certify.apply(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), network), images).argmax(1)
+        wide = jnp.float64 in (of_network, of_images)
+        cast = jax.tree.map(lambda leaf: jnp.asarray(leaf, of_network), network)
+        run = functools.partial(certify.largest_radius, num_bisections=6, norm="l2", method="crown-ibp")
+        found = run(cast, images.astype(of_images), labels)
+        assert found.dtype == (jnp.float64 if wide else jnp.float32)
+        assert found.min() > 0
+        least = certify.margin_bounds(cast, images.astype(of_images), labels, found, norm="l2", method="crown-ibp")
+        assert least.dtype == found.dtype
+        assert least.min() > 0
+        lower, upper = certify.layer_bounds(cast, images.astype(of_images), 0.01)[-1]
+        assert lower.dtype == upper.dtype == found.dtype
+
+
+def test_vectors_have_the_radii_of_the_images_that_they_fill():
+    network, images, labels, exact, _ = linear_network(1.0)
+    run = functools.partial(certify.largest_radius, network, labels=labels, num_bisections=12, bounds=(-50.0, 50.0))
+    for norm in NORMS:
+        np.testing.assert_allclose(run(images.reshape(20, 12), norm=norm), exact[norm], rtol=0.01)
 
 
 def test_linf_meets_the_pixels_bounds_exactly():
@@ -267,10 +380,6 @@ def test_patches_bound_what_whole_images_bound(trained_like):
     for patched, whole in zip(run(network), run((identity, *network))[1:], strict=True):
         for one, other in zip(patched, whole, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
-
-
-# Shared by tests, for the sake of compilation.
-margin_bounds = jax.jit(certify.margin_bounds, static_argnames=("norm", "method"))
 
 
 def test_methods_are_ordered_and_bounds_fall_with_the_radius(trained_like):
@@ -357,7 +466,7 @@ def test_refuses_what_it_cannot_certify(trained_like):
     for radius in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="radius must be"):
             bound(logits_fn, radius=radius)
-    with pytest.raises(ValueError, match="within"):
+    with pytest.raises(ValueError, match="inside the bounds"):
         bound(logits_fn, images=images + 1)
     with pytest.raises(ValueError, match="classes from 0 to 3"):
         bound(logits_fn, labels=labels + 4)
