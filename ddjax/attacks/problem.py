@@ -370,7 +370,8 @@ def prepare(
     if mask is not None:
         mask = _check_mask(mask, inputs)
     outputs = _check_outputs(logits_fn, inputs)
-    dtype = jnp.promote_types(jnp.promote_types(inputs.dtype, jnp.float32), outputs.dtype)
+    # By NumPy, because strict promotion makes JAX refuse pairs of floats.
+    dtype = np.promote_types(np.promote_types(inputs.dtype, np.float32), outputs.dtype)
     low, high, is_bounded = _box(bounds, inputs, dtype)
     original = jnp.asarray(inputs)
     inputs = original.astype(dtype)

@@ -8,7 +8,7 @@ attack as one who does not, so the worst case of the former includes the attacks
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from ddjax.evaluation.judging import judge
 from ddjax.parallel import Evaluator
 
 
+@runtime_checkable
 class Detector(Protocol):
     """A fitted detector of adversarial inputs."""
 
