@@ -32,7 +32,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from ddjax.checks import check_choice
-from ddjax.platforms import by_platform
+from ddjax.platforms import by_platform, for_cpu
 
 LOWERINGS = ("auto", "plain", "canonical")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -142,9 +142,10 @@ def unpadded() -> Iterator[None]:
     """Traces canonical convolutions without their rows of zeros, for programs compiled with `COMPILER_OPTIONS`.
 
     Use it inside the compiled function, so that it holds for that program alone. It saves about a tenth of a training
-    step. JAX takes compiler options on an outermost `jit` only; a program without them needs the zeros.
+    step. JAX takes compiler options on an outermost `jit` only; a program without them needs the zeros. The options are
+    those of CPU, so the program is traced for CPU alone.
     """
-    with _grows(False):
+    with _grows(False), for_cpu():
         yield
 
 
