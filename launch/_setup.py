@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from ddjax import folders, parallel
+from ddjax import data, parallel
 
 from . import _errors, _help
 
@@ -31,7 +31,7 @@ flags.DEFINE_string(
 )
 flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
 flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
-flags.DEFINE_enum("unreadable", "refuse", folders.UNREADABLE, "What to do with images of a folder that are damaged.")
+flags.DEFINE_enum("unreadable", "refuse", data.UNREADABLE, "What to do with images of a folder that are damaged.")
 flags.DEFINE_string("cache_dir", None, "Where a folder's decoded images are kept; default: ddjax in the user's cache.")
 flags.DEFINE_string("workdir", None, "Where the run is written; default: runs/LAUNCHER_RECIPE.")
 flags.DEFINE_integer(

@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import data, losses, parallel, recipes, runs, training
+from ddjax import data, layers, losses, parallel, recipes, runs, training
 
 from . import common, defending, loading
 from .benchmarks import attacks, generative, growth, measure, peers
@@ -182,7 +182,7 @@ def _largest_batch(logits_fn: Any, images: np.ndarray) -> int:
     while batch > 1:
         shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        needed = measure.bytes_of(common.jit(gradient).lower(logits_fn, shape, labels).compile())
+        needed = measure.bytes_of(layers.jit(gradient).lower(logits_fn, shape, labels).compile())
         if needed is None or free is None or needed <= _SHARE * free:
             break
         batch //= 2

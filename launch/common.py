@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from ddjax import data, layers, metrics, parallel, recipes, report, runs, training
+from ddjax import data, metrics, parallel, recipes, report, runs, training
 
 from . import _setup
 
@@ -87,88 +87,15 @@ def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
         yield bar
 
 
-def jit(function: Callable[..., Any], **settings: Any) -> Any:
-    """Compiles a function that differentiates a network in a loop, for what the backend can."""
-    if jax.default_backend() != "cpu" or not _takes_compiler_options():
-        return jax.jit(function, **settings)
-
-    def unpadded(*arguments: Any, **named: Any) -> Any:
-        with layers.unpadded():
-            return function(*arguments, **named)
-
-    return jax.jit(unpadded, compiler_options=layers.COMPILER_OPTIONS, **settings)
-
-
 @functools.cache
-def _takes_compiler_options() -> bool:
-    """Whether this jaxlib knows the options; it tells by an error."""
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=layers.COMPILER_OPTIONS)(0)
-    except (jax.errors.JaxRuntimeError, ValueError):
-        return False
-    return True
+def evaluator() -> parallel.Evaluator:
+    """Applies programs to many examples, with the flags' batch size and a progress bar."""
+    return parallel.Evaluator(FLAGS.batch_size, mesh("data"), progress)
 
 
-@functools.cache
-def batched(function: Callable[..., Any], donate: tuple[int, ...] = (), in_parts: bool = True) -> Any:
-    """Compiles `function(shared, *batch)` for batches that all devices share; see `parallel.over_examples`."""
-    return jit(parallel.over_examples(function, mesh("data"), in_parts=in_parts), donate_argnums=donate)
-
-
-def evaluate(
-    function: Callable[..., Any],
-    shared: Any,
-    *columns: np.ndarray,
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
-    in_parts: bool = True,
-) -> Any:
-    """Applies `function(shared, *batch)` to any number of examples, on all devices.
-
-    Args:
-      function: one object for each program, since it is compiled for it.
-      shared: what all examples need, such as the network.
-      *columns: the examples.
-      batch_size: the largest batch; default: the flag's.
-      progress: see `parallel.map_batches`.
-      in_parts: see `parallel.over_examples`.
-
-    Returns:
-      The results for all examples, as NumPy arrays, in every process.
-    """
-    size = FLAGS.batch_size if batch_size is None else batch_size
-    program = batched(function, in_parts=in_parts)
-    return parallel.map_batches(program, shared, *columns, batch_size=size, mesh=mesh("data"), progress=progress)
-
-
-def compiled_batched(
-    function: Callable[..., Any], shared: Any, *columns: np.ndarray, in_parts: bool = True
-) -> Callable[[Callable[[int], Any] | None], Any]:
-    """`evaluate`, with everything compiled before it starts, so that the time it takes is that of its work.
-
-    Args:
-      function: as for `evaluate`; an attack, whose images take the place of the first column's on the device.
-      shared: as for `evaluate`.
-      *columns: the examples.
-      in_parts: see `parallel.over_examples`.
-
-    Returns:
-      What evaluates, given `progress`.
-    """
-    over = mesh("data")
-    _, size = parallel.batches(len(columns[0]), FLAGS.batch_size, over.size)
-    shared = parallel.replicate(shared, over)
-    key = (function, jax.tree.structure(shared), size, *((c.shape[1:], c.dtype) for c in columns))
-    if key not in _programs:
-        rows = np.zeros(size, np.int32)
-        batch = [parallel.split(column[rows], over) for column in columns]
-        _programs[key] = batched(function, donate=(1,), in_parts=in_parts).lower(shared, *batch).compile()
-    return lambda progress: parallel.map_batches(
-        _programs[key], shared, *columns, batch_size=FLAGS.batch_size, mesh=over, progress=progress
-    )
-
-
-_programs: dict[Any, Any] = {}
+def evaluate(function: Callable[..., Any], shared: Any, *columns: np.ndarray, **settings: Any) -> Any:
+    """Applies `function(shared, *batch)` to any number of examples; see `parallel.Evaluator`."""
+    return evaluator()(function, shared, *columns, **settings)
 
 
 def tag(temperature: float | None) -> str:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, recipes, runs, training
+from ddjax import attacks, data, recipes, rounding, runs, training
 
 from . import attacking, common, loading
 from .trainer import Trainer
@@ -65,7 +65,7 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
     for number in range(_ROUNDS.value + 1):
         if logits_fn is not None:
             new = common.evaluate(_augmented, logits_fn, data.to_float(asked.images), asked.labels)
-            new = np.rint(255 * new).astype(np.uint8)
+            new = rounding.to_uint8(new)
             asked = dataclasses.replace(
                 asked,
                 images=np.concatenate([asked.images, new]),

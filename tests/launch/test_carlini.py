@@ -53,5 +53,5 @@ def test_a_second_run_repeats_nothing_and_the_report_is_there(launch, workdir):
 
 def test_too_many_examples(launch, tmp_path):
     done = launch("carlini", *SMALL[:3], "--num_examples=101", f"--workdir={tmp_path / 'run'}", ok=False)
-    assert "--num_examples must be from 1 to 100, the test images there are, got 101" in done.stderr
+    assert "num_examples must be from 1 to 100, the examples of digits (test) that there are, got 101" in done.stderr
     assert not (tmp_path / "run").exists()
