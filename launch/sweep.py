@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
-from launch import common, loading
+from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, training
+from launch import common, loading, shards
 from launch.trainer import Trainer
 
 FLAGS = flags.FLAGS

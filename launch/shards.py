@@ -1,4 +1,4 @@
-"""Job arrays: a sweep in pieces that know nothing of each other, and their results put together.
+"""Job arrays: a sweep in independent pieces, and one run made of their results.
 
 A scheduler starts `n` jobs with `--shard=0/n` to `--shard=(n-1)/n` and the same `--workdir`. Each writes a run of its
 own in `WORKDIR/shard_I_of_N`; `merge` makes one run of them.

@@ -1,15 +1,14 @@
-"""What the page of the benchmark knows of its records: which belong together, how they are called, who did as much."""
+"""The records of a benchmark: which of them belong together, their names, and which sides did the same work."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ddjax.report.page import number
+from ._page import Record, number
 
-Record = Mapping[str, Any]
-# What tells one comparison from another.
+# The fields that identify a comparison.
 WHERE = ("work", "network", "attack", "space", "networks", "batch")
 Comparison = tuple[Any, ...]
-# Sides that are other libraries, by the part of their name before a comma, and what they are called.
+# Sides that are other libraries: the part of their name before a comma, to the name of the library.
 LIBRARIES = {
     "torch": "PyTorch",
     "batched_torch": "PyTorch",
@@ -50,12 +49,12 @@ AXES = {
     "growth_classes": "classes",
     "growth_temperatures": "temperatures",
 }
-# A peer has done as much if it succeeds about as often, at about the same distance, with the same values.
+# A peer did the same work if it succeeds about as often, at about the same distance, with the same values.
 _SUCCESS_SLACK, _DISTANCE_SLACK, _DIFFERENCE_SLACK = 0.02, 1.05, 1e-2
 
 
 def field(key: Comparison, name: str) -> Any:
-    """A part of what tells a comparison from others, one of `WHERE`."""
+    """One of the fields `WHERE` of a comparison."""
     return key[WHERE.index(name)]
 
 
@@ -80,24 +79,24 @@ def comparisons(records: Sequence[Record]) -> dict[Comparison, dict[str, Record]
 
 
 def is_beside(key: Comparison, sides: Mapping[str, Record]) -> bool:
-    """Whether a comparison is with other libraries, or would be if they were installed."""
+    """Whether other libraries can take part in a comparison."""
     work = field(key, "work")
     return "ddjax" in sides and work not in INSIDE and work not in AXES
 
 
 def is_library(side: str) -> bool:
-    """Whether a side is another library; a comma in its name tells how it was used."""
+    """Whether a side is another library; what follows a comma in its name is how it was used."""
     return side.partition(",")[0] in LIBRARIES
 
 
 def side_name(side: str) -> str:
-    """A side as people call it."""
+    """The name of a side in tables."""
     head, comma, rest = side.partition(",")
     return "batched PyTorch" if head == "batched_torch" else f"{LIBRARIES.get(head, head)}{comma}{rest}"
 
 
 def is_correct(record: Record, ours: Record) -> bool:
-    """Whether a side did as much as ddjax, as far as it says."""
+    """Whether a side did the same work as ddjax; a value that it does not report counts as equal."""
     by_us = {
         name: record[f"{name}_same"] if record.get(f"{name}_same") is not None else ours.get(name)
         for name in ("success", "mean_distance")
@@ -111,14 +110,14 @@ def is_correct(record: Record, ours: Record) -> bool:
 
 
 def peers(sides: Mapping[str, Record]) -> list[Record]:
-    """The sides that are other libraries, those that did as much first, and the fastest first."""
+    """The sides that are other libraries: first those that did the same work, each group by time."""
     ours = sides.get("ddjax", {})
     found = [record for side, record in sides.items() if is_library(side)]
     return sorted(found, key=lambda record: (not is_correct(record, ours), record["speedup"]))
 
 
 def title(key: Comparison) -> str:
-    """A comparison as people call it, without network and batch."""
+    """The name of a comparison in tables, without network and batch."""
     work = field(key, "work")
     names = WORKS | INSIDE | {growth: f"growth, {axis}" for growth, axis in AXES.items()}
     name: str = names.get(work) or str(work).replace("_", " ")
@@ -128,8 +127,14 @@ def title(key: Comparison) -> str:
     return ", ".join([name, *rest])
 
 
+def title_and_batch(key: Comparison) -> str:
+    """The name of a comparison with its batch, without the network."""
+    batch = field(key, "batch")
+    return title(key) + ("" if batch is None else f", batch {batch}")
+
+
 def duration(seconds: float | None) -> str:
-    """A time with a unit that suits it."""
+    """A time with a suitable unit; empty for None."""
     if seconds is None:
         return ""
     for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
