@@ -204,6 +204,11 @@ def without_seconds(record: Record) -> Row:
     return {key: value for key, value in record.items() if not key.startswith("seconds")}
 
 
+def plain_files(run: Run) -> dict[str, list[Row]]:
+    """`table.csv` with all records, without their times."""
+    return {"table.csv": [without_seconds(record) for record in run.records]}
+
+
 def write_csv(rows: Iterable[Record], path: Path) -> None:
     """Writes rows as CSV, byte for byte the same for the same rows; the columns are the union of their keys."""
     rows = list(rows)

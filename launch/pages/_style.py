@@ -21,11 +21,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 # These can be told apart with the common color deficiencies (mostly Okabe and Ito's); markers and dashes differ, too.
 BLUE, GREEN, PURPLE, RED, GRAY = "#0072B2", "#009E73", "#AA4499", "#D55E00", "#666666"
 # Frames around adversarial examples: meaning, color, line style, width.
-REACHED, MISSED, CLEAN = FRAMES = (
+FRAMES: tuple[tuple[str, str, Any, float], ...] = (
     ("target reached", GREEN, "-", 2),
     ("not reached", RED, (0, (2, 1)), 2),
     ("clean image", GRAY, "-", 1),
 )
+REACHED, MISSED, CLEAN = FRAMES
 _STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,

@@ -91,11 +91,6 @@ def table(run: _page.Run) -> _page.Table:
     return _page.Table([*header, "steps", "gradients", "seconds"], rows).without_empty_columns(4)
 
 
-def files(run: _page.Run) -> dict[str, list[_page.Row]]:
-    """All records without their times."""
-    return {"table.csv": [_page.without_seconds(record) for record in run.records]}
-
-
 def _targets(record: Record) -> str:
     return _TARGETS.get(record["targets"], str(record["targets"]))
 
@@ -132,7 +127,7 @@ def _brackets(run: _page.Run, proofs: Sequence[Record]) -> dict[str, _page.Pictu
         if arrays:
             # At distance zero an image is misclassified without an attack, and there is nothing to show.
             right = arrays["attacked"] > 0
-            name = _NORMS.get(record["norm"], record["norm"])
+            name = _NORMS.get(record["norm"], str(record["norm"]))
             figure = brackets(arrays["proved"][right], arrays["attacked"][right], name)
         drawn[f"certify_{record['norm']}"] = (figure, _BRACKETS_CAPTION)
     return drawn

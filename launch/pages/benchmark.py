@@ -13,20 +13,18 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
 from . import _page, _style, speed
-from ._page import Record, Row, number
+from ._page import Record, number
 from ._style import BLUE, GRAY, GREEN, PURPLE, RED, styled
+from .speed import Compared
 
 HEADING = "Speed"
 
-# The sides of each comparison.
-Compared = Mapping[speed.Comparison, Mapping[str, Record]]
-
 # The fields that tables show in columns of their own; the last column of the details has all others.
 _SHOWN = {
-    "measure", *speed.WHERE, "side", "base", "unit", "units", "repetitions", "seconds", "seconds_low", "seconds_high",
-    "first_seconds", "speedup", "speedup_low", "speedup_high", "peak_bytes", "program_bytes", "success", "success_same",
-    "mean_distance", "mean_distance_same", "norm", "gradients", "flops", "gflops", "matmul_share", "note", "curve",
-    "size", "order",
+    "measure", *speed.Comparison._fields, "side", "base", "unit", "units", "repetitions", "seconds", "seconds_low",
+    "seconds_high", "first_seconds", "speedup", "speedup_low", "speedup_high", "peak_bytes", "program_bytes", "success",
+    "success_same", "mean_distance", "mean_distance_same", "norm", "gradients", "flops", "gflops", "matmul_share",
+    "note", "curve", "size", "order",
 }  # fmt: skip
 # Libraries in the order of the legend; all others are gray.
 _COLORS = {"torch": BLUE, "foolbox": GREEN, "torchattacks": RED, "adv_lib": PURPLE, "art": "#E6B800"}
@@ -50,9 +48,9 @@ _SUMMARY_NOTE = (
 )
 _DETAILS_NOTE = (
     "Medians over turns, and below them the lowest and the highest turn. Each ratio is of two times of the same turn. "
-    "Success and distance are judged by the same classifier. In parentheses: ddjax on the examples that a library was "
-    "given, where these are fewer. The first call may compile. Memory: what a call takes beyond what was resident "
-    "before, and what the compiled program of ddjax takes. The share is of the machine's rate of matrix products."
+    "Success and distance are judged by the same classifier; below them stand those of ddjax on the examples that a "
+    "library was given, where these are fewer. The first call may compile. Memory: what a call takes beyond what was "
+    "resident before, and what the compiled program of ddjax takes. Share: of the machine's rate of matrix products."
 )
 _INSIDE_NOTE = "Variants of ddjax, compared with each other."
 _GROWTH_NOTE = (
@@ -64,19 +62,21 @@ _GROWTH_NOTE = (
 def sections(run: _page.Run) -> list[_page.Section]:
     """Comparisons with other libraries, growth, variants of ddjax, and the machine."""
     comparisons, beside, grown = _parts(run)
-    inside = {key: found for key, found in comparisons.items() if key not in beside and key not in grown}
+    inside = {key: sides for key, sides in comparisons.items() if key not in beside and key not in grown}
     drawn = {
-        "speedups": (speedups_figure(_bars(beside)), _SPEEDUPS_CAPTION),
-        "growth": (growth_figure(_panels(grown)), _GROWTH_CAPTION),
+        "speedups": (speedups_figure(beside), _SPEEDUPS_CAPTION),
+        "growth": (growth_figure(grown), _GROWTH_CAPTION),
     }
-    networks = dict.fromkeys(speed.field(key, "network") for key in beside)
-    details = {network: _only(beside, network) for network in networks}
+    details = {
+        network: _details({key: sides for key, sides in beside.items() if key.network == network})
+        for network in dict.fromkeys(key.network for key in beside)
+    }
     return [
         _page.Section("Summary", _summary(beside), _SUMMARY_NOTE),
         _page.Section("Beside other libraries", _compact(run, beside), _COMPACT_NOTE),
         _page.Section("Missing libraries", _absent(run)),
         _page.Section("Figures", figures=drawn),
-        *(_page.Section(f"Details, {name}", _details(found), _DETAILS_NOTE) for name, found in details.items()),
+        *(_page.Section(f"Details, {network}", found, _DETAILS_NOTE) for network, found in details.items()),
         _page.Section("Growth", _growth(grown), _GROWTH_NOTE),
         _page.Section("Inside ddjax", _details(inside), _INSIDE_NOTE),
         _page.Section("Machine", _machine(run)),
@@ -91,22 +91,18 @@ def table(run: _page.Run) -> _page.Table:
     return _growth(grown) if grown else _details(comparisons)
 
 
-def files(run: _page.Run) -> dict[str, list[Row]]:
-    """No file."""
+def files(run: _page.Run) -> dict[str, list[_page.Row]]:
+    """No file, since all records hold times."""
     del run
     return {}
 
 
 def _parts(run: _page.Run) -> tuple[Compared, Compared, Compared]:
-    """All comparisons, those with other libraries, and those of sizes."""
+    """All comparisons, those that other libraries can take part in, and those of sizes."""
     comparisons = speed.comparisons(run.records)
-    beside = {key: found for key, found in comparisons.items() if speed.is_beside(key, found)}
-    grown = {key: found for key, found in comparisons.items() if speed.field(key, "work") in speed.AXES}
-    return comparisons, beside, grown
-
-
-def _only(comparisons: Compared, network: Any) -> Compared:
-    return {key: found for key, found in comparisons.items() if speed.field(key, "network") == network}
+    inside = (*speed.INSIDE, *speed.AXES)
+    beside = {key: sides for key, sides in comparisons.items() if "ddjax" in sides and key.work not in inside}
+    return comparisons, beside, {key: sides for key, sides in comparisons.items() if key.work in speed.AXES}
 
 
 def _best(sides: Mapping[str, Record]) -> Record | None:
@@ -116,17 +112,16 @@ def _best(sides: Mapping[str, Record]) -> Record | None:
 
 
 def _summary(beside: Compared) -> _page.Table:
-    ratios = {}
-    for key, sides in beside.items():
-        best = _best(sides)
-        if best is not None:
-            ratios[key] = best["speedup"]
+    best = {key: _best(sides) for key, sides in beside.items()}
+    ratios = {key.title_and_batch: record["speedup"] for key, record in best.items() if record is not None}
     if not ratios:
         return _page.Table([], [])
-    mean = math.exp(float(np.mean(np.log(list(ratios.values())))))
-    ends = [min(ratios, key=lambda key: ratios[key]), max(ratios, key=lambda key: ratios[key])]
-    row = [str(len(ratios)), str(sum(ratio > 1 for ratio in ratios.values())), number(mean)]
-    row += [f"{number(ratios[key])}\n{speed.title_and_batch(key)}" for key in ends]
+    row = [str(len(ratios)), str(sum(ratio > 1 for ratio in ratios.values()))]
+    row.append(number(math.exp(float(np.mean(np.log(list(ratios.values())))))))
+    row += [
+        f"{number(ratios[key])}\n{key}"
+        for key in (min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__))
+    ]
     return _page.Table(["comparisons", "ddjax is faster in", "geometric mean", "lowest", "highest"], [row])
 
 
@@ -135,12 +130,12 @@ def _compact(run: _page.Run, beside: Compared) -> _page.Table:
     for key, sides in beside.items():
         ours, best = sides["ddjax"], _best(sides)
         others = [
-            f"{_ratio(peer)}{'' if speed.is_correct(peer, ours) else '*'}"
-            for peer in speed.peers(sides) if peer is not best
-        ]  # fmt: skip
+            _ratio(peer) + ("" if speed.is_correct(peer, ours) else "*")
+            for peer in speed.peers(sides)
+            if peer is not best
+        ]
         others += [f"{speed.side_name(side)} broken" for side in broken.get(key, {}) if side not in sides]
-        batch = speed.field(key, "batch")
-        row = [str(speed.field(key, "network") or ""), speed.title(key), "" if batch is None else str(batch)]
+        row = [key.network or "", key.title, "" if key.batch is None else str(key.batch)]
         row.append(f"{speed.duration(ours['seconds'])} per {ours['unit']}")
         rows.append([*row, "" if best is None else _ratio(best), ", ".join(others)])
     first = 0 if len({row[0] for row in rows}) > 1 else 1
@@ -161,9 +156,8 @@ def _details(comparisons: Compared) -> _page.Table:
     rows = []
     for key, sides in comparisons.items():
         for place, record in enumerate(sides.values()):
-            batch = speed.field(key, "batch")
             # The work stands in its first row alone.
-            row = [speed.title(key), "" if batch is None else str(batch)] if place == 0 else ["", ""]
+            row = ["", ""] if place else [key.title, "" if key.batch is None else str(key.batch)]
             ends = [speed.duration(record[f"seconds_{end}"]) for end in ("low", "high")]
             row.append(speed.side_name(record["side"]))
             row.append(f"{speed.duration(record['seconds'])}\nper {record['unit']}\n{' to '.join(ends)}")
@@ -183,20 +177,18 @@ def _details(comparisons: Compared) -> _page.Table:
 
 
 def _with_same(record: Record, name: str, form: str) -> str:
-    """A measurement, and in parentheses that of ddjax on the same examples."""
-    if record.get(name) is None:
+    """A measurement, and below it that of ddjax on the same examples."""
+    values = [record.get(name), record.get(f"{name}_same")]
+    if values[0] is None:
         return ""
-    same = record.get(f"{name}_same")
-    return format(record[name], form) + ("" if same is None else f"\n({same:{form}})")
+    return format(values[0], form) + ("" if values[1] is None else f"\nddjax {values[1]:{form}}")
 
 
 def _more(record: Record) -> str:
     """The note, and what only this work measures."""
-    parts = [str(record["note"])] if record.get("note") else []
-    for name, value in record.items():
-        if name not in _SHOWN and value is not None:
-            parts.append(f"{name.replace('_', ' ')} {_plain(value)}")
-    return "\n".join(["", *parts]) if parts else ""
+    others = {name: value for name, value in record.items() if name not in _SHOWN and value is not None}
+    parts = [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in others.items()]
+    return "\n".join(filter(None, [record.get("note"), *parts]))
 
 
 def _plain(value: Any) -> str:
@@ -212,7 +204,7 @@ def _absent(run: _page.Run) -> _page.Table:
         reason, command = (str(record.get(name) or "") for name in ("error", "command"))
         rows.append([speed.side_name(record["side"]), "missing", reason, command])
     for key, sides in speed.broken(run.records).items():
-        rows += [[speed.side_name(side), speed.title_and_batch(key), error, ""] for side, error in sides.items()]
+        rows += [[speed.side_name(side), key.title_and_batch, error, ""] for side, error in sides.items()]
     header = ["library", "where", "reason", "command to install"]
     return _page.Table(header, rows, words=True).without_empty_columns(3)
 
@@ -243,7 +235,7 @@ def _growth(grown: Compared) -> _page.Table:
                 deviation = f"{100 * np.max(np.abs(relative / np.median(relative) - 1)):.0f} %"
             traces = sorted({point["traces"] for point in points if point.get("traces") is not None})
             shown = ", ".join(f"{size:g}: {number(1e3 * s)}" for size, s in zip(sizes, seconds, strict=True))
-            row = [speed.title(key), speed.WORKS.get(name, name), shown, expected, exponent, deviation]
+            row = [key.title, speed.WORKS.get(name, name), shown, expected, exponent, deviation]
             rows.append([*row, ", ".join(map(str, traces))])
     return _page.Table(["work", "curve", "size: ms", "expected", "exponent", "largest deviation", "traces"], rows)
 
@@ -269,100 +261,66 @@ def order(name: str, sizes: np.ndarray) -> np.ndarray:
     return sizes if name == "n" else np.ones_like(sizes)
 
 
-def _bars(beside: Compared) -> list[Row]:
-    """The bars of `speedups_figure`: of each library the best side."""
-    several = len({speed.field(key, "network") for key in beside}) > 1
-    bars = []
-    for key, sides in beside.items():
-        group = speed.title_and_batch(key) + (f"\n{speed.field(key, 'network')}" if several else "")
-        drawn = set()
-        for record in speed.peers(sides):
-            library = record["side"].partition(",")[0].removeprefix("batched_")
-            if library not in drawn:
-                drawn.add(library)
-                bar = {"group": group, "library": library, "correct": speed.is_correct(record, sides["ddjax"])}
-                ends = {end: record[f"speedup_{end}"] for end in ("low", "high")}
-                bars.append(bar | {"ratio": record["speedup"]} | ends)
-    return bars
-
-
-def _panels(grown: Compared) -> dict[str, list[Row]]:
-    """The panels of `growth_figure`."""
-    several = len({speed.field(key, "network") for key in grown}) > 1
-    panels: dict[str, list[Row]] = {}
-    for key, sides in grown.items():
-        for name, points in _curves(sides).items():
-            titles = [speed.field(key, "space"), speed.WORKS.get(name, name)]
-            titles += [speed.field(key, "network")] if several else []
-            curve: Row = {"name": ", ".join(str(title) for title in titles if title)}
-            curve |= {"order": points[0].get("order", "n"), "sizes": [point["size"] for point in points]}
-            for field, end in {"seconds": "", "lows": "_low", "highs": "_high"}.items():
-                curve[field] = [_seconds(point, end) for point in points]
-            panels.setdefault(speed.AXES[speed.field(key, "work")], []).append(curve)
-    return panels
-
-
 @styled()
-def speedups_figure(bars: Sequence[Row]) -> Figure | None:
-    """Groups of bars that start at 1, on a logarithmic axis.
-
-    Args:
-      bars: objects with `group`, `library`, `ratio`, `low`, `high`, and `correct`: whether the same work was done.
-
-    Returns:
-      The figure; None without bars.
-    """
+def speedups_figure(beside: Compared) -> Figure | None:
+    """Times of other libraries over those of ddjax, a group of bars for each comparison; None without one."""
+    several = len({key.network for key in beside}) > 1
+    bars: dict[str, dict[str, tuple[Record, bool]]] = {}
+    for key, sides in beside.items():
+        group = bars.setdefault(key.title_and_batch + (f"\n{key.network}" if several else ""), {})
+        for record in speed.peers(sides):
+            # The first is the best way to use the library.
+            library = record["side"].partition(",")[0].removeprefix("batched_")
+            group.setdefault(library, (record, speed.is_correct(record, sides["ddjax"])))
+    bars = {title: group for title, group in bars.items() if group}
     if not bars:
         return None
-    groups = list(dict.fromkeys(bar["group"] for bar in bars))
-    libraries = sorted(dict.fromkeys(bar["library"] for bar in bars), key=lambda name: [*_COLORS, name].index(name))
-    figure = Figure(figsize=(8.6, 0.2 * len(bars) + 0.14 * len(groups) + 1.2), layout="constrained")
+    found = {library for group in bars.values() for library in group}
+    libraries = [*(name for name in _COLORS if name in found), *sorted(found - _COLORS.keys())]
+    count = sum(map(len, bars.values()))
+    figure = Figure(figsize=(8.6, 0.2 * count + 0.14 * len(bars) + 1.2), layout="constrained")
     axes = figure.subplots()
-    place, ticks = 0.0, []
-    for group in groups:
-        found = sorted((bar for bar in bars if bar["group"] == group), key=lambda b: libraries.index(b["library"]))
-        ticks.append(place + (len(found) - 1) / 2)
-        for bar in found:
-            color = _COLORS.get(bar["library"], GRAY)
-            face, hatch = (color, None) if bar["correct"] else ("white", "////")
-            axes.barh(place, bar["ratio"] - 1, left=1, height=0.84, color=face, edgecolor=color, hatch=hatch)
-            axes.plot([bar["low"], bar["high"]], [place, place], color="black", linewidth=1)
-            end, text = max(bar["high"], 1.0), number(bar["ratio"])
-            axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    place, ticks, ends = 0.0, [], []
+    for group in bars.values():
+        ticks.append(place + (len(group) - 1) / 2)
+        for library in (name for name in libraries if name in group):
+            record, correct = group[library]
+            ratio, low, high = (record[f"speedup{end}"] for end in ("", "_low", "_high"))
+            color = _COLORS.get(library, GRAY)
+            face, hatch = (color, None) if correct else ("white", "////")
+            axes.barh(place, ratio - 1, left=1, height=0.84, color=face, edgecolor=color, hatch=hatch)
+            axes.plot([low, high], [place, place], color="black", linewidth=1)
+            position, ends = (max(high, 1.0), place), [*ends, low, high]
+            axes.annotate(number(ratio), position, (4, 0), textcoords="offset points", va="center", fontsize=8)
             place += 1
         place += 0.7
     axes.axvline(1, color="black", linewidth=1.2)
     axes.set_xscale("log")
-    ends = [bar[end] for bar in bars for end in ("low", "high")]
     axes.set(xlim=(min(0.8, 0.9 * min(ends)), max(2.0, *ends) ** 1.1 * 1.4), ylim=(place - 0.7, -0.8))
     _style.label_log_axis(axes.xaxis)
     if max(ends) / min(ends) > 100:
         axes.xaxis.set_major_locator(LogLocator())
-    axes.set_yticks(ticks, map(_style.plain, groups))
+    axes.set_yticks(ticks, map(_style.plain, bars))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
     axes.set(xlabel="time divided by that of ddjax (right of 1: ddjax is faster)")
     handles = [Patch(color=_COLORS.get(name, GRAY), label=speed.LIBRARIES.get(name, name)) for name in libraries]
-    if not all(bar["correct"] for bar in bars):
+    if not all(correct for group in bars.values() for _, correct in group.values()):
         handles.append(Patch(facecolor="white", edgecolor=GRAY, hatch="////", label="does less or worse"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     return figure
 
 
 @styled()
-def growth_figure(panels: Mapping[str, Sequence[Row]]) -> Figure | None:
-    """Time against size, a panel for each kind of size.
-
-    Args:
-      panels: the label of the horizontal axis, to curves with `name`, `sizes`, `seconds`, `lows` and `highs`, and
-        `order`: `"1"`, `"n"` or `"n log n"`, the expected growth.
-
-    Returns:
-      The figure; None where no curve has a point.
-    """
-    panels = {label: [c for c in curves if len(c["sizes"])] for label, curves in panels.items()}
-    panels = {label: curves for label, curves in panels.items() if curves}
+def growth_figure(grown: Compared) -> Figure | None:
+    """Time against size, a panel for each kind of size; None where no curve has a point."""
+    several = len({key.network for key in grown}) > 1
+    panels: dict[str, dict[str, list[Record]]] = {}
+    for key, sides in grown.items():
+        for name, points in _curves(sides).items():
+            titles = [key.space, speed.WORKS.get(name, name), key.network if several else ""]
+            panels.setdefault(speed.AXES[key.work], {})[", ".join(filter(None, titles))] = points
     if not panels:
         return None
     columns = min(len(panels), _COLUMNS)
@@ -377,24 +335,26 @@ def growth_figure(panels: Mapping[str, Sequence[Row]]) -> Figure | None:
     return figure
 
 
-def _growth_panel(axes: Axes, curves: Sequence[Row]) -> None:
-    orders = []
-    for curve, (color, marker) in zip(curves, itertools.cycle(_LOOKS), strict=False):
-        sizes, shown = np.asarray(curve["sizes"], float), 1e3 * np.asarray(curve["seconds"], float)
-        errors = np.abs(1e3 * np.array([curve["lows"], curve["highs"]]) - shown)
-        axes.errorbar(sizes, shown, errors, color=color, marker=marker, label=curve["name"], linewidth=1.4)
+def _growth_panel(axes: Axes, curves: Mapping[str, Sequence[Record]]) -> None:
+    orders, every_size, every_time = [], set(), []
+    for (name, points), (color, marker) in zip(curves.items(), itertools.cycle(_LOOKS), strict=False):
+        sizes = np.array([point["size"] for point in points], float)
+        middle, *ends = (1e3 * np.array([_seconds(point, end) for point in points]) for end in ("", "_low", "_high"))
+        axes.errorbar(sizes, middle, np.abs(ends - middle), color=color, marker=marker, label=name, linewidth=1.4)
         if len(sizes) > 1:
-            expected = order(curve["order"], sizes)
-            level = np.exp(np.mean(np.log(shown / expected)))
+            growth = points[0].get("order", "n")
+            expected = order(growth, sizes)
+            level = np.exp(np.mean(np.log(middle / expected)))
             axes.plot(sizes, level * expected, color=color, linestyle=":", linewidth=1.2)
-            orders.append(_ORDERS[curve["order"]])
+            orders.append(_ORDERS[growth])
+        every_size.update(sizes.tolist())
+        every_time += np.concatenate(ends).tolist()
     axes.set_xscale("log")
     axes.set_yscale("log")
-    sizes = sorted({size for curve in curves for size in curve["sizes"]})
-    axes.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=30 if max(sizes) > 999 else 0)
+    turn = 30 if max(every_size) > 999 else 0
+    axes.set_xticks(sorted(every_size), [f"{size:g}" for size in sorted(every_size)], rotation=turn)
     axes.minorticks_off()
-    everything = [value for curve in curves for value in (*curve["lows"], *curve["highs"])]
-    if max(everything) / min(everything) < 100:
+    if max(every_time) / min(every_time) < 100:
         _style.label_log_axis(axes.yaxis)
     # A flat curve needs room above and below.
     low, high = axes.get_ylim()
@@ -402,7 +362,7 @@ def _growth_panel(axes: Axes, curves: Sequence[Row]) -> None:
         axes.set_ylim(low / 2, high * 2)
     handles = axes.get_legend_handles_labels()[0]
     if orders:
-        expected = " and ".join(dict.fromkeys(orders))
-        handles.append(Line2D([], [], color=GRAY, linestyle=":", label=f"expected: {expected}"))
+        expected = f"expected: {' and '.join(dict.fromkeys(orders))}"
+        handles.append(Line2D([], [], color=GRAY, linestyle=":", label=expected))
     # Below the panel, where no curve runs.
     axes.legend(handles=handles, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.32))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -62,7 +63,7 @@ _GRID_CAPTION = "The first image of each source class (row), turned into each ta
 def sections(run: _page.Run) -> list[_page.Section]:
     """Distances, successes, figures, networks and missing measurements."""
     measured = _measured(run)
-    figure = comparison_figure(_points(measured, run.dataset))
+    figure = comparison_figure(measured, run.dataset)
     lacking = [[_name(attack), name] for attack, found in measured.items() for key, name in _NETWORKS.items()
                if key not in found]  # fmt: skip
     return [
@@ -156,22 +157,6 @@ def _success_table(measured: Mapping[str, Mapping[str, Record]]) -> _page.Table:
     return _page.Table(header, rows).without_empty_columns(len(header) - 4)
 
 
-def _points(measured: Mapping[str, Mapping[str, Record]], dataset: str | None) -> list[Row]:
-    """The rows of `comparison_figure`."""
-    points = []
-    for attack, found in measured.items():
-        for network in (name for name in _NETWORKS if name in found):
-            record = found[network]
-            row: Row = {"norm": _NORMS.get(record["norm"], record["norm"]), "attack": _name(attack)}
-            row["network"] = _NETWORKS[network]
-            points.append(row | {"published": False} | {case: record.get(f"{case}_distance") for case in _CASES})
-            known = _published(record, dataset)
-            if known:
-                distances = {case: known[case].distance if case in known else None for case in _CASES}
-                points.append(row | {"published": True} | distances)
-    return points
-
-
 def _grids(run: _page.Run, measured: Mapping[str, Mapping[str, Record]]) -> dict[str, _page.Picture]:
     """Grids of source and target classes for the strong attacks on both networks."""
     clean, drawn = run.arrays("images/clean.npz"), {}
@@ -206,44 +191,38 @@ def _grid(
 
 
 @styled()
-def comparison_figure(rows: Sequence[Row]) -> Figure | None:
-    """Distance of each attack on both networks, a panel for each norm.
-
-    Args:
-      rows: objects with `norm` (the panel's title), `attack`, `network` ("undistilled" or "distilled"), `published`
-        (bool) and the distances `best`, `average` and `worst`, None where there is none.
-
-    Returns:
-      The figure; None if nothing was measured.
-    """
-    rows = [row for row in rows if any(row[case] for case in _CASES)]
-    if all(row["published"] for row in rows):
+def comparison_figure(measured: Mapping[str, Mapping[str, Record]], dataset: str | None) -> Figure | None:
+    """Distance of each attack on both networks, a panel for each norm; None if no attack succeeded."""
+    panels: dict[str, dict[str, list[tuple[tuple[str, bool], list[float | None]]]]] = {}
+    for attack, found in measured.items():
+        for network in (name for name in _NETWORKS if name in found):
+            record = found[network]
+            ours = [record.get(f"{case}_distance") for case in _CASES]
+            known = _published(record, dataset)
+            theirs = [known[case].distance if case in known else None for case in _CASES]
+            panel = panels.setdefault(_NORMS.get(record["norm"], str(record["norm"])), {})
+            lines = [((_NETWORKS[network], False), ours), ((_NETWORKS[network], True), theirs)]
+            panel.setdefault(_name(attack), []).extend(line for line in lines if any(line[1]))
+    every = [line for panel in panels.values() for lines in panel.values() for line in lines]
+    present = {look for look, _ in every}
+    if all(hollow for _, hollow in present):
         return None
-    panels = {norm: [row for row in rows if row["norm"] == norm] for norm in dict.fromkeys(row["norm"] for row in rows)}
-    attacks = {norm: list(dict.fromkeys(row["attack"] for row in found)) for norm, found in panels.items()}
-    heights = [len(names) for names in attacks.values()]
+    panels = {norm: {name: lines for name, lines in panel.items() if lines} for norm, panel in panels.items()}
+    panels = {norm: panel for norm, panel in panels.items() if panel}
+    heights = [len(panel) for panel in panels.values()]
     figure = Figure(figsize=(7.6, 0.72 * sum(heights) + 0.75 * len(panels) + 0.7), layout="constrained")
     grid = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 0.3 for n in heights]})
-    for axes, (norm, found) in zip(grid[:, 0], panels.items(), strict=True):
-        for row in found:
-            offset, color, marker = _LOOKS[row["network"], row["published"]]
-            place = attacks[norm].index(row["attack"]) + offset
-            ends = [row[case] for case in _CASES if row[case]]
-            axes.plot([min(ends), max(ends)], [place, place], color=color, linewidth=1 if row["published"] else 2)
-            # An attack with a single case has its mark there.
-            signs = {"best": "|" if len(ends) > 1 else marker, "average": marker, "worst": "|"}
-            for case, sign in signs.items():
-                if row[case]:
-                    face = "white" if row["published"] else color
-                    axes.plot(row[case], place, sign, color=color, markerfacecolor=face, markersize=6.5)
+    for axes, (norm, panel) in zip(grid[:, 0], panels.items(), strict=True):
+        for place, lines in enumerate(panel.values()):
+            for look, distances in lines:
+                _draw_line(axes, place, look, distances)
         axes.set_xscale("log")
         _style.label_log_axis(axes.xaxis)
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
-        axes.set_yticks(range(len(attacks[norm])), attacks[norm])
-        axes.set(ylim=(len(attacks[norm]) - 0.5, -0.5), title=norm)
+        axes.set_yticks(range(len(panel)), map(_style.plain, panel))
+        axes.set(ylim=(len(panel) - 0.5, -0.5), title=_style.plain(norm))
         axes.tick_params(axis="y", length=0)
-    present = {(row["network"], row["published"]) for row in rows}
     handles = [
         Line2D([], [], color=color, marker=marker, markerfacecolor="white" if hollow else color,
                linewidth=1 if hollow else 2, label=f"{network}{', published' if hollow else ''}")
@@ -251,3 +230,14 @@ def comparison_figure(rows: Sequence[Row]) -> Figure | None:
     ]  # fmt: skip
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
     return figure
+
+
+def _draw_line(axes: Axes, place: int, look: tuple[str, bool], distances: Sequence[float | None]) -> None:
+    """A line from the best to the worst case, with a mark at the average or the only one."""
+    (offset, color, marker), hollow = _LOOKS[look], look[1]
+    ends = [distance for distance in distances if distance]
+    axes.plot([min(ends), max(ends)], [place + offset] * 2, color=color, linewidth=1 if hollow else 2)
+    for distance, sign in zip(distances, ("|" if len(ends) > 1 else marker, marker, "|"), strict=True):
+        if distance:
+            face = "white" if hollow else color
+            axes.plot(distance, place + offset, sign, color=color, markerfacecolor=face, markersize=6.5)

@@ -62,7 +62,9 @@ def table(run: _page.Run) -> _page.Table:
     header = ["network", "defense", "clean", *short.values(), "worst", "lights"]
     cells = []
     for (network, defense), row in rows.items():
-        line = [_titles(run).get(network, network), defense, percent(row.get("clean"))]
+        clean = [r for r in run.of("clean") if (r["network"], r["defense"]) == (network, defense)]
+        line = [_titles(run).get(network, network), defense]
+        line.append(_page.rate_of(clean[-1], "accuracy", "accuracy_n") if clean else "")
         for name in names:
             both = [percent(row.get(f"{name} {word}")) for word in _KNOWLEDGE.values()]
             line.append(" / ".join(both) if any(both) else "")

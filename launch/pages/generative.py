@@ -58,11 +58,6 @@ def table(run: _page.Run) -> _page.Table:
     return _reconstructions_table(run) if run.of("reconstruction") else _epochs_table(run)
 
 
-def files(run: _page.Run) -> dict[str, list[_page.Row]]:
-    """All records without their times."""
-    return {"table.csv": [_page.without_seconds(record) for record in run.records]}
-
-
 def _reconstructions_table(run: _page.Run) -> _page.Table:
     rows = []
     for record in run.of("reconstruction"):

@@ -67,18 +67,13 @@ def table(run: _page.Run) -> _page.Table:
     for row in rows_of(run):
         threat = f"{row['dataset']}, {row['epsilon']:.3g} {row['norm'].capitalize()}" if "norm" in row else ""
         cells = [row["defense"], threat, *(rate_of(row, name, f"{name}_n") for name in _ATTACKERS)]
-        both = [row.get("unaware"), row.get("aware")]
-        cells.append(points(None if None in both else both[0] - both[1]))
+        unaware, aware = row.get("unaware"), row.get("aware")
+        cells.append(points(None if unaware is None or aware is None else unaware - aware))
         known = published.BROKEN.get(row["defense"])
         cells.append("" if known is None else f"{known.percent:g} %\n{known.dataset}, {known.distance}")
         norms = [number(row.get(name)) for name in ("norm_unaware", "norm_aware")]
         rows.append([*cells, " / ".join(norms) if any(norms) else "", row["lights"]])
     return _page.Table(["defense", "data set, radius", *_ATTACKERS, "gap", "published", "gradient", "lights"], rows)
-
-
-def files(run: _page.Run) -> dict[str, list[Row]]:
-    """All records without their times."""
-    return {"table.csv": [_page.without_seconds(record) for record in run.records]}
 
 
 def rows_of(run: _page.Run) -> list[Row]:
@@ -127,9 +122,9 @@ def _gallery(run: _page.Run) -> Figure | None:
         if not record["aware"] or record["row"] in lines:
             continue
         clean, shown = run.arrays(f"images/{record['row']}_clean.npz"), run.arrays(record["file"])
-        fresh = (shown["broken"] & ~shown["lost"]).nonzero()[0] if clean and shown else ()
-        if len(fresh):
-            first = int(fresh[0])
+        fresh = (shown["broken"] & ~shown["lost"]).nonzero()[0].tolist() if clean and shown else []
+        if fresh:
+            first = fresh[0]
             seen = shown["defended"][first] if "defended" in shown else shown["images"][first]
             lines[record["row"]] = [clean["images"][first] / 255, shown["images"][first], seen]
     return _style.gallery(list(lines.items()))
@@ -144,9 +139,8 @@ def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
     figure = Figure(figsize=(7.6, 1.5 + 0.36 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
-        ends = [row.get("unaware"), row.get("aware")]
-        if None not in ends:
-            axes.plot([100 * end for end in ends], [place, place], color=RED, linewidth=1, alpha=0.5)
+        ends = [100 * row[name] for name in ("unaware", "aware") if row.get(name) is not None]
+        axes.plot(ends, [place] * len(ends), color=RED, linewidth=1, alpha=0.5)
     for name, (color, mark, size) in _MARKS.items():
         found = [(place, row[name]) for place, row in enumerate(rows) if row.get(name) is not None]
         if found:

@@ -1,13 +1,10 @@
 """The records of a benchmark: which of them belong together, their names, and which sides did the same work."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 from ._page import Record, number
 
-# The fields that identify a comparison.
-WHERE = ("work", "network", "attack", "space", "networks", "batch")
-Comparison = tuple[Any, ...]
 # Sides that are other libraries: the part of their name before a comma, to the name of the library.
 LIBRARIES = {
     "torch": "PyTorch",
@@ -53,9 +50,36 @@ AXES = {
 _SUCCESS_SLACK, _DISTANCE_SLACK, _DIFFERENCE_SLACK = 0.02, 1.05, 1e-2
 
 
-def field(key: Comparison, name: str) -> Any:
-    """One of the fields `WHERE` of a comparison."""
-    return key[WHERE.index(name)]
+class Comparison(NamedTuple):
+    """The fields that identify a comparison; None where a work has no such field."""
+
+    work: str
+    network: str | None
+    attack: str | None
+    space: str | None
+    networks: int | None
+    batch: int | None
+
+    @classmethod
+    def of(cls, record: Record) -> "Comparison":
+        """The comparison that a record belongs to."""
+        return cls(*(record.get(name) for name in cls._fields))  # pyright: ignore[reportArgumentType]
+
+    @property
+    def title(self) -> str:
+        """Its name in tables, without network and batch."""
+        names = WORKS | INSIDE | {growth: f"growth, {axis}" for growth, axis in AXES.items()}
+        parts = [names.get(self.work) or str(self.work).replace("_", " ")]
+        parts += [str(WORKS.get(value, value)) for value in (self.attack, self.space) if value]
+        return ", ".join([*parts, *([f"{self.networks} networks"] if self.networks else [])])
+
+    @property
+    def title_and_batch(self) -> str:
+        """Its name in tables with the batch, without the network."""
+        return self.title + ("" if self.batch is None else f", batch {self.batch}")
+
+
+Compared = Mapping[Comparison, Mapping[str, Record]]
 
 
 def comparisons(records: Sequence[Record]) -> dict[Comparison, dict[str, Record]]:
@@ -63,48 +87,46 @@ def comparisons(records: Sequence[Record]) -> dict[Comparison, dict[str, Record]
     found: dict[Comparison, dict[str, Record]] = {}
     for record in records:
         if record.get("measure") == "benchmark":
-            found.setdefault(tuple(record.get(name) for name in WHERE), {})[record["side"]] = record
+            found.setdefault(Comparison.of(record), {})[record["side"]] = record
     works = [*WORKS, *INSIDE, *AXES]
 
     def rank(key: Comparison) -> tuple[str, int, str, float]:
-        work, batch = field(key, "work"), field(key, "batch")
-        place = works.index(work) if work in works else len(works)
-        return str(field(key, "network") or ""), place, str(work), float(batch or 0)
+        place = works.index(key.work) if key.work in works else len(works)
+        return str(key.network or ""), place, str(key.work), float(key.batch or 0)
 
-    ordered = {key: found[key] for key in sorted(found, key=rank)}
-    return {
-        key: dict(sorted(sides.items(), key=lambda item: item[0] != item[1].get("base")))
-        for key, sides in ordered.items()
-    }
+    def base_first(sides: dict[str, Record]) -> dict[str, Record]:
+        return dict(sorted(sides.items(), key=lambda item: item[0] != item[1].get("base")))
+
+    return {key: base_first(found[key]) for key in sorted(found, key=rank)}
 
 
-def is_beside(key: Comparison, sides: Mapping[str, Record]) -> bool:
-    """Whether other libraries can take part in a comparison."""
-    work = field(key, "work")
-    return "ddjax" in sides and work not in INSIDE and work not in AXES
-
-
-def is_library(side: str) -> bool:
-    """Whether a side is another library; what follows a comma in its name is how it was used."""
-    return side.partition(",")[0] in LIBRARIES
+def broken(records: Sequence[Record]) -> dict[Comparison, dict[str, str]]:
+    """The errors of sides that broke, by comparison."""
+    found: dict[Comparison, dict[str, str]] = {}
+    for record in records:
+        if record.get("measure") == "peer_broken":
+            found.setdefault(Comparison.of(record), {})[record["side"]] = str(record.get("error"))
+    return found
 
 
 def side_name(side: str) -> str:
-    """The name of a side in tables."""
+    """The name of a side in tables; what follows a comma is how a library was used."""
     head, comma, rest = side.partition(",")
     return "batched PyTorch" if head == "batched_torch" else f"{LIBRARIES.get(head, head)}{comma}{rest}"
 
 
 def is_correct(record: Record, ours: Record) -> bool:
     """Whether a side did the same work as ddjax; a value that it does not report counts as equal."""
-    by_us = {
-        name: record[f"{name}_same"] if record.get(f"{name}_same") is not None else ours.get(name)
-        for name in ("success", "mean_distance")
-    }
+
+    def by_us(name: str) -> float | None:
+        same = record.get(f"{name}_same")
+        return ours.get(name) if same is None else same
+
     success, distance = record.get("success"), record.get("mean_distance")
-    if success is not None and by_us["success"] is not None and success < by_us["success"] - _SUCCESS_SLACK:
+    our_success, our_distance = by_us("success"), by_us("mean_distance")
+    if success is not None and our_success is not None and success < our_success - _SUCCESS_SLACK:
         return False
-    if distance is not None and by_us["mean_distance"] and distance > _DISTANCE_SLACK * by_us["mean_distance"]:
+    if distance is not None and our_distance and distance > _DISTANCE_SLACK * our_distance:
         return False
     return (record.get("max_difference") or 0.0) <= _DIFFERENCE_SLACK
 
@@ -112,25 +134,8 @@ def is_correct(record: Record, ours: Record) -> bool:
 def peers(sides: Mapping[str, Record]) -> list[Record]:
     """The sides that are other libraries: first those that did the same work, each group by time."""
     ours = sides.get("ddjax", {})
-    found = [record for side, record in sides.items() if is_library(side)]
+    found = [record for side, record in sides.items() if side.partition(",")[0] in LIBRARIES]
     return sorted(found, key=lambda record: (not is_correct(record, ours), record["speedup"]))
-
-
-def title(key: Comparison) -> str:
-    """The name of a comparison in tables, without network and batch."""
-    work = field(key, "work")
-    names = WORKS | INSIDE | {growth: f"growth, {axis}" for growth, axis in AXES.items()}
-    name: str = names.get(work) or str(work).replace("_", " ")
-    rest = [str(WORKS.get(value, value)) for value in (field(key, "attack"), field(key, "space")) if value]
-    if field(key, "networks"):
-        rest.append(f"{field(key, 'networks')} networks")
-    return ", ".join([name, *rest])
-
-
-def title_and_batch(key: Comparison) -> str:
-    """The name of a comparison with its batch, without the network."""
-    batch = field(key, "batch")
-    return title(key) + ("" if batch is None else f", batch {batch}")
 
 
 def duration(seconds: float | None) -> str:
@@ -141,12 +146,3 @@ def duration(seconds: float | None) -> str:
         if seconds >= size:
             return f"{number(seconds / size)} {unit}"
     return f"{number(seconds / 1e-9)} ns"
-
-
-def broken(records: Sequence[Record]) -> dict[Comparison, dict[str, str]]:
-    """The errors of sides that broke, by comparison."""
-    found: dict[Comparison, dict[str, str]] = {}
-    for record in records:
-        if record.get("measure") == "peer_broken":
-            found.setdefault(tuple(record.get(name) for name in WHERE), {})[record["side"]] = str(record.get("error"))
-    return found

@@ -93,7 +93,7 @@ def sections(run: _page.Run) -> list[_page.Section]:
     """Rates by temperature, missing measurements, settings of the attacks, and figures."""
     rows, examples = summarize(run), _examples(run)
     highest = max((t for t in examples if t is not None), default=None)
-    grids = {"jsma_grid": (None, "Undistilled network")}
+    grids: dict[str, tuple[float | None, str]] = {"jsma_grid": (None, "Undistilled network")}
     if highest is not None:
         grids["jsma_grid_distilled"] = (highest, f"Distilled at T = {highest:g}")
     drawn: dict[str, Figure | None] = {

@@ -1,6 +1,6 @@
 """The page of `launch.transfer`: adversarial examples that are shown to another network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from ._style import BLUE, RED, row_of_axes, styled
 HEADING = "Transfer to another network"
 
 # Target network and whether the attack was targeted.
-_CURVES = (("plain", False), ("plain", True), ("distilled", False), ("distilled", True))
+Curve = tuple[str, bool]
+_CURVES: tuple[Curve, ...] = (("plain", False), ("plain", True), ("distilled", False), ("distilled", True))
 _NETWORKS = {"source": "source", "plain": "plain target", "student": "distilled target"}
 _COLORS = {"plain": BLUE, "distilled": RED}
 # The temperature of the published distilled network.
@@ -39,7 +40,7 @@ _THRESHOLDS_NOTE = (
 def sections(run: _page.Run) -> list[_page.Section]:
     """The curves, the rates, the thresholds and the networks."""
     return [
-        _page.Section("Figure", figures={"transfer": (curves_figure(_curves(run)), _CAPTION)}),
+        _page.Section("Figure", figures={"transfer": (curves_figure(_measured(run), run.dataset), _CAPTION)}),
         _page.Section("Rates", table(run), _NOTE),
         _page.Section("Thresholds", _thresholds(run), _THRESHOLDS_NOTE),
         _page.Section("Networks", _page.accuracies(run, _NETWORKS)),
@@ -75,9 +76,9 @@ def files(run: _page.Run) -> dict[str, list[Row]]:
     return {"table.csv": rows}
 
 
-def _measured(run: _page.Run) -> dict[tuple[str, bool], dict[float, Record]]:
+def _measured(run: _page.Run) -> dict[Curve, dict[float, Record]]:
     """The records of each curve by ascending kappa, without those that count no image."""
-    found: dict[tuple[str, bool], dict[float, Record]] = {}
+    found: dict[Curve, dict[float, Record]] = {}
     for record in sorted(run.of("transfer"), key=lambda record: float(record["kappa"])):
         if record["n"]:
             found.setdefault((record["target"], bool(record["targeted"])), {})[float(record["kappa"])] = record
@@ -92,22 +93,8 @@ def _published(record: Record, dataset: str | None) -> dict[float, float]:
     return {float(kappa): rate for kappa, rate in curves.get((record["target"], bool(record["targeted"])), ())}
 
 
-def _curve_name(curve: tuple[str, bool]) -> str:
+def _curve_name(curve: Curve) -> str:
     return f"{curve[0]}, {'targeted' if curve[1] else 'untargeted'}"
-
-
-def _curves(run: _page.Run) -> list[Row]:
-    """The points of each curve, and of each published one."""
-    curves = []
-    for (target, targeted), found in _measured(run).items():
-        curve: Row = {"target": target, "targeted": targeted, "published": False, "kappas": list(found)}
-        for name, field in {"rates": "rate", "lows": "low", "highs": "high"}.items():
-            curve[name] = [record[field] for record in found.values()]
-        curves.append(curve)
-        known = _published(next(iter(found.values())), run.dataset)
-        if known:
-            curves.append(curve | {"published": True, "kappas": list(known), "rates": list(known.values())})
-    return curves
 
 
 def _thresholds(run: _page.Run) -> _page.Table:
@@ -132,32 +119,24 @@ def _first(rates: Mapping[float, float], share: float) -> str:
 
 
 @styled()
-def curves_figure(curves: Sequence[Mapping[str, Any]]) -> Figure | None:
-    """Rates against confidence.
-
-    Args:
-      curves: objects with `target` ("plain" or "distilled"), `targeted` and `published` (bool), `kappas` and `rates`;
-        measured ones also with `lows` and `highs`, the ends of the intervals.
-
-    Returns:
-      The figure; None if nothing was measured.
-    """
-    if all(curve["published"] for curve in curves):
+def curves_figure(measured: Mapping[Curve, Mapping[float, Record]], dataset: str | None) -> Figure | None:
+    """Rates against confidence, with the published ones; None if nothing was measured."""
+    if not measured:
         return None
     figure = Figure(figsize=(8.6, 4.3), layout="constrained")
     (axes,) = row_of_axes(figure, 1)
-    for curve in curves:
-        color, targeted, hollow = _COLORS[curve["target"]], curve["targeted"], curve["published"]
-        name = _curve_name((curve["target"], targeted))
-        axes.plot(
-            curve["kappas"], 100 * np.asarray(curve["rates"]), label=f"{name}{', published' if hollow else ''}",
-            color=color, linestyle="--" if targeted else "-", linewidth=0.8 if hollow else 2,
-            marker="^" if targeted else "o", markersize=3 if hollow else 5,
-            markerfacecolor="white" if hollow else color, markeredgewidth=0.8, zorder=2 if hollow else 3,
-        )  # fmt: skip
-        if not hollow:
-            low, high = (100 * np.asarray(curve[end]) for end in ("lows", "highs"))
-            axes.fill_between(curve["kappas"], low, high, color=color, alpha=0.13, linewidth=0)
+    for curve, found in measured.items():
+        color, dashed = _COLORS[curve[0]], curve[1]
+        looks: dict[str, Any] = {"color": color, "linestyle": "--" if dashed else "-", "marker": "^" if dashed else "o"}
+        rates, low, high = (100 * np.array([r[name] for r in found.values()]) for name in ("rate", "low", "high"))
+        axes.plot([*found], rates, label=_curve_name(curve), linewidth=2, markersize=5, zorder=3, **looks)
+        axes.fill_between([*found], low, high, color=color, alpha=0.13, linewidth=0)
+        known = _published(next(iter(found.values())), dataset)
+        if known:
+            axes.plot(
+                [*known], 100 * np.array([*known.values()]), label=f"{_curve_name(curve)}, published", linewidth=0.8,
+                markersize=3, markerfacecolor="white", markeredgewidth=0.8, zorder=2, **looks,
+            )  # fmt: skip
     axes.set(xlabel="confidence κ of the attack on the source network", ylabel="transferred (%)", ylim=(-3, 103))
     axes.set_title("Adversarial examples that fool another network")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title="target network", alignment="left")

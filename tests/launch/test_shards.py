@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from ddjax import runs, shards
+from ddjax import runs
+from launch import shards
 
 
 def piece(workdir, text, flags=None, resolved=None):
