@@ -13,6 +13,8 @@ With several processes, every process runs the same launcher on the same data. R
 that all take the same decisions; process 0 alone reads and writes the run's files.
 """
 
+import contextlib
+import dataclasses
 import functools
 import os
 import pickle
@@ -27,6 +29,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddjax import layers
+from ddjax.progress import Progress, silent
 
 T = TypeVar("T")
 STACKINGS = ("auto", "map", "unroll", "vmap")
@@ -84,7 +87,7 @@ def over_examples(fn: Callable[..., Any], mesh: Mesh, *, in_parts: bool = True) 
         pytree of such arrays; examples must not influence each other.
       mesh: with one axis, whose size divides that of the batch.
       in_parts: whether a device goes through its share by `layers.in_parts`; not for what does so itself, as the
-        attacks in `attacks.KEEP_LANES` do.
+        attacks that `refills` is declared of do.
 
     Returns:
       The same function.
@@ -273,3 +276,100 @@ def map_batches(
             finish()
     finish()
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
+
+
+@functools.cache
+def compiled_over_examples(
+    function: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = (), in_parts: bool = True
+) -> Any:
+    """Compiles `function(shared, *batch)` for batches that all devices of a mesh share; see `over_examples`."""
+    return layers.jit(over_examples(function, mesh, in_parts=in_parts), donate_argnums=donate)
+
+
+@functools.cache
+def data_mesh() -> Mesh:
+    """All devices along the axis `"data"`."""
+    return make_mesh("data")
+
+
+_programs: dict[Any, Any] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Applies functions of a batch to any number of examples, on all devices.
+
+    Attributes:
+      batch_size: the largest batch.
+      mesh: of the devices that share a batch; None for all devices.
+      progress: shows how many examples are done.
+    """
+
+    batch_size: int = 512
+    mesh: Mesh | None = None
+    progress: Progress = silent
+
+    def __call__(
+        self,
+        function: Callable[..., Any],
+        shared: Any,
+        *columns: np.ndarray | jax.Array,
+        batch_size: int | None = None,
+        description: str = "",
+        in_parts: bool = True,
+    ) -> Any:
+        """Applies `function(shared, *batch)` to all examples.
+
+        Args:
+          function: one object for each program, since it is compiled for it; see `over_examples`.
+          shared: what all examples need, such as the network.
+          *columns: the examples.
+          batch_size: the largest batch; default: that of the evaluator.
+          description: of the work, for its progress; empty for work that is not shown.
+          in_parts: see `over_examples`.
+
+        Returns:
+          The results for all examples, as NumPy arrays, in every process.
+
+        Raises:
+          ValueError: as `map_batches` does.
+        """
+        mesh = self.mesh or data_mesh()
+        program = compiled_over_examples(function, mesh, in_parts=in_parts)
+        size = self.batch_size if batch_size is None else batch_size
+        with contextlib.ExitStack() as stack:
+            update = None
+            if description:
+                update = stack.enter_context(self.progress(len(columns[0]), description, "example")).update
+            return map_batches(program, shared, *columns, batch_size=size, mesh=mesh, progress=update)
+
+    def compiled(
+        self, function: Callable[..., Any], shared: Any, *columns: np.ndarray | jax.Array, in_parts: bool = True
+    ) -> Callable[[Callable[[int], Any] | None], Any]:
+        """The same call, compiled before it starts, so that the time it takes is that of its work.
+
+        Args:
+          function: as for a call. Its results may take the memory of the first column's batch on the device.
+          shared: as for a call.
+          *columns: the examples.
+          in_parts: see `over_examples`.
+
+        Returns:
+          What evaluates. Its argument is called with the number of examples finished, after each batch; or None.
+
+        Raises:
+          ValueError: as `map_batches` does.
+        """
+        mesh = self.mesh or data_mesh()
+        _, size = batches(len(columns[0]), self.batch_size, mesh.size)
+        shared = replicate(shared, mesh)
+        shapes = ((column.shape[1:], column.dtype) for column in columns)
+        key = (function, mesh, in_parts, jax.tree.structure(shared), size, *shapes)
+        if key not in _programs:
+            rows = np.zeros(size, np.int32)
+            batch = [split(column[rows], mesh) for column in columns]
+            program = compiled_over_examples(function, mesh, donate=(1,), in_parts=in_parts)
+            _programs[key] = program.lower(shared, *batch).compile()
+        return lambda progress=None: map_batches(
+            _programs[key], shared, *columns, batch_size=self.batch_size, mesh=mesh, progress=progress
+        )

@@ -42,7 +42,7 @@ class Recipe:
       inverse_decay: d in learning_rate / (1 + d step), as in Keras.
       warm_start_epochs: epochs at temperature 1 on the true labels and clean images, before teacher and student, both
         from the same start, and before adversarial training.
-      augmentation: a name of `ddjax.augmentation.AUGMENTATIONS`, how training images are varied; None for not.
+      augmentation: a name of `ddjax.data.AUGMENTATIONS`, how training images are varied; None for not.
       transform: a defense of `launch.evaluate` through which training and test images go once, before all else; None
         for as they are.
       adversary: a name of `ddjax.defenses.adversarial_training.ADVERSARIES`, which makes adversarial images of every

@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 
 from ddjax import parallel, recipes, training
 from ddjax.generative import recipes as generative_recipes
+from ddjax.version import __version__
 
 PathLike = str | os.PathLike[str]
 
@@ -47,7 +48,7 @@ def environment() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     devices = jax.devices()
     return versions | {
-        "ddjax": importlib.metadata.version("ddjax"),
+        "ddjax": __version__,
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import layers, losses
 from ddjax.classifier import LogitsFn, bind, check_temperature
-from ddjax.data import to_float
 from ddjax.generative.state import GenerativeState
+from ddjax.rounding import to_float
 
 
 class TrainState(train_state.TrainState):

@@ -29,11 +29,12 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import data, losses, parallel, recipes, runs, training
-from launch import common, defending, loading
-from launch.benchmarks import attacks, generative, growth, measure, peers
-from launch.benchmarks import training as training_works
-from launch.trainer import Trainer
+from ddjax import data, layers, losses, parallel, recipes, runs, training
+
+from . import common, defending, loading
+from .benchmarks import attacks, generative, growth, measure, peers
+from .benchmarks import training as training_works
+from .trainer import Trainer
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
@@ -181,7 +182,7 @@ def _largest_batch(logits_fn: Any, images: np.ndarray) -> int:
     while batch > 1:
         shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        needed = measure.bytes_of(common.jit(gradient).lower(logits_fn, shape, labels).compile())
+        needed = measure.bytes_of(layers.jit(gradient).lower(logits_fn, shape, labels).compile())
         if needed is None or free is None or needed <= _SHARE * free:
             break
         batch //= 2

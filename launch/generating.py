@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import data, runs, training
+from ddjax import data, layers, runs, training
 from ddjax.defenses import defense_gan
 from ddjax.generative import gan, pixelcnn
 from ddjax.generative.recipes import RECIPES, GenerativeRecipe, epoch_fn, latent_of, model_fn
 from ddjax.generative.state import GenerativeState
-from launch import common, loading
+
+from . import common, loading
 
 FLAGS = flags.FLAGS
 # Keys of samples and of searches for codes are others than those of the training.
@@ -35,7 +36,7 @@ def is_generative(recipe: str) -> bool:
 @functools.cache
 def _compiled_epoch(recipe: GenerativeRecipe) -> Any:
     # A function of its own, whose arguments are donated.
-    return common.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
+    return layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
 
 
 def _bits(density: Any, images: jax.Array) -> jax.Array:
@@ -167,7 +168,7 @@ def _look_back(run: runs.Run, state: GenerativeState, test: data.Dataset) -> Non
     latent = latent_of(state)
     if not latent:
         return
-    shown = loading.rows_of(test, slice(_NUM_RECONSTRUCTED))
+    shown = data.rows_of(test, slice(_NUM_RECONSTRUCTED))
     keys = common.key_data(shown.indices, _SEARCHES)
     for num_steps, restarts in _SEARCHED:
         where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}

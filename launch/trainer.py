@@ -10,9 +10,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import data, folders, parallel, recipes, runs, training
+from ddjax import data, layers, parallel, recipes, runs, training
 from ddjax.defenses import adversarial_training
-from launch import common
+
+from . import common
 
 FLAGS = flags.FLAGS
 
@@ -22,9 +23,7 @@ def _variations(recipe: recipes.Recipe, adversarial: bool) -> dict[str, Any]:
     """How a recipe varies the images of a step, and perhaps attacks them, as arguments of `training.train_step`."""
     found = {}
     if recipe.augmentation is not None:
-        from ddjax import augmentation  # lazily: most recipes do not need its library
-
-        found["augment"] = augmentation.AUGMENTATIONS[recipe.augmentation]
+        found["augment"] = data.AUGMENTATIONS.find(recipe.augmentation).function
     if recipe.adversary is not None and adversarial:
         attack = adversarial_training.ADVERSARIES[recipe.adversary]
         settings = {"epsilon": recipe.adversary_epsilon, "num_steps": recipe.adversary_steps}
@@ -46,7 +45,7 @@ def _compiled_epoch(
     ) -> Any:
         return train_all(images, training.Member(state, targets, temperature, live))
 
-    return common.jit(epoch, donate_argnums=1)
+    return layers.jit(epoch, donate_argnums=1)
 
 
 @functools.cache
@@ -65,7 +64,7 @@ def _compiled_step(recipe: recipes.Recipe, adversarial: bool, stacking: str, ove
     ) -> Any:
         return step_all(None, (training.Member(state, targets, temperature, live), images, rows))
 
-    return common.jit(step, donate_argnums=0)
+    return layers.jit(step, donate_argnums=0)
 
 
 @functools.cache
@@ -81,7 +80,7 @@ def _soft_labels(shared: Any, images: jax.Array) -> jax.Array:
 @functools.cache
 def _compiled_soft_labels(stacking: str, over: jax.sharding.Mesh) -> Any:
     label = lambda images, teacher: training.soft_labels(teacher[0], images, teacher[1])
-    return common.jit(parallel.over_members(label, over, stacking))
+    return layers.jit(parallel.over_members(label, over, stacking))
 
 
 def _begun_from(start: training.TrainState, state: training.TrainState) -> training.TrainState:
@@ -132,7 +131,7 @@ class Trainer:
         self._directory = run.workdir / "checkpoints" / folder
         self._recipe, self._train = recipe, train
         self._images = functools.cache(functools.partial(parallel.replicate, train.images))
-        self._batches = folders.Batches(train.images)
+        self._batches = data.Batches(train.images)
         self._batch_size = min(recipe.batch_size, len(train))
         # Of images on disk, without the first batch of a training, which waits for the compiler.
         self._images_trained, self._seconds_training = 0, 0.0

@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from ddjax import masking, parallel
-from ddjax.attacks import expectation
-from ddjax.classifier import Randomized, as_pytree
+from ddjax.classifier import Randomized, as_pytree, expectation
 
 COUNT = 40
 FAST = {"num_steps": 10, "num_random": 50}

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import augmentation, models, recipes
+from ddjax import data, models, recipes
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -11,7 +11,7 @@ def test_recipes_are_whole(name):
     assert recipe.name == name
     assert f"--recipe={name}" in recipe.description or name == "digits"
     models.build(recipe.network, 10)
-    assert recipe.augmentation is None or recipe.augmentation in augmentation.AUGMENTATIONS
+    assert recipe.augmentation is None or recipe.augmentation in data.AUGMENTATIONS
     recipes.make_optimizer(recipe, 100).init({"w": jnp.zeros(2)})
 
 

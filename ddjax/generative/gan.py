@@ -26,11 +26,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, Num
 
-from ddjax import layers, training
-from ddjax.attacks import base
+from ddjax import checks, layers, training
 from ddjax.classifier import bind
-from ddjax.data import to_float
 from ddjax.generative.state import GenerativeState
+from ddjax.rounding import to_float
 
 _SLOPE = 0.2
 _HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()
@@ -174,7 +173,7 @@ def create_state(
     for name, value in (("width", width), ("latent", latent), *zip("HWC", image_shape, strict=True)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    base.check_number("learning_rate", learning_rate, above=0.0)
+    checks.check_number("learning_rate", learning_rate, above=0.0)
     model = Gan(Generator(image_shape, width, latent, lowering), Critic(width, lowering))
     for_generator, for_critic, for_training = jax.random.split(key, 3)
     params = {
@@ -288,7 +287,7 @@ def train_step(
     Reference:
       Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
     """
-    base.check_number("penalty", penalty, least=0.0)
+    checks.check_number("penalty", penalty, least=0.0)
     if images.ndim != 5 or 0 in images.shape[:2]:
         raise ValueError(
             f"a step needs images for each step of the critic, [S, B, H, W, C], got the shape {images.shape}"

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import attacks, metrics, parallel
-from launch import common
-from launch.benchmarks import measure, peers
-from launch.benchmarks.adapters import ADAPTERS, Adapter
-from launch.benchmarks.measure import Context, Side
+from ddjax import attacks, layers, metrics, parallel
+
+from . import measure, peers
+from .adapters import ADAPTERS, Adapter
+from .measure import Context, Side
 
 # An example alone may be an easy one: so many go, one after the other, where the batch is smaller.
 _LEAST_EXAMPLES = 8
@@ -134,7 +134,7 @@ def _judge(context: Context, attack: _Attack, tried: _Examples, found: np.ndarra
     """Success and distance, by the same classifier whoever made the images."""
     decisions = decide(context.logits_fn, found)
     success = decisions == tried.targets if attack.targeted else (decisions != tried.labels) & (decisions >= 0)
-    distances = metrics.distances(jnp.asarray(tried.images), jnp.asarray(found))
+    distances = metrics.distances(jnp.asarray(tried.inputs), jnp.asarray(found))
     of_successes = np.asarray(getattr(distances, attack.norm))[success]
     return {
         "success": float(success.mean()),
@@ -182,13 +182,13 @@ def _our_side(
     def attack_batch(shared: Any, images: jax.Array, labels: jax.Array, keys: jax.Array, *targets: jax.Array) -> Any:
         logits_fn, numbers = shared
         targeted = {"targets": targets[0]} if targets else {}
-        return attack.function(logits_fn, images, labels, keys, **words, **numbers, **targeted)
+        return attack.function(logits_fn, images, labels, key=keys, **words, **numbers, **targeted)
 
     # As launchers run it: all devices share a batch, and each has as many examples of its share at work as suit it.
     devices = jax.local_devices() if batch % jax.local_device_count() == 0 else jax.local_devices()[:1]
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    in_parts = attack.function not in attacks.KEEP_LANES
-    program = common.jit(parallel.over_examples(attack_batch, mesh, in_parts=in_parts))
+    in_parts = not any(each.refills for each in attacks.ATTACKS.values() if each.function is attack.function)
+    program = layers.jit(parallel.over_examples(attack_batch, mesh, in_parts=in_parts))
     shared = parallel.replicate((context.logits_fn, numbers), mesh)
     keys = jax.random.split(jax.random.key(context.seed), len(tried.labels))
     compiled: Any = None
@@ -196,7 +196,7 @@ def _our_side(
     for start in range(0, len(tried.labels), batch):
         rows = slice(start, start + batch)
         columns = [
-            tried.images[rows],
+            tried.inputs[rows],
             tried.labels[rows],
             keys[rows],
             *([tried.targets[rows]] if attack.targeted else []),
@@ -207,7 +207,7 @@ def _our_side(
         calls.append(functools.partial(compiled, *arguments))
 
     def describe(results: list[attacks.AttackResult]) -> dict[str, Any]:
-        ours["images"] = np.concatenate([np.asarray(result.images) for result in results])
+        ours["images"] = np.concatenate([np.asarray(result.inputs) for result in results])
         gradients = float(np.mean([np.asarray(result.gradients) for result in results]))
         steps = float(np.mean([np.asarray(result.steps) for result in results]))
         forward, backward = _flops(context, batch)
@@ -229,8 +229,8 @@ def _flops(context: Context, batch: int) -> tuple[float | None, float | None]:
     """The operations of a forward and of a backward pass for one example, of programs without a loop."""
     images = jax.ShapeDtypeStruct((batch, *context.test.image_shape), jnp.float32)
     total = lambda logits_fn, x: jnp.sum(logits_fn(x) ** 2)
-    both = measure.flops_of(common.jit(jax.grad(total, argnums=1)).lower(context.logits_fn, images).compile())
-    forward = measure.flops_of(common.jit(total).lower(context.logits_fn, images).compile())
+    both = measure.flops_of(layers.jit(jax.grad(total, argnums=1)).lower(context.logits_fn, images).compile())
+    forward = measure.flops_of(layers.jit(total).lower(context.logits_fn, images).compile())
     if both is None or forward is None:
         return None, None
     return forward / batch, (both - forward) / batch
@@ -299,7 +299,7 @@ def _gradients(context: Context, images: jax.Array, labels: jax.Array) -> Side:
         gradient = jax.grad(lambda x: -jnp.take_along_axis(jax.nn.log_softmax(logits_fn(x)), labels[:, None], 1).sum())
         return jax.lax.fori_loop(0, 2 * _STEPS, lambda _, x: x + 1e-3 * gradient(x), images)
 
-    compiled = common.jit(steps).lower(context.logits_fn, images).compile()
+    compiled = layers.jit(steps).lower(context.logits_fn, images).compile()
     return Side(lambda: compiled(context.logits_fn, images).block_until_ready(), _STEPS * len(images))
 
 
@@ -313,7 +313,7 @@ def _hopeless_jsma(context: Context, images: jax.Array, labels: jax.Array, targe
         gamma = 2 * (_STEPS - 1) / images[0].size
         return attacks.jsma(out_of_reach, images, labels, targets=targets, gamma=gamma, score_space=space)
 
-    compiled = common.jit(steps).lower(context.logits_fn, images).compile()
+    compiled = layers.jit(steps).lower(context.logits_fn, images).compile()
     spent = float(compiled(context.logits_fn, images).steps.mean()) / (_STEPS - 1)
     if spent < 0.99:
         raise RuntimeError(f"only {spent:.2f} of the steps were needed: the comparison would flatter JSMA")

@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import metrics
-from ddjax.attacks import base
+from ddjax import layers, metrics, rounding
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
 from ddjax.generative import recipes as generative_recipes
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 # What is made where no trained model is given. Time does not depend on the weights.
@@ -70,7 +69,7 @@ def _purified(density: Any, images: jax.Array) -> jax.Array:
 
 
 def _purified_plainly(density: Any, images: jax.Array) -> jax.Array:
-    return base.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
+    return rounding.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
 
 
 def _purify(context: Context) -> None:
@@ -89,7 +88,7 @@ def _purify(context: Context) -> None:
             images: jax.Array = images,
             made: dict[str, jax.Array] = made,
         ) -> Side:
-            compiled = common.jit(purify).lower(model.model_fn, images).compile()
+            compiled = layers.jit(purify).lower(model.model_fn, images).compile()
 
             def call() -> None:
                 made[name] = jax.block_until_ready(compiled(model.model_fn, images))
@@ -156,9 +155,9 @@ def _search_side(model: _Model, images: jax.Array, starts: jax.Array, errors: di
         return generator_fn(chosen), jnp.min(errors, axis=0)
 
     parts = jnp.split(starts, _RESTARTS) if name == _CALLS else [starts]
-    descend = common.jit(_in_turn if name == _IN_TURN else _descend)
+    descend = layers.jit(_in_turn if name == _IN_TURN else _descend)
     compiled = descend.lower(model.model_fn, images, parts[0]).compile()
-    best = common.jit(choose)
+    best = layers.jit(choose)
 
     def call() -> None:
         found = [jax.block_until_ready(compiled(model.model_fn, images, part)) for part in parts]

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import attacks, jacobian, metrics, models, parallel, recipes, training
-from ddjax.attacks import base
-from ddjax.attacks.jsma import most_salient_feature_pair, most_salient_pair
+from ddjax import attacks, jacobian, layers, metrics, models, parallel, recipes, training
+from ddjax.attacks import loops
+from ddjax.attacks.saliency import most_salient_feature_pair, most_salient_pair
 from ddjax.classifier import bind, in_bfloat16
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from .. import common
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 _BATCH = 128
@@ -52,7 +53,7 @@ def _sizes(context: Context, sizes: Sequence[int]) -> Sequence[int]:
 
 def _pgd(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> attacks.AttackResult:
     logits_fn, key = shared
-    return attacks.pgd(logits_fn, images, labels, key, epsilon=0.3, step_size=0.3 / 16, num_steps=40)
+    return attacks.pgd(logits_fn, images, labels, key=key, epsilon=0.3, step_size=0.3 / 16, num_steps=40)
 
 
 def _carlini_wagner(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> attacks.AttackResult:
@@ -87,8 +88,8 @@ def _steps(context: Context) -> None:
 
     def side(steps: int) -> Side:
         attack = functools.partial(attacks.pgd, epsilon=0.3, step_size=0.01, num_steps=steps)
-        compiled = common.jit(attack).lower(context.logits_fn, images, labels, key).compile()
-        call = lambda: jax.block_until_ready(compiled(context.logits_fn, images, labels, key))
+        compiled = layers.jit(attack).lower(context.logits_fn, images, labels, key=key).compile()
+        call = lambda: jax.block_until_ready(compiled(context.logits_fn, images, labels, key=key))
         return Side(call, batch, {"curve": "pgd", "size": steps, "order": "n"})
 
     sides: Sides = {f"{steps} steps": functools.partial(side, steps) for steps in _sizes(context, _STEPS)}
@@ -113,7 +114,7 @@ def _trained_slopes(context: Context, draw: int) -> tuple[np.ndarray, np.ndarray
         return target.reshape(len(images), -1), -others.reshape(len(images), -1)
 
     rows = (draw * _BATCH + np.arange(_BATCH)) % len(context.images)
-    u, v = common.jit(slopes)(context.logits_fn, context.images[rows], context.targets[rows])
+    u, v = layers.jit(slopes)(context.logits_fn, context.images[rows], context.targets[rows])
     return np.asarray(u), np.asarray(v)
 
 
@@ -127,7 +128,7 @@ def _features(context: Context) -> None:
 
         def side(draws: Sequence[tuple[np.ndarray, np.ndarray]], curve: str, search: Any = search) -> Side:
             batches = [(jnp.asarray(u), jnp.asarray(v), jnp.ones(u.shape, bool)) for u, v in draws]
-            compiled = common.jit(search).lower(*batches[0]).compile()
+            compiled = layers.jit(search).lower(*batches[0]).compile()
             fields = {"curve": curve, "size": draws[0][0].shape[1], "order": "n log n"}
             call = lambda: jax.block_until_ready([compiled(*batch) for batch in batches])
             return Side(call, len(batches), fields)
@@ -159,7 +160,7 @@ def _classes(context: Context) -> None:
     def side(function: Any, classes: int, name: str, order: str) -> Side:
         module = models.build(context.network, classes)
         logits_fn = bind(module, module.init(jax.random.key(context.seed), images[:1]))
-        compiled = common.jit(function).lower(logits_fn, images).compile()
+        compiled = layers.jit(function).lower(logits_fn, images).compile()
         fields = {"curve": name, "size": classes, "order": order}
         return Side(lambda: jax.block_until_ready(compiled(logits_fn, images)), batch, fields)
 
@@ -198,7 +199,7 @@ def _temperatures(context: Context) -> None:
         states = [training.create_state(module, optimizer, context.train.image_shape, key) for key in keys]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         arguments = ((images, targets), (stacked, jnp.linspace(1.0, 100.0, count)))
-        compiled = common.jit(parallel.over_members(member, mesh)).lower(*arguments).compile()
+        compiled = layers.jit(parallel.over_members(member, mesh)).lower(*arguments).compile()
         fields = {"curve": "training", "size": count, "order": "n", "traces": traces}
         call = lambda: jax.block_until_ready(compiled(*arguments))
         return Side(call, count * _TRAINING_STEPS, fields)
@@ -215,15 +216,15 @@ def _compaction(context: Context) -> None:
     for name, attack in (("carlini_wagner_l2", _carlini_wagner), ("jsma", functools.partial(_jsma, context))):
 
         def side(compacts: bool, attack: Any = attack, norm: str = "l2" if name != "jsma" else "l0_values") -> Side:
-            loop = base.while_live
+            loop = loops.while_live
             whole = lambda *given, **settings: loop(*given, **settings | {"lanes": None, "smallest": 10**9})
             with mock.patch.object(base, "while_live", loop if compacts else whole):
                 # A function of its own, or the trace of the other side would be taken.
-                compiled = common.jit(lambda *arguments: attack(*arguments)).lower(shared, *columns).compile()
+                compiled = layers.jit(lambda *arguments: attack(*arguments)).lower(shared, *columns).compile()
 
             def describe(result: attacks.AttackResult) -> dict[str, Any]:
                 success = np.asarray(result.success)
-                distances = np.asarray(getattr(metrics.distances(columns[0], result.images), norm))[success]
+                distances = np.asarray(getattr(metrics.distances(columns[0], result.inputs), norm))[success]
                 fields = {"success": float(success.mean()), "gradients": float(np.mean(result.gradients))}
                 return fields | {"norm": norm, "mean_distance": float(distances.mean()) if len(distances) else None}
 
@@ -249,13 +250,13 @@ def _precision(context: Context) -> None:
         key = jax.random.key(context.seed)
 
         def side(wrap: Callable[[Any], Any], columns: Sequence[jax.Array] = columns, key: jax.Array = key) -> Side:
-            attack = lambda logits_fn, *rest: attacks.pgd(
-                wrap(logits_fn), *rest, epsilon=0.3, step_size=0.3 / 16, num_steps=40
+            attack = lambda logits_fn, images, labels, key: attacks.pgd(
+                wrap(logits_fn), images, labels, key=key, epsilon=0.3, step_size=0.3 / 16, num_steps=40
             )
-            compiled = common.jit(attack).lower(context.logits_fn, *columns, key).compile()
+            compiled = layers.jit(attack).lower(context.logits_fn, *columns, key).compile()
 
             def describe(result: attacks.AttackResult) -> dict[str, Any]:
-                decisions = np.asarray(context.logits_fn(result.images)).argmax(1)
+                decisions = np.asarray(context.logits_fn(result.inputs)).argmax(1)
                 fields = {"success": float(np.mean(decisions != np.asarray(columns[1])))}
                 return fields | {"success_in_its_own": float(np.mean(result.success))}
 

@@ -11,9 +11,9 @@ import numpy as np
 from jax import lax
 
 from ddjax import data, jacobian, layers, losses, models, parallel, recipes, training
-from launch import common
-from launch.benchmarks import measure, peers, sweeps
-from launch.benchmarks.measure import Context, Side
+
+from . import measure, peers, sweeps
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 # Steps inside one call, so that what surrounds the loop does not count.
@@ -71,10 +71,10 @@ def _training_side(context: Context, lowering: str, steps: int) -> Side:
         return lax.scan(one, state, length=steps)
 
     arguments = (state, images, targets, jnp.float32(_TEMPERATURE))
-    compiled = common.jit(train).lower(*arguments).compile()
+    compiled = layers.jit(train).lower(*arguments).compile()
     # The operations of a part of the batch, since those of a loop over the parts count once.
     size = layers.images_at_once(len(images), images.shape[1:])
-    part = common.jit(training.train_step).lower(state, (images[:size], targets[:size]), arguments[3]).compile()
+    part = layers.jit(training.train_step).lower(state, (images[:size], targets[:size]), arguments[3]).compile()
     flops = measure.flops_of(part)
     fields = {
         "flops": None if flops is None else flops * len(images) / size,
@@ -93,7 +93,7 @@ def _gradient_side(context: Context, lowering: str, steps: int) -> Side:
         return lax.fori_loop(0, steps, lambda _, x: x + 1e-3 * gradient(x), images)
 
     arguments = (logits_fn, data.to_float(images), targets.argmax(1))
-    return Side(_call(common.jit(ascend).lower(*arguments).compile(), *arguments), steps)
+    return Side(_call(layers.jit(ascend).lower(*arguments).compile(), *arguments), steps)
 
 
 def _train_step(context: Context) -> None:
@@ -120,7 +120,7 @@ def _epoch_side(context: Context, count: int) -> Side:
     targets = jax.nn.one_hot(context.train.labels[:count], context.num_classes)
     epoch = functools.partial(training.train_epoch, batch_size=_batch_size(context))
     arguments = (state, images, targets, jnp.float32(_TEMPERATURE))
-    compiled = common.jit(epoch).lower(*arguments).compile()
+    compiled = layers.jit(epoch).lower(*arguments).compile()
     fields = {"steps": count // _batch_size(context), "program_bytes": measure.bytes_of(compiled)}
     return Side(_call(compiled, *arguments), count, fields)
 
@@ -178,7 +178,7 @@ def _jacobian(context: Context) -> None:
     """The Jacobian of the logits, as saliency maps need it."""
     for batch in context.batches:
         images = context.images[:batch]
-        compiled = common.jit(jacobian.jacobian).lower(context.logits_fn, jnp.asarray(images)).compile()
+        compiled = layers.jit(jacobian.jacobian).lower(context.logits_fn, jnp.asarray(images)).compile()
         ours = _call(compiled, context.logits_fn, jnp.asarray(images))
         reference = np.asarray(ours())
         # A backward pass for each class.
@@ -248,13 +248,13 @@ def _stack_side(context: Context, size: int, stacking: str) -> Side:
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *members)
     # One device, whatever there is: the question is how it runs its share.
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("sweep",))
-    compiled = common.jit(parallel.over_members(_train_member, mesh, stacking)).lower(images, stacked).compile()
+    compiled = layers.jit(parallel.over_members(_train_member, mesh, stacking)).lower(images, stacked).compile()
     return Side(_call(compiled, images, stacked), size * _STEPS, {"program_bytes": measure.bytes_of(compiled)})
 
 
 def _separate_side(context: Context, size: int) -> Side:
     images, members = _members(context, size)
-    compiled = common.jit(_train_member).lower(images, members[0]).compile()
+    compiled = layers.jit(_train_member).lower(images, members[0]).compile()
     run_all = lambda: jax.block_until_ready([compiled(images, member) for member in members])
     return Side(run_all, size * _STEPS, {"program_bytes": measure.bytes_of(compiled)})
 

@@ -11,7 +11,7 @@ import pytest
 from ddjax import data, models, recipes, runs, training
 from ddjax.attacks import jsma
 from launch.benchmarks import adapters, attacks, measure, peers
-from tests.launch.conftest import ROOT, SMALL
+from tests.launch.processes import ROOT, SMALL
 
 
 @pytest.fixture(scope="module", autouse=True)

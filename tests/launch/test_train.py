@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from ddjax import runs
-from tests.launch.conftest import SMALL
+from tests.launch.processes import SMALL
 
 
 def test_train_and_report(launch, tmp_path):
