@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from ddjax import data, metrics, parallel, recipes, report, runs, training
+from ddjax import data, metrics, parallel, recipes, runs, training
 
 from . import _setup
 
@@ -33,11 +33,7 @@ def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
 def recipe_from_flags() -> recipes.Recipe:
     """The recipe with the flags' replacements."""
     recipe = recipes.get(FLAGS.recipe)
-    replaced = replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
-    if replaced.dataset == recipe.dataset:
-        return replaced
-    # Nothing was published about another data set.
-    return dataclasses.replace(replaced, published_jsma_success={}, published_source="")
+    return replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
 
 
 def replaced_by_flags(recipe: Any, names: Sequence[str]) -> Any:
@@ -72,9 +68,12 @@ def fingerprint(*arrays: Any) -> str:
 
 def write_report(run: runs.Run, *, table: bool = True) -> None:
     """Writes the report of a run, prints its table and says where it is."""
-    page = parallel.on_primary(lambda: report.write(run.workdir))
+    # Imported when needed: matplotlib and pandas take a second.
+    from . import pages
+
+    page = parallel.on_primary(lambda: pages.write(run.workdir))
     if table:
-        print(parallel.on_primary(lambda: report.readme_table(run.workdir)))
+        print(parallel.on_primary(lambda: pages.table(run.workdir)))
     print(f"report: {page}")
 
 

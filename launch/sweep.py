@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
+from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, training
 
-from . import common, loading
+from . import common, loading, shards
 from .trainer import Trainer
 
 FLAGS = flags.FLAGS

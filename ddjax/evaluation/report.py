@@ -67,8 +67,8 @@ class Report:
       broken: whether each input is misclassified, or broken within the budget by any attack, `[N]`.
       distances: to the nearest success of any attack in the norm, `[N]`; 0 for a misclassified input, infinity where
         none was found.
-      curve: radii from 0 to twice the budget, and the share of the inputs for which no attack has found a success within
-        each, `[2, P]`. The first attack with a radius runs with each of these; others count by their distances.
+      curve: radii from 0 to twice the budget, and the share of the inputs for which no attack has found a success
+        within each, `[2, P]`. The first attack with a radius runs with each of these; others count by their distances.
       warnings: sentences on what makes these numbers doubtful; empty for none.
     """
 

@@ -43,8 +43,8 @@ def network_fields(network: str, num_classes: int) -> dict[str, Any]:
 
 
 def recipe_fields(recipe: recipes.Recipe) -> dict[str, Any]:
-    """The fields of a recipe, for PyTorch; those that neither copy nor become JSON are empty."""
-    return dataclasses.asdict(dataclasses.replace(recipe, published_jsma_success={}))
+    """The fields of a recipe, for PyTorch."""
+    return dataclasses.asdict(recipe)
 
 
 def sweep(context: Context) -> None:

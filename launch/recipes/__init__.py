@@ -1,0 +1,1 @@
+"""Named settings, and the published numbers that belong to them."""
