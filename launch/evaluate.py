@@ -152,7 +152,7 @@ def main() -> None:
             row = _Row(run, network, defense, test, calibration, budgets, samples)
             row.fill(parsed)
             if _MASKING.value:
-                row.look_for_masking(recipes.get(spec.recipe))
+                row.look_for_masking(dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0]))
     common.write_report(run)
 
 
