@@ -3,28 +3,44 @@
 from ddjax.attacks import (
     AttackResult,
     bim,
-    bpda,
     carlini_wagner_l0,
     carlini_wagner_l2,
     carlini_wagner_linf,
     ddn,
     deepfool,
-    expectation,
     fgsm,
     jacobian_augmentation,
     jsma,
     mim,
     pgd,
-    reparameterized,
-    single_draw,
     smallest_epsilon,
 )
-from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized, randomized, transformed
+from ddjax.classifier import (
+    Randomized,
+    Transform,
+    at_temperature,
+    bind,
+    bpda,
+    expectation,
+    in_bfloat16,
+    normalized,
+    randomized,
+    reparameterized,
+    single_draw,
+    transform,
+    transformed,
+)
+from ddjax.evaluation import evaluate, judge
 from ddjax.jacobian import amplitude
-from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
+from ddjax.training import TrainState, distill, soft_labels, train, train_epoch, train_step
+from ddjax.version import __version__
 
 __all__ = [
     "AttackResult",
+    "Randomized",
+    "TrainState",
+    "Transform",
+    "__version__",
     "amplitude",
     "at_temperature",
     "bim",
@@ -36,12 +52,13 @@ __all__ = [
     "ddn",
     "deepfool",
     "distill",
+    "evaluate",
     "expectation",
     "fgsm",
-    "fit",
     "in_bfloat16",
     "jacobian_augmentation",
     "jsma",
+    "judge",
     "mim",
     "normalized",
     "pgd",
@@ -50,7 +67,9 @@ __all__ = [
     "single_draw",
     "smallest_epsilon",
     "soft_labels",
+    "train",
     "train_epoch",
     "train_step",
+    "transform",
     "transformed",
 ]

@@ -1,20 +1,37 @@
-"""What an attack sees: a function from images `[B, H, W, C]` in `[0, 1]` to logits `[B, K]`.
+"""What an attack sees: a function from inputs `[B, ...]` to logits `[B, K]`, before softmax.
 
-A classifier that is random is another thing, a `Randomized`: it takes a key for each image, too. Attacks do not take
-it; `ddjax.attacks.expectation` makes of it what they take.
+`bind` makes one of a network and its variables. The others make a classifier of another one: at a temperature, behind a
+normalization, behind a transform of its inputs. Stochastic classifiers have their own type, `Randomized`, which takes a
+key for each example. Attacks do not take it; `expectation` and `single_draw` make of it what they take.
+
+BPDA, expectation over transformation and reparameterization recover the gradients of defenses that have none, random
+ones, or vanishing ones. Each returns a transform or a classifier that every attack accepts.
+
+Reference:
+  Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), for BPDA,
+  expectation and reparameterization.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
+
+from ddjax.checks import check_choice, check_whole_number
 
 LogitsFn = Callable[[Array], Array]
+AVERAGES = ("logits", "probs")
+# 2654435761, the prime next to 2^32 over the golden ratio, as in multiplicative hashing.
+_GOLDEN = 0x9E3779B1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +41,8 @@ class _Apply:
     module: nn.Module
     static: tuple[tuple[str, Any], ...]
 
-    def __call__(self, variables: Any, images: Array) -> Array:
-        return self.module.apply(variables, images, **dict(self.static))  # pyright: ignore[reportReturnType]
+    def __call__(self, variables: Any, inputs: Array) -> Array:
+        return self.module.apply(variables, inputs, **dict(self.static))  # pyright: ignore[reportReturnType]
 
 
 def bind(module: nn.Module, variables: Any, **static: Any) -> jax.tree_util.Partial:
@@ -35,13 +52,29 @@ def bind(module: nn.Module, variables: Any, **static: Any) -> jax.tree_util.Part
     are ordinary arguments, not constants of the program, and another network of the same shape compiles nothing.
 
     Args:
-      module: maps images to logits.
+      module: maps inputs to logits.
       variables: what `module.init` returned, or trained; `{"params": ...}`.
       **static: further keyword arguments of `module.__call__`, such as `train=False`; hashable.
 
     Returns:
-      A function from images to logits.
+      A function from inputs to logits.
+
+    Raises:
+      ValueError: for a class instead of a module, variables without "params", or an argument that the module needs
+        and that is not given.
     """
+    if isinstance(module, type):
+        raise ValueError(f"bind needs a module, not its class: bind({module.__name__}(...), variables)")
+    if isinstance(variables, Mapping) and variables and "params" not in variables:
+        names = ", ".join(map(str, variables))
+        raise ValueError(f'bind needs the variables as {{"params": ...}}, as module.init returns them, got {names}')
+    # The first parameter takes the inputs.
+    for name, parameter in list(inspect.signature(module.__call__).parameters.items())[1:]:
+        named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        if named and parameter.default is inspect.Parameter.empty and name not in static:
+            raise ValueError(
+                f"{type(module).__name__} needs the argument {name!r}: bind(module, variables, {name}=...)"
+            )
     return jax.tree_util.Partial(_Apply(module, tuple(sorted(static.items()))), variables)
 
 
@@ -51,16 +84,16 @@ def as_pytree(logits_fn: LogitsFn) -> jax.tree_util.Partial:
 
 
 def _divide_by_temperature(
-    logits_fn: LogitsFn, temperature: float | Float[Array, ""], images: Float[Array, "B H W C"]
+    logits_fn: LogitsFn, temperature: float | Float[Array, ""], inputs: Float[Array, "B ..."]
 ) -> Float[Array, "B K"]:
-    return logits_fn(images) / temperature
+    return logits_fn(inputs) / temperature
 
 
 def at_temperature(logits_fn: LogitsFn, temperature: float | Float[Array, ""]) -> LogitsFn:
     """The classifier whose logits are divided by a temperature.
 
-    Predictions stay the same. Gradients of the softmax of a network distilled at T, which vanish at temperature 1, come
-    back.
+    Predictions stay the same. The gradients of the softmax of a network distilled at T vanish at temperature 1; they
+    come back at T.
 
     Args:
       logits_fn: a classifier.
@@ -79,16 +112,22 @@ def at_temperature(logits_fn: LogitsFn, temperature: float | Float[Array, ""]) -
     return jax.tree_util.Partial(_divide_by_temperature, as_pytree(logits_fn), temperature)
 
 
-def _in_bfloat16(logits_fn: LogitsFn, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
-    low = lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf
-    return jax.tree.map(low, logits_fn)(low(images)).astype(images.dtype)
+def check_temperature(temperature: float | Float[Array, ""]) -> None:
+    """Raises ValueError for a temperature that is known and not a positive finite number."""
+    if not isinstance(temperature, Tracer) and not 0 < float(temperature) < float("inf"):
+        raise ValueError(f"a temperature must be positive and finite, got {temperature}")
+
+
+def _in_bfloat16(logits_fn: LogitsFn, inputs: Float[Array, "B ..."]) -> Float[Array, "B K"]:
+    low = lambda leaf: leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    return jax.tree.map(low, logits_fn)(low(inputs)).astype(inputs.dtype)
 
 
 def in_bfloat16(logits_fn: LogitsFn) -> LogitsFn:
-    """The classifier whose forward and backward passes run in bfloat16; images, logits and gradients stay float32.
+    """The classifier whose forward and backward passes run in bfloat16; logits and gradients have the inputs' dtype.
 
-    An attack on it keeps its own state in float32. What it finds must be judged by `logits_fn` itself: bfloat16 has
-    eight bits, and a margin that it sees may not be there.
+    An attack on it keeps its own state in the inputs' dtype. Judge what it finds by `logits_fn` itself: bfloat16 has
+    eight bits, and a margin in bfloat16 may not exist in float32.
 
     Args:
       logits_fn: a classifier whose parameters are leaves, as `bind` makes it.
@@ -97,7 +136,7 @@ def in_bfloat16(logits_fn: LogitsFn) -> LogitsFn:
       A classifier; a pytree like `bind`'s.
 
     Raises:
-      ValueError: for a function without parameters among its leaves; what it has closed over stays in float32.
+      ValueError: for a function without parameters among its leaves; its constants would keep their dtype.
     """
     leaves = jax.tree.leaves(logits_fn)
     if not leaves or not all(hasattr(leaf, "astype") for leaf in leaves):
@@ -105,52 +144,52 @@ def in_bfloat16(logits_fn: LogitsFn) -> LogitsFn:
     return jax.tree_util.Partial(_in_bfloat16, logits_fn)
 
 
-def _of_normalized(logits_fn: LogitsFn, mean: Array, deviation: Array, images: Array) -> Array:
-    return logits_fn((images - mean) / deviation)
+def _of_normalized(logits_fn: LogitsFn, mean: Array, std: Array, inputs: Array) -> Array:
+    by_channel = lambda values: values.astype(inputs.dtype).reshape(*(1,) * (inputs.ndim - 1), -1)
+    return logits_fn((inputs - by_channel(mean)) / by_channel(std))
 
 
-def normalized(
-    logits_fn: LogitsFn, mean: float | Float[Array, " C"], deviation: float | Float[Array, " C"]
-) -> LogitsFn:
-    """The classifier of images in [0, 1] that normalizes them and asks one which was trained on normalized images.
+def normalized(logits_fn: LogitsFn, mean: float | Float[Array, " C"], std: float | Float[Array, " C"]) -> LogitsFn:
+    """The classifier of inputs in [0, 1], made of one that was trained on normalized inputs.
 
     Attacks on it work, and measure, in pixels. To attack in the normalized space instead, give them `logits_fn` itself,
-    normalized images, and the bounds `((0 - mean) / deviation, (1 - mean) / deviation)`.
+    normalized inputs, and the bounds `((0 - mean) / std, (1 - mean) / std)`.
 
     Args:
-      logits_fn: takes `(images - mean) / deviation`.
-      mean: what is subtracted, a number or one for each channel.
-      deviation: what is divided by then, above 0.
+      logits_fn: takes `(inputs - mean) / std`.
+      mean: a number, or one for each channel; channels are the last axis of the inputs.
+      std: the standard deviation, a number or one for each channel, above 0.
 
     Returns:
       A classifier; a pytree like `bind`'s where `logits_fn` is one.
 
     Raises:
-      ValueError: when a deviation is known and not positive, or neither of the two is a number or one for each channel.
+      ValueError: when a standard deviation is known and not positive, or either of the two is neither a number nor one
+        for each channel.
     """
-    if jnp.ndim(mean) > 1 or jnp.ndim(deviation) > 1:
-        raise ValueError(f"mean and deviation must be numbers, or one for each channel, got {mean} and {deviation}")
-    if not isinstance(deviation, Tracer) and not bool(jnp.all(jnp.asarray(deviation) > 0)):
-        raise ValueError(f"a deviation must be positive, got {deviation}")
-    by_channel = lambda values: jnp.reshape(jnp.asarray(values, jnp.float32), (1, 1, 1, -1))
-    return jax.tree_util.Partial(_of_normalized, as_pytree(logits_fn), by_channel(mean), by_channel(deviation))
+    if jnp.ndim(mean) > 1 or jnp.ndim(std) > 1:
+        raise ValueError(f"mean and std must be numbers, or one for each channel, got {mean} and {std}")
+    if not isinstance(std, Tracer) and not bool(jnp.all(jnp.asarray(std) > 0)):
+        raise ValueError(f"std must be positive, got {std}")
+    number = lambda values: jnp.asarray(values, jnp.result_type(float))
+    return jax.tree_util.Partial(_of_normalized, as_pytree(logits_fn), number(mean), number(std))
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """A function of images with its settings; compared by value, so that equal ones share one compiled program.
+    """A function of inputs with its settings; compared by value, so that equal ones share one compiled program.
 
     Attributes:
-      function: takes images `[B, H, W, C]`, where it is random also a key for each, and the settings as keywords.
+      function: takes inputs `[B, ...]`, a key for each where it is random, and the settings as keywords.
       settings: names and hashable values, sorted.
     """
 
     function: Callable[..., Array]
     settings: tuple[tuple[str, Any], ...] = ()
 
-    def __call__(self, images: Float[Array, "B H W C"], *rest: Any) -> Array:
-        """Transforms a batch; what follows it are its keys, and arrays or pytrees that the function takes beside."""
-        return self.function(images, *rest, **dict(self.settings))
+    def __call__(self, inputs: Float[Array, "B ..."], *rest: Any) -> Array:
+        """Transforms a batch; `rest` are its keys, and the arrays or pytrees that the function also takes."""
+        return self.function(inputs, *rest, **dict(self.settings))
 
 
 def transform(function: Callable[..., Array], **settings: Any) -> Transform:
@@ -162,17 +201,17 @@ def transform(function: Callable[..., Array], **settings: Any) -> Transform:
 class _OfTransformed:
     transform: Transform
 
-    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], images: Array) -> Array:
-        return logits_fn(self.transform(images, *given))
+    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], inputs: Array) -> Array:
+        return logits_fn(self.transform(inputs, *given))
 
 
 def transformed(logits_fn: LogitsFn, transform: Transform, *given: Any) -> LogitsFn:
-    """The classifier that transforms its images before it looks at them.
+    """The classifier that transforms its inputs first.
 
     Args:
       logits_fn: a classifier.
-      transform: from images to images, the same each time.
-      *given: arrays and pytrees that the transform takes beside, such as the parameters of a model.
+      transform: from inputs to inputs; deterministic.
+      *given: arrays and pytrees that the transform also takes, such as the parameters of a model.
 
     Returns:
       A classifier; a pytree like `bind`'s where `logits_fn` is one, whose leaves are also those of `given`.
@@ -183,42 +222,232 @@ def transformed(logits_fn: LogitsFn, transform: Transform, *given: Any) -> Logit
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Randomized:
-    """A classifier that is random, marked as such: it takes a key for each image, too.
+    """A stochastic classifier: it takes a key for each example.
 
     Attributes:
-      logits_fn: from images and keys to logits; a pytree whose leaves are the parameters.
+      logits_fn: from inputs and keys to logits; a pytree whose leaves are the parameters.
     """
 
     logits_fn: Any
 
-    def __call__(self, images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B K"]:
-        """The logits for one draw of each image."""
-        return self.logits_fn(images, keys)
+    def __call__(self, inputs: Float[Array, "B ..."], keys: Key[Array, " B"]) -> Float[Array, "B K"]:
+        """The logits of one draw for each example."""
+        return self.logits_fn(inputs, keys)
 
 
 @dataclasses.dataclass(frozen=True)
 class _OfRandomlyTransformed:
     transform: Transform
 
-    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], images: Array, keys: Array) -> Array:
-        return logits_fn(self.transform(images, keys, *given))
+    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], inputs: Array, keys: Array) -> Array:
+        return logits_fn(self.transform(inputs, keys, *given))
 
 
 def randomized(logits_fn: LogitsFn, transform: Transform, *given: Any) -> Randomized:
-    """The classifier that transforms its images at random before it looks at them.
+    """The classifier that transforms its inputs at random first.
 
     Args:
       logits_fn: a classifier.
-      transform: takes images, a key for each, and what is given.
-      *given: arrays and pytrees that the transform takes beside, such as the parameters of a model.
+      transform: takes inputs, a key for each, and what is given.
+      *given: arrays and pytrees that the transform also takes, such as the parameters of a model.
 
     Returns:
-      A random classifier; a pytree whose leaves are those of `logits_fn` and of `given`.
+      A stochastic classifier; a pytree whose leaves are those of `logits_fn` and of `given`.
     """
     return Randomized(jax.tree_util.Partial(_OfRandomlyTransformed(transform), as_pytree(logits_fn), given))
 
 
-def check_temperature(temperature: float | Float[Array, ""]) -> None:
-    """Raises ValueError for a temperature that is known and not a positive finite number."""
-    if not isinstance(temperature, Tracer) and not 0 < float(temperature) < float("inf"):
-        raise ValueError(f"a temperature must be positive and finite, got {temperature}")
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _substituted(
+    exact: Transform, substitute: Callable[..., Array] | None, inputs: Array, rest: tuple[Any, ...]
+) -> Array:
+    return exact(inputs, *rest)
+
+
+def _substituted_fwd(
+    exact: Transform, substitute: Callable[..., Array] | None, inputs: Array, rest: tuple[Any, ...]
+) -> tuple[Array, tuple[Array, tuple[Any, ...]]]:
+    found = exact(inputs, *rest)
+    # The identity needs nothing of the rest in the backward pass.
+    kept = rest if substitute is not None else ()
+    like = inputs if substitute is None else jax.eval_shape(substitute, inputs, *rest)
+    if like.shape != found.shape:
+        raise ValueError(
+            f"BPDA needs a substitute whose outputs have the shape of the transform's, {found.shape}, got {like.shape}"
+        )
+    return found, (inputs, kept)
+
+
+def _substituted_bwd(
+    exact: Transform,
+    substitute: Callable[..., Array] | None,
+    residuals: tuple[Array, tuple[Any, ...]],
+    cotangent: Array,
+) -> tuple[Array, None]:
+    if substitute is None:
+        return cotangent, None
+    inputs, rest = residuals
+    pull = jax.vjp(lambda inputs: substitute(inputs, *rest), inputs)[1]
+    return pull(cotangent)[0], None
+
+
+_substituted.defvjp(_substituted_fwd, _substituted_bwd)
+
+
+def _bpda(inputs: Array, *rest: Any, exact: Transform, substitute: Callable[..., Array] | None) -> Array:
+    return _substituted(exact, substitute, inputs, rest)
+
+
+def bpda(exact: Transform, substitute: Callable[..., Array] | None = None) -> Transform:
+    """Backward pass differentiable approximation: the exact transform forward, a substitute's gradient backward.
+
+    Args:
+      exact: a transform without a useful gradient, random or not.
+      substitute: differentiated in the place of `exact`. It takes what `exact` takes: inputs, and after them the keys
+        and whatever else is given; its outputs have the same shape. Hashable. Default: the identity, the
+        straight-through gradient, which is right for a transform whose outputs are close to its inputs.
+
+    Returns:
+      A transform whose values are those of `exact` to the bit.
+
+    Raises:
+      ValueError: when differentiated, if the shapes differ.
+
+    Reference:
+      Athalye et al., 2018 (arXiv 1802.00420).
+    """
+    return transform(_bpda, exact=exact, substitute=substitute)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expectation:
+    num_samples: int
+    average: str
+
+    def __call__(self, classifier: Randomized, key: Array, inputs: Array) -> Array:
+        keys = _keys_of(key, inputs, self.num_samples)
+        if self.num_samples == 1:
+            return classifier(inputs, keys[0])
+        logits = map_draws(functools.partial(classifier, inputs), keys)
+        if self.average == "logits":
+            return jnp.mean(logits, axis=0)
+        return jax.nn.logsumexp(jax.nn.log_softmax(logits), axis=0) - math.log(self.num_samples)
+
+
+def map_draws(draw: Callable[[Array], Array], keys: Key[Array, "S B"]) -> Array:
+    """Applies `draw` to the keys of each of S draws: one after the other on a CPU, all at once on other platforms.
+
+    On a CPU one draw keeps all cores busy, and takes less memory. The choice follows the platform for which the program
+    is lowered.
+
+    Args:
+      draw: takes `[B]` keys.
+      keys: of all draws.
+
+    Returns:
+      The results, stacked.
+    """
+    return lax.platform_dependent(keys, cpu=lambda keys: lax.map(draw, keys), default=jax.vmap(draw))
+
+
+def _keys_of(key: Key[Array, ""], inputs: Float[Array, "B ..."], num_samples: int) -> Key[Array, "S B"]:
+    """Keys for each draw of each example, from the key and the bits of the input."""
+    fold = lambda digest: jax.random.split(jax.random.fold_in(key, digest), num_samples)
+    return jnp.moveaxis(jax.vmap(fold)(_digest(lax.stop_gradient(inputs))), 1, 0)
+
+
+def _digest(inputs: Float[Array, "B ..."]) -> UInt32[Array, " B"]:
+    """A number for each input. A change of any bit of one value changes it; changes of several values may cancel."""
+    wide = inputs if inputs.dtype.itemsize == 8 else inputs.astype(jnp.float32)
+    bits = lax.bitcast_convert_type(wide, jnp.uint32).reshape(inputs.shape[0], -1)
+    weights = (2 * jnp.arange(bits.shape[1], dtype=jnp.uint32) + 1) * jnp.uint32(_GOLDEN)
+    mixed = (bits ^ (bits >> 15)) * weights[None]
+    return jnp.sum(mixed ^ (mixed >> 13), axis=1, dtype=jnp.uint32)
+
+
+def expectation(
+    classifier: Randomized, key: Key[Array, ""], *, num_samples: int = 30, average: str = "logits"
+) -> LogitsFn:
+    """Expectation over transformation: the classifier that averages over draws of a stochastic one.
+
+    Draws are fresh for each example and each step of any attack: their keys come from the key and from the bits of the
+    input. The same input gets the same draws, in whatever place of whatever batch. Programs of different shapes round
+    differently, so an attack meets other draws in them: its rates agree up to sampling, not up to rounding.
+
+    Args:
+      classifier: a stochastic classifier.
+      key: a single one. Judge an attack by draws from another.
+      num_samples: the number of draws, at least 1.
+      average: of `"logits"`, or of `"probs"`; the latter returns the logarithms of mean probabilities. With the first,
+        the gradient of a loss that is linear in the logits, such as a margin, is the mean of the draws' gradients.
+
+    Returns:
+      A classifier; a pytree like `bind`'s.
+
+    Raises:
+      ValueError: for no samples, an unknown average, or several keys.
+
+    Reference:
+      Athalye, Engstrom, Ilyas and Kwok, Synthesizing Robust Adversarial Examples, 2018 (arXiv 1707.07397).
+    """
+    check_choice("average", average, AVERAGES)
+    check_whole_number("num_samples", num_samples, least=1)
+    _check_key("an expectation", key)
+    return jax.tree_util.Partial(_Expectation(num_samples, average), classifier, key)
+
+
+def _single_draw(classifier: Randomized, key: Array, inputs: Array) -> Array:
+    return classifier(inputs, jnp.broadcast_to(key, inputs.shape[:1]))
+
+
+def single_draw(classifier: Randomized, key: Key[Array, ""]) -> LogitsFn:
+    """A stochastic classifier with one fixed draw, the same for all examples and all calls.
+
+    An attack on it ignores that other draws judge its examples: the single-pattern attack of Xie et al.
+
+    Args:
+      classifier: a stochastic classifier.
+      key: of the draw, a single one.
+
+    Returns:
+      A classifier; a pytree like `bind`'s.
+
+    Raises:
+      ValueError: for several keys.
+
+    Reference:
+      Xie et al., Mitigating Adversarial Effects Through Randomization, 2018 (arXiv 1711.01991), section 4.
+    """
+    _check_key("a single draw", key)
+    return jax.tree_util.Partial(_single_draw, classifier, key)
+
+
+def _of_decoded(logits_fn: LogitsFn, decode: Callable[[Array], Array], codes: Array) -> Array:
+    return logits_fn(decode(codes))
+
+
+def reparameterized(logits_fn: LogitsFn, decode: Callable[[Float[Array, "B ..."]], Float[Array, "B ..."]]) -> LogitsFn:
+    """The classifier of codes: it decodes them first.
+
+    It breaks a defense that projects inputs onto the range of a function h by an optimization without a gradient. A
+    point of the range is projected onto itself, and an attack that moves the code z of x = h(z) stays in the range. Any
+    attack then runs on codes; its bounds and its radius are those of codes, and the adversarial inputs are `decode` of
+    the codes that it returns.
+
+    Args:
+      logits_fn: a classifier.
+      decode: from codes to inputs; differentiable. A `Partial` whose leaves are parameters, such as
+        `ddjax.defenses.defense_gan.decoder` makes, or else hashable.
+
+    Returns:
+      A classifier of codes; a pytree whose leaves are those of both.
+
+    Reference:
+      Athalye et al., 2018 (arXiv 1802.00420), section 4.3.
+    """
+    return jax.tree_util.Partial(_of_decoded, as_pytree(logits_fn), as_pytree(decode))
+
+
+def _check_key(name: str, key: Key[Array, "..."]) -> None:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise ValueError(f"{name} needs one key, as jax.random.key makes it")

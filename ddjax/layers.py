@@ -7,11 +7,11 @@ parameters and, to rounding, the same values are therefore kept:
 
 * `"plain"`: `lax.conv_general_dilated` and `lax.reduce_window`. The right one on GPU and TPU, and the only one with
   forward-mode derivatives.
-* `"canonical"`: on CPU. The forward pass and both gradients are emitted as forward convolutions in the layout that
-  XLA:CPU hands to its fast multi-threaded kernel, with half the multiplications where Winograd's algorithm pays; the
-  gradients of gradients likewise. Pooling is a reshape and a maximum.
+* `"canonical"`: the right one on CPU. The forward pass and both gradients are forward convolutions in the layout that
+  XLA:CPU hands to its fast multi-threaded kernel, with half the multiplications where Winograd's algorithm pays. The
+  same holds for the gradients of gradients. Pooling is a reshape and a maximum.
 
-`"auto"` chooses by `jax.default_backend()` at trace time. Nothing outside this file knows about any of it;
+`"auto"` chooses by the platform for which the program is lowered. Nothing outside this file knows about any of it.
 `python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib: on two
 cores `"plain"` took 49 times as long to train MNIST's network, and 12 times as long for input gradients, with jaxlib
 0.10.2, and 59 and 19 times with 0.12.0.1.
@@ -30,6 +30,9 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
+
+from ddjax.checks import check_choice
+from ddjax.platforms import by_platform, for_cpu
 
 LOWERINGS = ("auto", "plain", "canonical")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -59,12 +62,17 @@ _grows = jax.make_user_context(True)
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _resolve_lowering(lowering: str) -> str:
-    if lowering not in LOWERINGS:
-        raise ValueError(f"unknown lowering {lowering!r}; known: {', '.join(LOWERINGS)}")
-    if lowering != "auto":
-        return lowering
-    return "canonical" if jax.default_backend() == "cpu" else "plain"
+def _in_lowering(
+    lowering: str, plain: Callable[..., Array], canonical: Callable[..., Array], *arguments: Array
+) -> Array:
+    """Calls one of the two forms of an operation."""
+    if lowering == "auto":
+        return by_platform(*arguments, cpu=canonical, default=plain)
+    return plain(*arguments) if lowering == "plain" else canonical(*arguments)
+
+
+def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
+    return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
 
 
 def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
@@ -77,75 +85,67 @@ def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
 
 
 def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True) -> int:
-    """How many images of a batch should go through a network together.
+    """How many images of a batch should go through a network together on CPU.
 
-    On CPU, a batch in parts whose activations stay in the cache takes a tenth to a third less time. Elsewhere, and for
-    a batch that has no equal parts of a useful size, it is the whole batch.
+    On CPU, a batch in parts whose activations stay in the cache takes a tenth to a third less time. Other platforms
+    should take the whole batch: call this for the CPU form of `by_platform` only, as `in_parts` does.
 
     Args:
-      count: the images of the batch.
-      image_shape: (H, W, C).
-      equal: whether all parts must have the same size; if not, images that are done make place for others.
+      count: the number of images in the batch.
+      image_shape: (H, W, C); inputs of another form go together.
+      equal: whether all parts must have the same size. If not, waiting images take the places of finished ones.
 
     Returns:
-      The size of a part, at most `count`; if they are to be equal, it divides that.
+      The size of a part, at most `count`. It divides `count` if parts must be equal, and is `count` where there are no
+      equal parts of a useful size.
     """
-    if jax.default_backend() != "cpu":
+    if len(image_shape) != 3:
         return count
-    if equal:
-        return part_size(count, image_shape)
     most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
-    if count > most:
-        # At most a quarter: in the end those that have no successor wait for the slowest. A power of two: 32 of MNIST's
-        # images were a tenth faster than 41.
+    if not equal and count > most:
+        # At most a quarter: in the end, places without a successor wait for the slowest image. A power of two: 32 of
+        # MNIST's images were a tenth faster than 41.
         most = 1 << (most.bit_length() - 1)
         return min(most, max(_LEAST_PART, most // 2, count // 4))
-    return count
-
-
-def part_size(count: int, image_shape: Sequence[int]) -> int:
-    """The size of the equal parts in which a CPU goes through a batch. It depends on shapes alone.
-
-    Args:
-      count: the images of the batch.
-      image_shape: (H, W, C).
-
-    Returns:
-      A divisor of `count`; `count` itself where there are no equal parts of a useful size.
-    """
-    most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
+    if not equal:
+        return count
     size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
     return size if size >= most // 4 else count
 
 
 def in_parts(fn: Callable[..., Any], *batch: Array) -> Any:
-    """Applies a function of a batch to equal parts of it, one after the other, where `images_at_once` says so.
+    """Applies a function to a batch; on CPU to equal parts of it, one after the other, of size `images_at_once`.
 
     Args:
-      fn: from arrays with the examples as first axis to a pytree of such arrays; examples must not influence each
+      fn: from arrays with the examples as first axis to a pytree of such arrays. Examples must not influence each
         other.
-      *batch: the arrays; it goes by the first, if that holds images.
+      *batch: the arrays. The first one's shape decides the size of the parts, if it is that of images.
 
     Returns:
       What `fn` returns for the whole batch.
     """
     count, *shape = batch[0].shape
-    size = images_at_once(count, shape) if len(shape) == 3 else count
+    size = images_at_once(count, shape)
     if size == count:
         return fn(*batch)
-    parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
-    results = lax.map(lambda part: fn(*part), parts)
-    return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), results)
+
+    def one_after_the_other(*batch: Array) -> Any:
+        parts = [array.reshape(count // size, size, *array.shape[1:]) for array in batch]
+        results = lax.map(lambda part: fn(*part), parts)
+        return jax.tree.map(lambda leaf: leaf.reshape(count, *leaf.shape[2:]), results)
+
+    return by_platform(*batch, cpu=one_after_the_other, default=fn)
 
 
 @contextlib.contextmanager
 def unpadded() -> Iterator[None]:
     """Traces canonical convolutions without their rows of zeros, for programs compiled with `COMPILER_OPTIONS`.
 
-    To stand inside the compiled function, so that it holds for that program alone. It saves about a tenth of a training
-    step. jax takes compiler options on an outermost `jit` only, hence the zeros where nobody promises them.
+    Use it inside the compiled function, so that it holds for that program alone. It saves about a tenth of a training
+    step. JAX takes compiler options on an outermost `jit` only; a program without them needs the zeros. The options are
+    those of CPU, so the program is traced for CPU alone.
     """
-    with _grows(False):
+    with _grows(False), for_cpu():
         yield
 
 
@@ -186,21 +186,23 @@ def _canonical_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     return _fast_forward(inputs, kernel, padding)
 
 
-def _canonical_conv_fwd(inputs: Any, kernel: Any, padding: Padding) -> tuple[Array, tuple[Array | None, Array | None]]:
-    # What nobody differentiates by, as the kernel in an attack, needs no gradient: XLA would drop it, but tracing it
-    # takes longer than all the rest.
-    residuals = (inputs.value if kernel.perturbed else None, kernel.value if inputs.perturbed else None)
+def _canonical_conv_fwd(inputs: Any, kernel: Any, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
+    # An operand without a tangent, as the kernel in an attack, needs no gradient: XLA would drop it, but tracing it
+    # takes longer than all the rest. An empty array stands for the residual that is not needed. It must not be None:
+    # JAX keeps one structure of the residuals for all uses of a trace.
+    nothing = jnp.zeros((0,), inputs.value.dtype)
+    residuals = (inputs.value if kernel.perturbed else nothing, kernel.value if inputs.perturbed else nothing)
     return _fast_forward(inputs.value, kernel.value, padding), residuals
 
 
 def _canonical_conv_bwd(
-    padding: Padding, residuals: tuple[Array | None, Array | None], cotangent: Any
+    padding: Padding, residuals: tuple[Array, Array], cotangent: Any
 ) -> tuple[Array | None, Array | None]:
     inputs, kernel = residuals
     if isinstance(cotangent, SymbolicZero):
         return None, None
-    input_gradient = None if kernel is None else _input_gradient(kernel, cotangent, padding)
-    if inputs is None:
+    input_gradient = _input_gradient(kernel, cotangent, padding) if kernel.ndim == 4 else None
+    if inputs.ndim != 4:
         return input_gradient, None
     # Padding is made explicit: together with so large a kernel, as an attribute it leads to the naive loop again.
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
@@ -346,22 +348,28 @@ def conv(
       lowering: `"auto"`, `"plain"` or `"canonical"`; see the head of this file. Values agree to rounding.
 
     Returns:
-      The feature maps. `"canonical"` has reverse-mode derivatives only.
+      The feature maps. `"canonical"`, and therefore `"auto"`, has reverse-mode derivatives only.
 
     Raises:
       ValueError: for an unknown padding or lowering, or when the channels of inputs and kernel differ.
     """
-    lowering = _resolve_lowering(lowering)
+    check_choice("lowering", lowering, LOWERINGS)
     pads = _resolve_padding(padding, kernel.shape[:2])
     if inputs.shape[-1] != kernel.shape[2]:
         raise ValueError(f"the kernel takes {kernel.shape[2]} channels, the input has {inputs.shape[-1]}")
-    if lowering == "plain":
-        return lax.conv_general_dilated(inputs, kernel, (1, 1), pads, dimension_numbers=_LAYOUT)
     if kernel.shape[0] * kernel.shape[1] * kernel.shape[2] <= _FEW_INPUTS:
-        return _patch_conv(inputs, kernel, pads)
-    if _is_worth_mixing(inputs, kernel):
-        return _winograd_conv(inputs, kernel, pads)
-    return _canonical_conv(inputs, kernel, pads)
+        canonical = _patch_conv
+    elif _is_worth_mixing(inputs, kernel):
+        canonical = _winograd_conv
+    else:
+        canonical = _canonical_conv
+    return _in_lowering(lowering, _padded_by(_plain_conv, pads), _padded_by(canonical, pads), inputs, kernel)
+
+
+@functools.cache
+def _padded_by(form: Callable[..., Array], padding: Padding) -> Callable[..., Array]:
+    # The same function for the same padding: JAX keeps the trace of a function, and what it derived from that.
+    return functools.partial(form, padding=padding)
 
 
 def _blocks(inputs: Array) -> Array:
@@ -409,10 +417,13 @@ def max_pool(inputs: Float[Array, "B H W C"], *, lowering: str = "auto") -> Floa
     Raises:
       ValueError: for an unknown lowering.
     """
-    if _resolve_lowering(lowering) == "plain":
-        return nn.max_pool(inputs, (2, 2), (2, 2))
+    check_choice("lowering", lowering, LOWERINGS)
     height, width = (size // 2 * 2 for size in inputs.shape[1:3])
-    return _reshape_max_pool(inputs[:, :height, :width])
+    return _in_lowering(lowering, _plain_max_pool, _reshape_max_pool, inputs[:, :height, :width])
+
+
+def _plain_max_pool(inputs: Array) -> Array:
+    return nn.max_pool(inputs, (2, 2), (2, 2))
 
 
 class Conv(nn.Module):

@@ -1,9 +1,18 @@
-"""Losses of training and of attacks, per example. Where optax has one, it is used."""
+"""Losses of training and of attacks, per example. Where optax has one, it is used.
+
+A logit of minus infinity is a class that is switched off. It takes part in no loss, and no loss or gradient is NaN
+because of it. A loss is infinite only where the label or the target itself, or every rival of it, is switched off.
+"""
+
+import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int
+
+from ddjax.registry import Registry
 
 
 def cross_entropy_at_temperature(
@@ -16,7 +25,7 @@ def cross_entropy_at_temperature(
 
     Args:
       logits: before softmax.
-      probabilities: each row a distribution over the classes.
+      probabilities: each row a distribution over the classes; 0 for classes that are switched off.
       temperature: T > 0; may be traced.
 
     Returns:
@@ -25,7 +34,7 @@ def cross_entropy_at_temperature(
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
-    return optax.losses.softmax_cross_entropy(logits / temperature, probabilities)
+    return optax.losses.safe_softmax_cross_entropy(logits / temperature, probabilities)
 
 
 def cross_entropy(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:
@@ -33,25 +42,33 @@ def cross_entropy(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Floa
     return optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
+def logit(logits: Float[Array, "B K"], classes: Int[Array, " B"]) -> Float[Array, " B"]:
+    """The logit of one class of each example."""
+    return jnp.sum(jnp.where(_is_class(logits, classes), logits, 0.0), axis=1)
+
+
 def margin(logits: Float[Array, "B K"], classes: Int[Array, " B"]) -> Float[Array, " B"]:
-    """The logit of a class minus the largest of the others: positive where the class is the decision."""
-    is_class = jnp.arange(logits.shape[1])[None, :] == classes[:, None]
-    own = jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
-    return own - jnp.max(jnp.where(is_class, -jnp.inf, logits), axis=1)
+    """The logit of a class minus the largest of the others: positive where the class is the decision.
+
+    It is minus infinity where the class is switched off, plus infinity where all others are, and 0 where all are.
+    """
+    largest = jnp.max(jnp.where(_is_class(logits, classes), -jnp.inf, logits), axis=1)
+    return _difference(logit(logits, classes), largest)
 
 
 def dlr(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, " B"]:
-    """Difference of logits ratio: minus the margin of the label, over how far the first logit is above the third.
+    """Difference of logits ratio: minus the margin of the label, over the first logit minus the third.
 
-    Neither shifting nor scaling the logits changes it, so a network whose softmax saturates leaves its gradient alive.
-    It is positive where the decision is not the label.
+    It does not change when the logits are shifted or scaled, so its gradient survives where the softmax saturates. It
+    is positive where the decision is not the label.
 
     Args:
       logits: of at least 3 classes.
       labels: the true classes.
 
     Returns:
-      The ratio of each example; where the three largest logits are equal, minus the margin.
+      The ratio of each example. Where it does not exist, minus the margin: if the three largest logits are equal, if
+      fewer than 3 classes are not switched off, or if the label is switched off.
 
     Raises:
       ValueError: with fewer than 3 classes.
@@ -61,7 +78,7 @@ def dlr(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, "
       2020 (arXiv 2003.01690).
     """
     largest = _largest("dlr", logits, 3)
-    return -margin(logits, labels) / _safe(largest[:, 0] - largest[:, 2])
+    return _ratio(-margin(logits, labels), largest[:, 0], largest[:, 2])
 
 
 def targeted_dlr(
@@ -75,8 +92,9 @@ def targeted_dlr(
       targets: the classes to reach.
 
     Returns:
-      The target's logit minus the label's, over how far the first logit is above the mean of the third and the fourth;
-      where these are all equal, the difference alone.
+      The target's logit minus the label's, over the first logit minus the mean of the third and the fourth. Where that
+      does not exist, the target's logit minus the label's: if the four largest logits are equal, if fewer than 4
+      classes are not switched off, or if the label or the target is switched off.
 
     Raises:
       ValueError: with fewer than 4 classes.
@@ -85,11 +103,18 @@ def targeted_dlr(
       Croce and Hein, 2020 (arXiv 2003.01690).
     """
     largest = _largest("targeted_dlr", logits, 4)
-    label, target = (
-        jnp.sum(jnp.where(jnp.arange(logits.shape[1])[None, :] == classes[:, None], logits, 0.0), axis=1)
-        for classes in (labels, targets)
-    )
-    return (target - label) / _safe(largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2)
+    difference = _difference(logit(logits, targets), logit(logits, labels))
+    return _ratio(difference, largest[:, 0], (largest[:, 2] + largest[:, 3]) / 2)
+
+
+def _is_class(logits: Array, classes: Array) -> Array:
+    return jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes.astype(jnp.int32)[:, None]
+
+
+def _difference(one: Array, other: Array) -> Array:
+    """The difference of two logits; 0 where both classes are switched off."""
+    both_off = jnp.isneginf(one) & jnp.isneginf(other)
+    return jnp.where(both_off, 0.0, one) - jnp.where(both_off, 0.0, other)
 
 
 def _largest(name: str, logits: Array, count: int) -> Array:
@@ -98,6 +123,68 @@ def _largest(name: str, logits: Array, count: int) -> Array:
     return lax.top_k(logits, count)[0]
 
 
-def _safe(denominator: Array) -> Array:
-    """One in place of zero, by a choice that keeps NaN out of the gradient too."""
-    return jnp.where(denominator > 0, denominator, 1.0)
+def _ratio(difference: Array, first: Array, lower: Array) -> Array:
+    """The difference over `first - lower`, or over 1 where one of the two is infinite or the ratio has no value."""
+    exists = jnp.isfinite(difference) & jnp.isfinite(lower) & (first > lower)
+    # The choice comes before the subtraction and the division, so that NaN stays out of the gradient, too.
+    spread = jnp.where(exists, first, 1.0) - jnp.where(exists, lower, 0.0)
+    return difference / spread
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """A loss that attacks raise, as it is declared.
+
+    Attributes:
+      name: in the registry.
+      function: from logits `[B, K]` and labels `[B]` to a value `[B]` that grows as the decision leaves the label.
+      targeted: from logits, labels and targets to a value that grows as the decision approaches the target; None for a
+        loss without a targeted form.
+      classes: the least number of classes that `function` needs.
+      targeted_classes: the least number of classes that `targeted` needs.
+    """
+
+    name: str
+    function: Callable[[Array, Array], Array]
+    targeted: Callable[[Array, Array, Array], Array] | None = None
+    classes: int = 2
+    targeted_classes: int = 2
+
+    def __call__(
+        self, logits: Float[Array, "B K"], labels: Int[Array, " B"], targets: Int[Array, " B"] | None = None
+    ) -> Float[Array, " B"]:
+        """The value that an attack raises, for each example.
+
+        Raises:
+          ValueError: with targets, for a loss without a targeted form; with too few classes.
+        """
+        least = self.classes if targets is None else self.targeted_classes
+        if logits.shape[1] < least:
+            form = "" if targets is None else "targeted "
+            raise ValueError(f"the {form}loss {self.name} needs at least {least} classes, got {logits.shape[1]}")
+        if targets is None:
+            return self.function(logits, labels)
+        if self.targeted is None:
+            raise ValueError(f"the loss {self.name} has no targeted form")
+        return self.targeted(logits, labels, targets)
+
+
+def _away(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array], Array]:
+    return lambda logits, labels: -function(logits, labels)
+
+
+def _towards(function: Callable[[Array, Array], Array]) -> Callable[[Array, Array, Array], Array]:
+    return lambda logits, labels, targets: function(logits, targets)
+
+
+LOSSES = (
+    Loss("cross_entropy", cross_entropy, _towards(_away(cross_entropy))),
+    Loss("margin", _away(margin), _towards(margin)),
+    Loss("dlr", dlr, targeted_dlr, classes=3, targeted_classes=4),
+    Loss("logit", _away(logit), _towards(logit), classes=1, targeted_classes=1),
+)
+
+# The losses of attacks, by name or import path.
+REGISTRY: Registry[Loss] = Registry("loss", "LOSSES")
+for _loss in LOSSES:
+    REGISTRY.register(_loss)

@@ -25,8 +25,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 from scipy import special
 
-from ddjax import losses
-from ddjax.attacks import base, fgsm, pgd
+from ddjax import checks, losses
+from ddjax.attacks import fgsm, pgd, problem
 from ddjax.classifier import LogitsFn
 
 # From the best to the worst; with "unknown" too little was measured to tell.
@@ -105,7 +105,7 @@ def probe(
       What was measured of each image.
 
     Raises:
-      ValueError: for images or labels that no attack takes (see `base.check_arguments`), or a setting out of its range.
+      ValueError: for images or labels that no attack takes (see `attacks.prepare`), or a setting out of its range.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420), section 3.1.
@@ -117,34 +117,34 @@ def probe(
     judge = logits_fn if judge is None else judge
     for classifier in (logits_fn, judge, substitute):
         if classifier is not None:
-            base.check_arguments(classifier, images, labels, None, (0.0, 1.0))
-    base.check_number("epsilon", epsilon, above=0.0)
-    base.check_number("num_steps", num_steps, least=2.0)
-    base.check_number("num_random", num_random, least=1.0)
-    base.check_number("radii", radii, above=0.0)
+            problem.prepare("the masking check", classifier, images, labels)
+    checks.check_number("epsilon", epsilon, above=0.0)
+    checks.check_number("num_steps", num_steps, least=2.0)
+    checks.check_number("num_random", num_random, least=1.0)
+    checks.check_number("radii", np.asarray(radii, np.float64), above=0.0)
     if 1 not in radii or len(radii) < 2 or any(larger <= smaller for smaller, larger in itertools.pairwise(radii)):
         raise ValueError(f"radii must be two or more ascending multiples of epsilon with 1 among them, got {radii}")
     of_pgd, of_transfer, of_random = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
 
     gradient = jax.grad(lambda inputs: jnp.sum(losses.cross_entropy(logits_fn(inputs), labels)))(images)
     nothing = ~jnp.isfinite(gradient) | (gradient == 0)
-    one_step = fgsm(logits_fn, images, labels, epsilon=epsilon).images
+    one_step = fgsm(logits_fn, images, labels, epsilon=epsilon).inputs
 
     def climb(radius: Array) -> Array:
-        return pgd(logits_fn, images, labels, of_pgd, epsilon=radius, num_steps=num_steps).images
+        return pgd(logits_fn, images, labels, key=of_pgd, epsilon=radius, num_steps=num_steps).inputs
 
     # The same starts, scaled, with every radius: the comparisons are paired. One loop, so that PGD is compiled once.
     scaled = jnp.asarray(epsilon, images.dtype) * jnp.asarray([*radii], images.dtype)
     climbed = lax.map(climb, jnp.append(jnp.minimum(scaled, 1.0), jnp.ones_like(scaled, shape=1)))
     candidates = [images, one_step, _random_search(logits_fn, images, labels, of_random, epsilon, num_random)]
     if substitute is not None:
-        candidates.append(pgd(substitute, images, labels, of_transfer, epsilon=epsilon, num_steps=num_steps).images)
+        candidates.append(pgd(substitute, images, labels, key=of_transfer, epsilon=epsilon, num_steps=num_steps).inputs)
     logits = lax.map(judge, jnp.concatenate([jnp.stack(candidates), climbed]))
-    broken = jax.vmap(lambda of_one: base.is_adversarial(of_one, labels, None))(logits)
+    broken = jax.vmap(lambda of_one: problem.is_adversarial(of_one, labels))(logits)
     by_radius = broken[len(candidates) : -1]
     return Probe(
         # With the label as the target, a success is to be right.
-        correct=base.is_adversarial(logits[0], labels, labels),
+        correct=problem.is_adversarial(logits[0], labels, labels),
         one_step=broken[1],
         many_steps=by_radius[radii.index(1)],
         transfer=None if substitute is None else broken[3],
@@ -159,7 +159,7 @@ def _random_search(
     logits_fn: LogitsFn, images: Array, labels: Array, keys: Array, epsilon: float | Array, num_random: int
 ) -> Array:
     """The sample of each image's ball, within the box, that comes closest to a wrong decision or is furthest in it."""
-    radius = base.per_image(epsilon, images)
+    radius = problem.per_example(epsilon, images)
     low, high = jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
 
     def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

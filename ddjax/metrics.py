@@ -156,11 +156,6 @@ def distances(clean: Float[Array, "B H W C"], adversarial: Float[Array, "B H W C
     )
 
 
-def round_to_8_bits(images: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-    """Rounds images in [0, 1] to the 256 levels of a file: what cannot be saved is no adversarial example."""
-    return jnp.round(images * 255) / 255
-
-
 class Robustness(NamedTuple):
     """The average least share of features that JSMA must change.
 

@@ -87,7 +87,7 @@ def over_examples(fn: Callable[..., Any], mesh: Mesh, *, in_parts: bool = True) 
         pytree of such arrays; examples must not influence each other.
       mesh: with one axis, whose size divides that of the batch.
       in_parts: whether a device goes through its share by `layers.in_parts`; not for what does so itself, as the
-        attacks in `attacks.KEEP_LANES` do.
+        attacks that `refills` is declared of do.
 
     Returns:
       The same function.

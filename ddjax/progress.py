@@ -2,9 +2,10 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Bar(Protocol):
     """What shows the progress of one piece of work; tqdm's bars are of this form."""
 
@@ -17,6 +18,7 @@ class Bar(Protocol):
         ...
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Starts to show the progress of a piece of work."""
 

@@ -20,6 +20,8 @@ import numpy as np
 
 from ddjax import parallel
 from ddjax.files import PathLike, local_path, write_atomically
+from ddjax.version import __version__
+
 
 class RunError(RuntimeError):
     """A run's directory that cannot be used as asked; the message says why and what to do."""
@@ -30,7 +32,7 @@ def environment() -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     devices = jax.devices()
     return versions | {
-        "ddjax": importlib.metadata.version("ddjax"),
+        "ddjax": __version__,
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,
         "num_devices": len(devices),
@@ -86,7 +88,8 @@ class Run:
         config_path = self.workdir / "config.json"
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
-            # Before the lock, so that a directory that is refused stays as it is; and after it, for what another run did.
+            # Before the lock, so that a directory that is refused stays as it is; and after it, for what another run
+            # did.
             _check_workdir(self.workdir, flags, resolved)
             self._acquire_lock()
             _check_workdir(self.workdir, flags, resolved)

@@ -168,12 +168,14 @@ def check_network(network: Any, input_shape: tuple[int, ...]) -> int:
     keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
 
     def both(inputs: Array) -> Any:
-        variables = network.init(keys["params"], inputs, **evaluation_arguments(network))
-        mutable = [collection for collection in variables if collection != "params"]
-        logits, _ = network.apply(
-            variables, inputs, **training_arguments(network), rngs={"dropout": keys["dropout"]}, mutable=mutable
+        in_training, in_evaluation = (
+            dict[str, Any](training_arguments(network)),
+            dict[str, Any](evaluation_arguments(network)),
         )
-        return network.apply(variables, inputs, **evaluation_arguments(network)), logits
+        variables = network.init(keys["params"], inputs, **in_evaluation)
+        mutable = [collection for collection in variables if collection != "params"]
+        logits, _ = network.apply(variables, inputs, **in_training, rngs={"dropout": keys["dropout"]}, mutable=mutable)
+        return network.apply(variables, inputs, **in_evaluation), logits
 
     try:
         outputs = jax.eval_shape(both, inputs)

@@ -17,6 +17,7 @@ truth between that and the closest adversarial image that any of the attacks has
 import dataclasses
 import functools
 import pathlib
+import re
 import time
 from typing import Any
 
@@ -24,13 +25,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, certify, checkpoints, data, metrics, parallel, runs
-from launch import attacking, common, loading
+from ddjax import attacks, certify, checkpoints, data, evaluation, metrics, parallel, runs
+from ddjax.evaluation import Attempts, ConfiguredAttack, Outcome
+
+from . import attacking, common, loading
 
 FLAGS = flags.FLAGS
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one network's checkpoints.")
 _ATTACKS = flags.DEFINE_multi_string("attack", [], "An attack, name or name:key=value,...; repeats.")
-_TARGETS = flags.DEFINE_enum("targets", "auto", attacking.TARGETS, "The classes aimed at.")
+_TARGETS = flags.DEFINE_enum("targets", "auto", evaluation.TARGETS, "The classes aimed at.")
 _CERTIFY = flags.DEFINE_bool("certify", False, "Proves a distance from below, too.")
 _CERTIFY_METHOD = flags.DEFINE_enum("certify_method", "crown", certify.METHODS, "How tightly, and how slowly.")
 _CERTIFIED_NORMS = ("linf", "l2")
@@ -42,8 +45,8 @@ def main() -> None:
         raise ValueError("--checkpoint must name the directory of a network's checkpoints")
     if not _ATTACKS.value:
         raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
-    parsed = {text: attacking.parse_attack(text) for text in _ATTACKS.value}
-    how = {text: attacking.resolve_targets(_TARGETS.value, attack.name) for text, attack in parsed.items()}
+    parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
+    how = {text: evaluation.resolve_targets(_TARGETS.value, attack.attack) for text, attack in parsed.items()}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     spec = checkpoints.read_spec(_CHECKPOINT.value)
     dataset = FLAGS.dataset or spec.dataset
@@ -61,11 +64,11 @@ def main() -> None:
     }
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
-    loading.check_fits(_CHECKPOINT.value, spec, test)
+    data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {_CHECKPOINT.value}")
     state, spec = checkpoints.load_network(_CHECKPOINT.value)
     logits_fn = state.logits_fn
     for text, attack in parsed.items():
-        attacking.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
+        evaluation.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
     resolved = dataclasses.asdict(spec) | {
         "class_names": test.class_names,
         "parameters_fingerprint": common.fingerprint(*jax.tree.leaves(state.variables)),
@@ -105,14 +108,30 @@ def _in_words(record: dict[str, Any]) -> str:
     return (
         f"{record['attack']}: success {record['success']:.4f} [{record['success_low']:.4f}, "
         f"{record['success_high']:.4f}] of {record['n']}, after 8-bit rounding {record['success_8_bits']:.4f}"
-        f"{'; mean ' + norms if norms else ''}{low}"
+        f"{'; mean ' + norms if norms else ''}{low}{_zero_gradients(record)}"
     )
+
+
+def _zero_gradients(record: dict[str, Any]) -> str:
+    """The share of exactly zero gradients, with a warning where it makes the rate doubtful; empty for none."""
+    share = record.get("zero_gradient_share")
+    if share is None:
+        return ""
+    told = f"; zero gradients {share:.1%}"
+    if share > evaluation.ZERO_SHARE:
+        told += " (warning: masked gradients; the rate says little, try temperature=T or loss=margin)"
+    return told
+
+
+def _file_name(name: str) -> str:
+    """A name without what a file name cannot hold."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", name)
 
 
 def _measure(
     run: runs.Run,
     text: str,
-    attack: attacking.Attack,
+    attack: ConfiguredAttack,
     how: str,
     logits_fn: Any,
     test: data.Dataset,
@@ -133,7 +152,7 @@ def _measure(
     if how == "all":
         summary |= _cases(outcome, tried)
     number = len(run.records)
-    file = attacking.save_outcome(run, f"{number}_{attack.name}", tried, outcome)
+    file = attacking.save_outcome(run, f"{number}_{_file_name(attack.attack.name)}", tried, outcome)
     run.append(
         measure="attack",
         attack=text,
@@ -149,12 +168,12 @@ def _measure(
         successes_8_bits=rounded.successes,
         success_8_bits=rounded.value,
         **summary,
-        **attacking.costs(outcome),
+        **evaluation.costs(outcome),
         file=file,
     )
 
 
-def _cases(outcome: attacking.Outcome, tried: attacking.Attempts) -> dict[str, Any]:
+def _cases(outcome: Outcome, tried: Attempts) -> dict[str, Any]:
     """The best, average and worst case over the targets of each image, in the norms that attacks minimize."""
     fields: dict[str, Any] = {}
     for norm in ("l0_pixels", "l2", "linf"):
@@ -214,10 +233,9 @@ def _prove(norm: str, logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, f
     """The radii, and the seconds for an image."""
     prove = functools.partial(certify.largest_radius, norm=norm, method=_CERTIFY_METHOD.value)
     started = time.monotonic()
-    with common.progress(len(test), f"certify {norm}", "image") as bar:
-        # One image already keeps the processor busy, and so the bar moves.
-        columns = (data.to_float(test.images), test.labels)
-        proved = common.evaluate(prove, logits_fn, *columns, batch_size=1, progress=bar.update)
+    # One image already keeps the processor busy, and so the bar moves.
+    columns = (data.to_float(test.images), test.labels)
+    proved = common.evaluate(prove, logits_fn, *columns, batch_size=1, description=f"certify {norm}")
     return proved, (time.monotonic() - started) / len(test)
 
 

@@ -29,11 +29,12 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import checkpoints, data, losses, parallel, runs, training
-from launch import common, defending, loading, recipes
-from launch.benchmarks import attacks, generative, growth, measure, peers
-from launch.benchmarks import training as training_works
-from launch.trainer import trainer_of
+from ddjax import checkpoints, data, layers, losses, parallel, runs, training
+
+from . import common, defending, loading, recipes
+from .benchmarks import attacks, generative, growth, measure, peers
+from .benchmarks import training as training_works
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}

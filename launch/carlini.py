@@ -10,15 +10,18 @@ does. `--quick` takes fewer and larger steps, `--num_steps` as many as one likes
 is started again.
 """
 
+import dataclasses
 import functools
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, metrics, runs, training
-from launch import attacking, common, loading
-from launch.trainer import trainer_of
+from ddjax import attacks, classifier, data, evaluation, metrics, runs
+from ddjax.evaluation import ConfiguredAttack
+
+from . import attacking, common, loading
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -31,8 +34,8 @@ _NUM_STEPS = flags.DEFINE_integer(
 def _smallest(attack: Any, **settings: Any) -> Any:
     """An attack at the smallest epsilon; settings that an attack has by the same name go to it."""
 
-    def search(logits_fn: Any, images: Any, labels: Any, key: Any = None, *, targets: Any = None) -> Any:
-        return attacks.smallest_epsilon(attack, logits_fn, images, labels, key, targets=targets, **settings)
+    def search(logits_fn: Any, inputs: Any, labels: Any, *, key: Any = None, targets: Any = None) -> Any:
+        return attacks.smallest_epsilon(attack, logits_fn, inputs, labels, key=key, targets=targets, **settings)
 
     search.settings = settings | getattr(attack, "keywords", {})  # pyright: ignore[reportFunctionMemberAccess]
     return search
@@ -44,9 +47,13 @@ _BIM = _smallest(functools.partial(attacks.bim, num_steps=100), grid=20, bisecti
 _BIM_QUICK = _smallest(functools.partial(attacks.bim, num_steps=30), grid=20, bisections=6)
 
 
-def _attacks(quick: bool, num_steps: int | None) -> dict[str, tuple[attacking.Attack, str]]:
+def _attacks(quick: bool, num_steps: int | None) -> dict[str, tuple[ConfiguredAttack, str]]:
     """The rows of the table: the attack, and the norm it is measured in."""
-    make = lambda name, function, numbers, **words: attacking.Attack(name, function, numbers, words)
+
+    def make(name: str, function: Any, numbers: dict[str, float], **words: Any) -> ConfiguredAttack:
+        known = attacks.ATTACKS[name.removesuffix("_z").removesuffix("_f")]
+        return ConfiguredAttack(name, dataclasses.replace(known, function=function), numbers, words)
+
     # Steps larger than the authors' 0.01 and 0.005 reach the same distances sooner. Beyond the largest constant of L0
     # the L2 term no longer counts; only the last, unsolvable problem of each image gets there.
     l2 = {"learning_rate": 0.1 if quick else 0.05, "initial_const": 0.1}
@@ -88,10 +95,10 @@ def main() -> None:
     runs.check_workdir(workdir, flags_of_run)
     train, test = loading.load_data(recipe)
     loading.check_network(recipe, train)
-    attacked = loading.first(test, num_examples)
+    attacked = data.first(test, num_examples)
     chosen = _attacks(_QUICK.value, _NUM_STEPS.value)
     settings = {
-        name: attack.numbers | attack.words | getattr(attack.function, "settings", {})
+        name: dict(attack.numbers) | dict(attack.words) | getattr(attack.attack.function, "settings", {})
         for name, (attack, _) in chosen.items()
     }
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"attacks": settings})
@@ -119,13 +126,13 @@ def _save_clean(run: runs.Run, attacked: data.Dataset, logits_fn: Any) -> None:
 
 
 def _measure(
-    run: runs.Run, where: dict[str, Any], attack: attacking.Attack, norm: str, logits_fn: Any, attacked: data.Dataset
+    run: runs.Run, where: dict[str, Any], attack: ConfiguredAttack, norm: str, logits_fn: Any, attacked: data.Dataset
 ) -> None:
     clean = common.classify(logits_fn, data.to_float(attacked.images))
-    targeted = attack.name != "deepfool"
+    targeted = attack.attack.targets != "no"
     tried = attacking.attempts("all" if targeted else "none", attacked, clean)
-    outcome = attacking.run_attack(attack, logits_fn, tried, f"{where['network']} {attack.name}")
-    attacking.save_outcome(run, f"{where['network']}_{attack.name}", tried, outcome)
+    outcome = attacking.run_attack(attack, logits_fn, tried, f"{where['network']} {attack.text}")
+    attacking.save_outcome(run, f"{where['network']}_{attack.text}", tried, outcome)
     of_cases = metrics.cases(getattr(outcome.distances, norm), outcome.success, tried.rows)
     fields: dict[str, Any] = {}
     for name, case in of_cases.items():
@@ -147,7 +154,7 @@ def _measure(
         **fields,
         misclassified=int((~metrics.correct(clean, attacked.labels)).sum()),
         success_8_bits=float(np.mean(outcome.success_8_bits)),
-        **attacking.costs(outcome),
+        **evaluation.costs(outcome),
     )
 
 

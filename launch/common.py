@@ -1,146 +1,27 @@
-"""What all launchers share: flags, set-up of jax, data, trained networks, and errors that a person can read."""
+"""What all launchers share once they run: recipes, compiled programs, keys, reports. `_setup` has how they start."""
 
 import contextlib
 import dataclasses
 import functools
-import gc
 import hashlib
-import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
-from absl import app, flags, logging
+from absl import flags
 
-from ddjax import checkpoints, data, folders, layers, metrics, parallel, report, runs, training
-from launch.recipes import generative as generative_recipes
-from launch import recipes
+from ddjax import checkpoints, data, metrics, parallel, runs, training
+
+from . import _setup, recipes
 
 FLAGS = flags.FLAGS
-
-flags.DEFINE_string(
-    "recipe", "digits", f"The settings, by name: {', '.join((*recipes.RECIPES, *generative_recipes.RECIPES))}; or package.module:name."
-)
-flags.DEFINE_string(
-    "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
-)
-flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets finds prepared sets; default: TFDS_DATA_DIR, then its own default."
-)
-flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
-flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
-flags.DEFINE_enum("unreadable", "refuse", folders.UNREADABLE, "What to do with images of a folder that are damaged.")
-flags.DEFINE_string("cache_dir", None, "Where a folder's decoded images are kept; default: ddjax in the user's cache.")
-flags.DEFINE_string("workdir", None, "Where the run is written; default: runs/LAUNCHER_RECIPE.")
-flags.DEFINE_integer(
-    "seed",
-    0,
-    "Makes all randomness: subsets of data, parameters, order of examples, attacks.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-)
-flags.DEFINE_integer("num_examples", None, "How many test images are attacked; each launcher says what is the default.")
-flags.DEFINE_integer("num_train", None, "Replaces the recipe's number of training images.")
-flags.DEFINE_integer("num_test", None, "Replaces the recipe's number of test images.")
-flags.DEFINE_integer("epochs", None, "Replaces the recipe's number of epochs.")
-flags.DEFINE_integer(
-    "batch_size", 512, "The largest batch for evaluation and attacks; not for training.", lower_bound=1
-)
-flags.DEFINE_enum("matmul_precision", "highest", ["default", "high", "highest"], "Of float32 products on accelerators.")
-flags.DEFINE_float("checkpoint_seconds", 30.0, "The least time between two checkpoints of one training.")
-flags.DEFINE_integer(
-    "devices", None, "Runs on so many CPU devices, for trying out; default: accelerators, or else one.", lower_bound=1
-)
-flags.DEFINE_bool(
-    "distributed", False, "One of several processes; finds the others under Slurm, Open MPI, GKE and on Cloud TPU."
-)
-flags.DEFINE_string("coordinator", None, "With --distributed, where nothing finds it: HOST:PORT of process 0.")
-flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
-flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
-flags.DEFINE_enum("stacking", "auto", parallel.STACKINGS, "How a device trains its share of a sweep's networks.")
-flags.DEFINE_bool("traceback", False, "Shows where in the code an error was raised.")
+# Launchers end in `common.run(main)`.
+run = _setup.run
 
 _ROWS_HASHED = 1024
-_USER_ERRORS = (
-    ValueError,
-    OSError,
-    runs.RunError,
-    checkpoints.CheckpointError,
-    data.DatasetUnavailableError,
-    FloatingPointError,
-)
-
-
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, sets jax up and runs a launcher; errors of use end in one line and exit status 2."""
-
-    def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"no positional arguments are taken, got {' '.join(argv[1:])}")
-        if not FLAGS["verbosity"].present:
-            # orbax tells of every step of every checkpoint, and warns of reading where it only reads.
-            logging.set_verbosity(logging.ERROR)
-        try:
-            set_up_jax()
-            # What is imported stays; nothing of it need be looked at again.
-            gc.freeze()
-            if not parallel.is_primary():
-                # What all would say alike is said once; errors are not.
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-            main()
-        except _USER_ERRORS as error:
-            if FLAGS.traceback:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
-        finally:
-            # The interpreter looks for garbage once more when it ends, among all that was traced and compiled.
-            gc.freeze()
-
-    app.run(guarded)
-
-
-def set_up_jax() -> None:
-    """Sets devices and processes, the precision of matrix products and the persistent compilation cache."""
-    if FLAGS.devices is not None:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", FLAGS.devices)
-    # Else a CPU is one device, although a sweep takes a tenth to a quarter less time on one for each of two cores: if
-    # two share a batch, XLA may compute a convolution wrongly; see tests/wrong_on_two_devices.py.
-    _join_processes()
-    jax.config.update("jax_default_matmul_precision", FLAGS.matmul_precision)
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-        jax.config.update("jax_compilation_cache_dir", str(caches / "ddjax" / "xla"))
-    # Beside a few large programs a launcher has a hundred small ones, which take a second or more to compile again.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def _join_processes() -> None:
-    """Makes this process one of several, where the flags say so."""
-    coordinator, count, index = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
-    given = [value is not None for value in (coordinator, count, index)]
-    if not FLAGS.distributed:
-        if any(given):
-            raise ValueError("--coordinator, --num_processes and --process_id need --distributed")
-        return
-    if any(given) and not all(given):
-        raise ValueError("--coordinator, --num_processes and --process_id go together")
-    if all(given) and index >= count:
-        raise ValueError(f"--process_id must be from 0 to {count - 1}, got {index}")
-    try:
-        jax.distributed.initialize(coordinator, count, index)
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(
-            "--distributed found no other processes: start it under Slurm or Open MPI, or name --coordinator, "
-            f"--num_processes and --process_id ({error})"
-        ) from error
-
-
 tag = training.tag
 
 
@@ -156,11 +37,7 @@ def recipe_from_flags() -> recipes.Recipe:
     if ":" in FLAGS.recipe:
         # Checkpoints and `config.json` name it so that it is found again.
         recipe = dataclasses.replace(recipe, name=FLAGS.recipe)
-    replaced = replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
-    if replaced.dataset == recipe.dataset:
-        return replaced
-    # Nothing was published about another data set.
-    return dataclasses.replace(replaced, published_jsma_success={}, published_source="")
+    return replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
 
 
 def replaced_by_flags(recipe: Any, names: Sequence[str]) -> Any:
@@ -195,9 +72,12 @@ def fingerprint(*arrays: Any) -> str:
 
 def write_report(run: runs.Run, *, table: bool = True) -> None:
     """Writes the report of a run, prints its table and says where it is."""
-    page = parallel.on_primary(lambda: report.write(run.workdir))
+    # Imported when needed: matplotlib and pandas take a second.
+    from . import pages
+
+    page = parallel.on_primary(lambda: pages.write(run.workdir))
     if table:
-        print(parallel.on_primary(lambda: report.readme_table(run.workdir)))
+        print(parallel.on_primary(lambda: pages.table(run.workdir)))
     print(f"report: {page}")
 
 
@@ -210,25 +90,15 @@ def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
         yield bar
 
 
-def evaluate(
-    function: Callable[..., Any],
-    shared: Any,
-    *columns: np.ndarray,
-    batch_size: int | None = None,
-    progress: Callable[[int], Any] | None = None,
-    in_parts: bool = True,
-) -> Any:
-    """`parallel.Evaluator` with the flag's batch size; `progress` as for `parallel.map_batches`."""
-    size = FLAGS.batch_size if batch_size is None else batch_size
-    program = parallel.compiled_over_examples(function, mesh("data"), in_parts=in_parts)
-    return parallel.map_batches(program, shared, *columns, batch_size=size, mesh=mesh("data"), progress=progress)
+@functools.cache
+def evaluator() -> parallel.Evaluator:
+    """Applies programs to many examples, with the flags' batch size and a progress bar."""
+    return parallel.Evaluator(FLAGS.batch_size, mesh("data"), progress)
 
 
-def compiled_batched(
-    function: Callable[..., Any], shared: Any, *columns: np.ndarray, in_parts: bool = True
-) -> Callable[[Callable[[int], Any] | None], Any]:
-    """`parallel.Evaluator.compiled` with the flag's batch size."""
-    return parallel.Evaluator(FLAGS.batch_size).compiled(function, shared, *columns, in_parts=in_parts)
+def evaluate(function: Callable[..., Any], shared: Any, *columns: np.ndarray, **settings: Any) -> Any:
+    """Applies `function(shared, *batch)` to any number of examples; see `parallel.Evaluator`."""
+    return evaluator()(function, shared, *columns, **settings)
 
 
 def key_data(indices: np.ndarray, purpose: int | None = None) -> np.ndarray:

@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checkpoints, classifier, data, defenses
+from ddjax import attacks, checkpoints, classifier, data, defenses, generative, registry, rounding
 from ddjax.classifier import Transform
 from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
-from launch.recipes import generative as generative_recipes
+from ddjax.evaluation import ConfiguredAttack
 from ddjax.state import TrainState
-from launch import attacking, common, recipes
+
+from . import common, recipes
+from .recipes import generative as generative_recipes
 
 FLAGS = flags.FLAGS
 NAMES = ("none", "squeezing", *defenses.TRANSFORMS, *defenses.WRAPPERS, "thermometer")
@@ -79,10 +81,11 @@ def parse_defense(text: str, dataset: str) -> Defense:
     if name not in NAMES:
         raise ValueError(f"unknown defense {name!r}; known: {', '.join(NAMES)}")
     defaults = _defaults(name)
-    settings = {
-        key: attacking.read_setting(f"--defense={text}", key, value, defaults[key])
-        for key, value in attacking.read_pairs("defense", text, defaults)
+    parameters = {
+        key: inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default)
+        for key, default in defaults.items()
     }
+    settings: dict[str, Any] = registry.read_settings(f"--defense={text}", name, text.partition(":")[2], parameters)
     if name in (*defenses.WRAPPERS, "thermometer"):
         return Defense(text, wrapper=name, settings=tuple(sorted(settings.items())))
     if name in defenses.TRANSFORMS:
@@ -157,9 +160,7 @@ def prepared(defense: Defense, images: np.ndarray) -> Defense:
         return defense._replace(given=patches, settings=rest)
     state = load_model(settings["model"], _ROLES[defense.wrapper], images.shape[1:])
     latent = generative.latent_of(state)
-    return defense._replace(
-        given=generative.model_fn(state), settings=rest + ((("latent", latent),) if latent else ())
-    )
+    return defense._replace(given=generative.model_fn(state), settings=rest + ((("latent", latent),) if latent else ()))
 
 
 def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> TrainState:
@@ -193,7 +194,7 @@ def deployed(defense: Defense, logits_fn: Any, draws: int = 1) -> Any:
     defended = _defended(defense, logits_fn)
     if not isinstance(defended, classifier.Randomized):
         return defended
-    return attacks.expectation(defended, _key(_JUDGING), num_samples=draws)
+    return classifier.expectation(defended, _key(_JUDGING), num_samples=draws)
 
 
 def naive(defense: Defense, logits_fn: Any) -> Any:
@@ -201,7 +202,7 @@ def naive(defense: Defense, logits_fn: Any) -> Any:
     defended = _defended(defense, logits_fn)
     if not isinstance(defended, classifier.Randomized):
         return defended
-    return attacks.single_draw(defended, _key(_ATTACKING))
+    return classifier.single_draw(defended, _key(_ATTACKING))
 
 
 def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
@@ -214,7 +215,7 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
     if defense.wrapper in ("crop_ensemble", "defense_gan"):
         # A draw is an expectation over crops already, or the best of several starts.
         samples = 1
-    return attacks.expectation(seen, _key(_ATTACKING), num_samples=samples)
+    return classifier.expectation(seen, _key(_ATTACKING), num_samples=samples)
 
 
 def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
@@ -238,8 +239,8 @@ def _defended(defense: Defense, logits_fn: Any, *, aware: bool = False) -> Any:
 
 
 def aware(
-    attack: attacking.Attack, defense: Defense, logits_fn: Any, *, temperature: float, threshold: float, samples: int
-) -> tuple[attacking.Attack, Any]:
+    attack: ConfiguredAttack, defense: Defense, logits_fn: Any, *, temperature: float, threshold: float, samples: int
+) -> tuple[ConfiguredAttack, Any]:
     """An attack that knows the defense, and the classifier that it sees.
 
     Args:
@@ -256,33 +257,35 @@ def aware(
       its gradient, by BPDA or by an expectation.
     """
     if temperature != 1 and attack.temperature is None:
-        attack = attack._replace(temperature=temperature)
-    if defense.squeezers and attacking.takes_targets(attack.name):
-        numbers, words = attack.numbers | {"threshold": threshold}, attack.words | {"squeezers": defense.squeezers}
+        attack = attack.replace(temperature=temperature)
+    if defense.squeezers and attack.attack.targets != "no":
+        numbers = dict(attack.numbers) | {"threshold": threshold}
+        words = dict(attack.words) | {"squeezers": defense.squeezers}
         # The detector looks at probabilities as they are, and so must the attack.
-        known = attack._replace(numbers=numbers, words=words, temperature=None)
-        if attack.name == "carlini_wagner_l2":
-            return known._replace(function=_undetected), logits_fn
+        known = attack.replace(numbers=numbers, words=words, temperature=None)
+        if attack.attack.name == "carlini_wagner_l2":
+            return known.replace(attack=dataclasses.replace(attack.attack, function=_undetected)), logits_fn
         numbers["divisor"] = attack.temperature or 1.0
-        return known._replace(function=_on_detector(attack.function)), logits_fn
+        together = _on_detector(attack.attack.function)
+        return known.replace(attack=dataclasses.replace(attack.attack, function=together)), logits_fn
     if defense.squeezers:
         return attack, squeezing.joint_classifier(logits_fn, defense.squeezers)
     return attack, seen_through(defense, logits_fn, samples)
 
 
 def _undetected(
-    logits_fn: Any, images: Any, labels: Any, key: Any, *, squeezers: Any, threshold: Any, **rest: Any
+    logits_fn: Any, images: Any, labels: Any, *, key: Any, squeezers: Any, threshold: Any, **rest: Any
 ) -> Any:
     del key
     return squeezing.adaptive_attack(logits_fn, images, labels, squeezers, threshold, **rest)
 
 
 @functools.cache
-def _on_detector(function: attacking.AttackFn) -> attacking.AttackFn:
+def _on_detector(function: Callable[..., Any]) -> Callable[..., Any]:
     """`squeezing.attack_detector` with an attack, as one object for one program."""
 
     def attack(
-        logits_fn: Any, images: Any, labels: Any, key: Any, *, squeezers: Any, threshold: Any, divisor: Any, **rest: Any
+        logits_fn: Any, images: Any, labels: Any, *, key: Any, squeezers: Any, threshold: Any, divisor: Any, **rest: Any
     ) -> attacks.AttackResult:
         detector = (squeezers, threshold, divisor)
         return squeezing.attack_detector(function, logits_fn, images, labels, key, *detector, **rest)
@@ -319,10 +322,9 @@ def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
         raise ValueError(f"{defense.text} needs the images in memory: give --num_train")
     key_data = common.key_data(dataset.indices, _TRAINING)
     description = f"{dataset.name} through {defense.text}"
-    with common.progress(len(dataset), description, "image") as bar:
-        shown = common.evaluate(
-            _shown(defense._replace(given=None)), defense.given, dataset.images, key_data, progress=bar.update
-        )
+    shown = common.evaluate(
+        _shown(defense._replace(given=None)), defense.given, dataset.images, key_data, description=description
+    )
     return dataclasses.replace(dataset, images=shown)
 
 
@@ -332,7 +334,7 @@ def _shown(defense: Defense) -> Callable[..., jax.Array]:
 
     def show(given: Any, images: jax.Array, key_data: jax.Array) -> jax.Array:
         seen = _transform(defense, data.to_float(images), jax.random.wrap_key_data(key_data), given)
-        return jnp.round(255 * seen).astype(jnp.uint8)
+        return rounding.to_uint8(seen)
 
     return show
 
@@ -353,17 +355,35 @@ def _scores(squeezers: tuple[Transform, ...]) -> Callable[[Any, jax.Array], jax.
     return lambda logits_fn, images: squeezing.detector_scores(logits_fn, squeezers, images)
 
 
-def scores(defense: Defense, logits_fn: Any, images: np.ndarray) -> np.ndarray:
-    """The detector's scores of any number of images."""
-    return common.evaluate(_scores(defense.squeezers), logits_fn, images)
+class Detector(NamedTuple):
+    """The squeezing detector of a defense beside its network, as `evaluation.MatrixRow` takes it.
+
+    Attributes:
+      defense: a defense with squeezers.
+      logits_fn: the network.
+      threshold: of the scores.
+    """
+
+    defense: Defense
+    logits_fn: Any
+    threshold: float
+
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
+        """The detector's scores of any number of images."""
+        return common.evaluate(_scores(self.defense.squeezers), self.logits_fn, inputs)
+
+    def flags(self, inputs: np.ndarray) -> np.ndarray:
+        """Which images it takes for adversarial."""
+        return np.asarray(squeezing.is_detected(jnp.asarray(self.scores(inputs)), self.threshold))
 
 
-def threshold(defense: Defense, logits_fn: Any, calibration: np.ndarray) -> float:
-    """The threshold of a detector, fixed or calibrated on clean images; infinite where there is no detector."""
+def detector(defense: Defense, logits_fn: Any, calibration: np.ndarray) -> Detector | None:
+    """The detector of a defense, its threshold fixed or calibrated on clean images; None where there is none."""
     if not defense.squeezers:
-        return float("inf")
+        return None
     if defense.threshold is not None:
-        return defense.threshold
+        return Detector(defense, logits_fn, defense.threshold)
+    scores = Detector(defense, logits_fn, 0.0).scores(calibration)
+    found = squeezing.calibrated_threshold(scores, defense.false_positive_rate)
     # In the precision of scores, so that the score it is taken from does not exceed it.
-    found = squeezing.calibrated_threshold(scores(defense, logits_fn, calibration), defense.false_positive_rate)
-    return float(jnp.float32(found))
+    return Detector(defense, logits_fn, float(jnp.float32(found)))

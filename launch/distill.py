@@ -9,8 +9,9 @@ test accuracies, and a checkpoint of each under `checkpoints/` for `launch.attac
 from absl import flags
 
 from ddjax import classifier
-from launch import common, loading
-from launch.trainer import trainer_of
+
+from . import common, loading
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The softmax temperature of teacher and student in training.")

@@ -20,6 +20,7 @@ is started again.
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 from typing import Any, NamedTuple
@@ -28,25 +29,30 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checkpoints, data, metrics, runs, training
-from ddjax.attacks import base
-from ddjax.defenses import squeezing
-from launch import attacking, common, defending, loading, masks, recipes, substitutes
+from ddjax import attacks, checkpoints, checks, data, evaluation, rounding, runs
+from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow
+
+from . import attacking, common, defending, loading, masks, recipes, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
 _DEFENSES = flags.DEFINE_multi_string("defense", ["none"], "A defense, name or name:key=value,...; repeats.")
 _ATTACKS = flags.DEFINE_multi_string("attack", [], "An attack, name or name:key=value,...; repeats.")
-_BUDGET_L2 = flags.DEFINE_float("budget_l2", None, "In L2; default: 2 for gray images, 0.5 for photographs.")
-_BUDGET_LINF = flags.DEFINE_float("budget_linf", None, "In Linf; default: 0.3 for gray images, 8/255 for photographs.")
+_BUDGETS = {
+    norm: flags.DEFINE_float(f"budget_{norm}", None, f"{meaning}; default: {default}.")
+    for norm, meaning, default in (
+        ("linf", "The budget in Linf", "0.3 for gray images, 8/255 for photographs"),
+        ("l2", "The budget in L2", "2 for gray images, 0.5 for photographs"),
+        ("l1", "The budget in L1", "10 for gray images, 2000/255 for photographs"),
+        ("l0", "The budget in changed values", "a seventh of the values of an image"),
+    )
+}
 _SAMPLES = flags.DEFINE_integer("samples", 30, "The draws of an expectation.")
 _CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training images for a detector's threshold.")
 _EIGHT_BITS = flags.DEFINE_bool("eight_bits", False, "Rounds adversarial images to 8 bits before they are judged.")
 _MASKING = flags.DEFINE_bool("masking", False, "Looks for the behaviors that give masked gradients away.")
 _QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
 _QUICK_SAMPLES = 8
-# The norm in which an attack's distance must be within the budget; other attacks have a budget of their own.
-_MINIMIZES = {"deepfool": "l2", "ddn": "l2", "carlini_wagner_l2": "l2", "carlini_wagner_linf": "linf"}
 
 
 class _Network(NamedTuple):
@@ -80,18 +86,15 @@ def main() -> None:
             raise ValueError(f"--{name} must be different ones, got {', '.join(values)}")
     if _SAMPLES.value < 1 or _CALIBRATION.value < 1:
         raise ValueError("--samples and --num_calibration must be at least 1")
-    parsed = {text: attacking.parse_attack(text) for text in _ATTACKS.value}
+    parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
     specs = [checkpoints.read_spec(directory) for directory in _CHECKPOINTS.value]
     first = specs[0]
     dataset = FLAGS.dataset or first.dataset
     known = {text: defending.parse_defense(text, dataset) for text in _DEFENSES.value}
-    photographs = first.image_shape[2] == 3
-    budgets = {
-        "l2": _BUDGET_L2.value if _BUDGET_L2.value is not None else 0.5 if photographs else 2.0,
-        "linf": _BUDGET_LINF.value if _BUDGET_LINF.value is not None else 8 / 255 if photographs else 0.3,
-    }
+    given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
+    budgets = evaluation.default_budgets(first.image_shape) | given
     for norm, budget in budgets.items():
-        base.check_number(f"--budget_{norm}", budget, above=0.0)
+        checks.check_number(f"--budget_{norm}", budget, above=0.0)
     samples = _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     workdir = pathlib.Path(FLAGS.workdir or f"runs/evaluate_{first.recipe}")
@@ -113,11 +116,11 @@ def main() -> None:
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        loading.check_fits(directory, spec, test)
+        data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
     loaded = [checkpoints.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
-        how = attacking.resolve_targets("auto", attack.name)
-        attacking.check_settings(attack, loaded[0].logits_fn, first.image_shape, how != "none")
+        how = evaluation.resolve_targets("auto", attack.attack)
+        evaluation.check_settings(attack, loaded[0].logits_fn, first.image_shape, how != "none")
     known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
         for defense in known.values():
@@ -149,7 +152,7 @@ def main() -> None:
             row = _Row(run, network, defense, test, calibration, budgets, samples)
             row.fill(parsed)
             if _MASKING.value:
-                row.look_for_masking(recipes.get(spec.recipe))
+                row.look_for_masking(dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0]))
     common.write_report(run)
 
 
@@ -167,20 +170,30 @@ class _Row:
         samples: int,
     ) -> None:
         self._run, self._network, self._defense, self._test = run, network, defense, test
-        self._calibration, self._budgets, self._samples = calibration, budgets, samples
-        self._classifier = defending.deployed(defense, network.logits_fn)
+        self._budgets, self._samples = budgets, samples
+        self._calibration = calibration
         self._where = {"network": network.name, "defense": defense.text}
-        self._threshold = float("inf")
-        self._clean_scores = np.zeros(len(test))
-        self._clean_broken = np.zeros(len(test), bool)
 
-    def fill(self, parsed: dict[str, attacking.Attack]) -> None:
+    @functools.cached_property
+    def _judge(self) -> MatrixRow:
+        detector = defending.detector(self._defense, self._network.logits_fn, data.to_float(self._calibration.images))
+        return MatrixRow(
+            defending.deployed(self._defense, self._network.logits_fn),
+            data.to_float(self._test.images),
+            self._test.labels,
+            self._test.indices,
+            key=jax.random.fold_in(jax.random.key(FLAGS.seed), attacking.JUDGING),
+            evaluate=common.evaluator(),
+            detector=detector,
+        )
+
+    def fill(self, parsed: dict[str, ConfiguredAttack]) -> None:
         """Measures what has not been measured."""
         cells = [(text, knows) for text in parsed for knows in (False, True)]
-        missing = [cell for cell in cells if self._find(*cell) is None]
-        if missing or self._run.find(measure="clean", **self._where) is None:
+        if self._run.find(measure="clean", **self._where) is None:
             self._look_at_clean_images()
-            for text, knows in missing:
+        for text, knows in cells:
+            if self._find(text, knows) is None:
                 self._measure(text, parsed[text], knows)
         for knows in (False, True) if cells else ():
             # Who knows the defense can still attack as if it were not there.
@@ -198,7 +211,7 @@ class _Row:
             defending.naive(self._defense, self._network.logits_fn),
             defending.deployed(self._defense, self._network.logits_fn, masks.DRAWS),
             self._test,
-            substitute=substitutes.train(self._run, name, recipe, self._classifier, queries),
+            substitute=substitutes.train(self._run, name, recipe, self._judge.classifier, queries),
             epsilon=self._budgets["linf"],
         )
 
@@ -206,94 +219,59 @@ class _Row:
         return self._run.find(measure="evaluate", attack=text, aware=knows, **self._where)
 
     def _look_at_clean_images(self) -> None:
-        images = data.to_float(self._test.images)
-        self._threshold = defending.threshold(
-            self._defense, self._network.logits_fn, data.to_float(self._calibration.images)
-        )
-        decisions, flagged, scores = self._judge(images)
-        self._clean_broken = (decisions != self._test.labels) | flagged
-        record = self._where | metrics.rate_fields("accuracy", int((~self._clean_broken).sum()), len(images))
-        if scores is not None:
-            self._clean_scores = scores
+        record = self._where | self._judge.clean_fields()
+        detector = self._judge.detector
+        if isinstance(detector, defending.Detector):
             file = self._file("clean")
-            self._run.save_arrays(file, scores=scores)
-            record |= metrics.rate_fields("false_positive", int(flagged.sum()), len(images))
-            record |= {"threshold": self._threshold, "scores": f"{file}.npz"}
-        if self._run.find(measure="clean", **self._where) is None:
-            self._run.append(measure="clean", **record)
-
-    def _judge(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """The decisions of the defended network, which images its detector takes for adversarial, and its scores."""
-        decisions = attacking.decide(self._classifier, images)
-        if not self._defense.squeezers:
-            return decisions, np.zeros(len(images), bool), None
-        scores = defending.scores(self._defense, self._network.logits_fn, images)
-        return decisions, np.asarray(squeezing.is_detected(jax.numpy.asarray(scores), self._threshold)), scores
+            self._run.save_arrays(file, scores=np.asarray(self._judge.clean.scores))
+            record |= {"threshold": detector.threshold, "scores": f"{file}.npz"}
+        self._run.append(measure="clean", **record)
 
     def _file(self, *words: str) -> str:
         return _image_file(*self._where.values(), *words)
 
-    def _attack(self, text: str, attack: attacking.Attack, knows: bool) -> tuple[str, dict[str, np.ndarray]]:
-        """The file and the arrays of an attack's images, made by it now or before."""
+    def _attack(self, text: str, attack: ConfiguredAttack, knows: bool) -> tuple[str, Attempts, dict[str, Any]]:
+        """The file of an attack's images, the attempts, and the arrays, made by it now or before."""
         owner, seen = "bare", self._network.logits_fn
         if knows:
+            detector = self._judge.detector
             known, seen = defending.aware(
                 attack,
                 self._defense,
                 self._network.logits_fn,
                 temperature=self._network.temperature,
-                threshold=self._threshold,
+                threshold=detector.threshold if isinstance(detector, defending.Detector) else float("inf"),
                 samples=self._samples,
             )
             # Where there is nothing to know, it is the attack that does not.
             if known != attack or seen is not self._network.logits_fn:
                 attack, owner = known, self._defense.text
         name = _image_file(self._network.name, owner, text)
+        how = evaluation.resolve_targets("auto", attack.attack)
+        tried = attacking.attempts(how, self._test, self._network.logits)
         # The same images of the bare network serve all its defenses.
         if any(r["measure"] == "evaluate" and r["file"] == f"{name}.npz" for r in self._run.records):
-            return name, self._run.load_arrays(name)
-        tried = attacking.attempts(attacking.resolve_targets("auto", attack.name), self._test, self._network.logits)
-        description = f"{self._network.name}, {owner}: {text}"
-        outcome = attacking.run_attack(attack, seen, tried, description)
-        arrays = {"images": outcome.images, "rows": tried.rows}
+            return name, tried, self._run.load_arrays(name)
+        outcome = attacking.run_attack(attack, seen, tried, f"{self._network.name}, {owner}: {text}")
+        gradients, zeros = int(outcome.gradients.sum()), int(outcome.zero_gradients.sum())
+        arrays = {"images": outcome.inputs, "rows": tried.rows, "gradients": gradients, "zero_gradients": zeros}
         self._run.save_arrays(name, **arrays)
-        return name, arrays
+        return name, tried, arrays
 
-    def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
-        name, arrays = self._attack(text, attack, knows)
-        rows, images = arrays["rows"], arrays["images"]
+    def _measure(self, text: str, attack: ConfiguredAttack, knows: bool) -> None:
+        name, tried, arrays = self._attack(text, attack, knows)
+        images = np.asarray(arrays["images"])
         if _EIGHT_BITS.value:
-            images = np.asarray(metrics.round_to_8_bits(jax.numpy.asarray(images)))
-        clean = data.to_float(self._test.images)[rows]
-        moved = metrics.distances(jax.numpy.asarray(clean), jax.numpy.asarray(images))
-        norm = _MINIMIZES.get(attack.name)
-        # To rounding of the distance.
-        within = (
-            np.ones(len(rows), bool) if norm is None else np.asarray(getattr(moved, norm)) <= self._budgets[norm] + 1e-4
-        )
-        labels = self._test.labels[rows]
-        decisions, flagged, scores = self._judge(images)
-        broke = (decisions != labels) & ~flagged & within
-        broken = self._clean_broken.copy()
-        np.logical_or.at(broken, rows, broke)
-        tried = ~self._clean_broken
-        record = self._where | {"attack": text, "aware": knows}
-        record |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
-        record["success"] = metrics.success_rate(broken, tried).value
-        record["mean_l2"] = float(np.asarray(moved.l2)[broke].mean()) if broke.any() else None
-        record["mean_linf"] = float(np.asarray(moved.linf)[broke].mean()) if broke.any() else None
-        extra = {}
+            images = rounding.round_to_8_bits(images)
+        verdict = self._judge.judge(tried, images, attack.norm, self._budgets[attack.norm])
+        record = self._where | {"attack": text, "aware": knows} | verdict.fields
+        if arrays.get("gradients"):
+            record["zero_gradient_share"] = int(arrays["zero_gradients"]) / int(arrays["gradients"])
         file = self._file(text, "aware" if knows else "unaware")
-        if broke.any():
-            record["views"] = self._save_view(f"{file}_view", int(np.argmax(broke)), rows, images)
-        if scores is not None:
-            # Beside a detector, the network decides as it does without.
-            fooled = (decisions != labels) & within
-            fooled &= metrics.correct(self._network.logits, self._test.labels)[rows]
-            record |= metrics.rate_fields("detection", int((fooled & flagged).sum()), int(fooled.sum()))
-            record["auc"] = metrics.auc(self._clean_scores, scores[fooled])
-            extra = {"scores": scores, "fooled": fooled}
-        self._run.save_arrays(f"{file}_judged", broken=broken, **extra)
+        if verdict.broke.any():
+            record["views"] = self._save_view(f"{file}_view", int(np.argmax(verdict.broke)), tried.rows, images)
+        extra = {} if verdict.scores is None else {"scores": verdict.scores, "fooled": verdict.fooled}
+        self._run.save_arrays(f"{file}_judged", broken=verdict.broken, **extra)
         self._run.append(measure="evaluate", **record, file=f"{name}.npz", judged=f"{file}_judged.npz")
 
     def _save_view(self, name: str, place: int, rows: np.ndarray, images: np.ndarray) -> str | None:
@@ -308,9 +286,8 @@ class _Row:
         """The worst case of each example over all attacks of this command."""
         records = [record for record in found if record is not None]
         broken = [self._run.load_arrays(record["judged"].removesuffix(".npz"))["broken"] for record in records]
-        rate = metrics.rate_fields("accuracy", int((~np.any(broken, axis=0)).sum()), len(self._test))
         over = list(dict.fromkeys(record["attack"] for record in records))
-        record = self._where | {"aware": knows, "attacks": over} | rate
+        record = self._where | {"aware": knows, "attacks": over} | evaluation.worst_case(broken)
         if self._run.find(measure="worst", **record) is None:
             self._run.append(measure="worst", **record)
 

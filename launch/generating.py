@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import checkpoints, data, runs, training
+from ddjax import checkpoints, data, generative, layers, runs, training
 from ddjax.defenses import defense_gan
 from ddjax.generative import gan, pixelcnn
-from launch.recipes.generative import RECIPES, GenerativeRecipe, create_state, epoch_fn
 from ddjax.state import TrainState
-from launch import common, loading
+
+from . import common, loading
+from .recipes.generative import RECIPES, GenerativeRecipe, create_state, epoch_fn
 
 FLAGS = flags.FLAGS
 # Keys of samples and of searches for codes are others than those of the training.
@@ -177,7 +178,7 @@ def _look_back(run: runs.Run, state: TrainState, test: data.Dataset) -> None:
     latent = generative.latent_of(state)
     if not latent:
         return
-    shown = loading.rows_of(test, slice(_NUM_RECONSTRUCTED))
+    shown = data.rows_of(test, slice(_NUM_RECONSTRUCTED))
     keys = common.key_data(shown.indices, _SEARCHES)
     for num_steps, restarts in _SEARCHED:
         where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ddjax import checkpoints, data, runs, training
-from launch import common, defending, recipes
+from ddjax import data, runs, training
+
+from . import common, defending, recipes
 
 FLAGS = flags.FLAGS
 
@@ -39,22 +40,12 @@ def load_split(
         num_examples=num_examples,
         seed=FLAGS.seed if seed is None else seed,
         skip=skip,
-        folder={
-            "image_size": image_size,
-            "class_names": names,
-            "unreadable": FLAGS.unreadable,
-            "cache_dir": FLAGS.cache_dir,
-        },
+        image_size=image_size,
+        class_names=names,
+        unreadable=FLAGS.unreadable,
+        cache_dir=FLAGS.cache_dir,
+        progress=common.progress,
     )
-
-
-def check_fits(checkpoint: str, spec: checkpoints.NetworkSpec, test: data.Dataset) -> None:
-    """Refuses images that the network of a checkpoint cannot take."""
-    if test.image_shape != spec.image_shape or test.num_classes != spec.num_classes:
-        raise ValueError(
-            f"the network of {checkpoint} takes images of shape {spec.image_shape} in {spec.num_classes} classes; "
-            f"{test.name} has {test.image_shape} in {test.num_classes}"
-        )
 
 
 def load_train(dataset: str, recipe: recipes.Recipe, num_examples: int | None, seed: int | None = None) -> data.Dataset:
@@ -73,23 +64,6 @@ def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     return defending.transformed(defense, train), defending.transformed(defense, test)
 
 
-def rows_of(dataset: data.Dataset, rows: slice) -> data.Dataset:
-    """Some rows of a data set."""
-    columns = {name: getattr(dataset, name)[rows] for name in ("images", "labels", "indices")}
-    return dataclasses.replace(dataset, **columns)
-
-
-def first(dataset: data.Dataset, count: int) -> data.Dataset:
-    """The first examples of a data set.
-
-    Raises:
-      ValueError: when there are not that many, or none are wanted.
-    """
-    if not 1 <= count <= len(dataset):
-        raise ValueError(f"--num_examples must be from 1 to {len(dataset)}, the test images there are, got {count}")
-    return rows_of(dataset, slice(count))
-
-
 def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
     """Refuses data that the recipe's network cannot take, before anything is written."""
     module = recipes.make_network(recipe, train.num_classes, train.image_shape[2])
@@ -99,8 +73,8 @@ def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
 
 def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) -> dict[str, Any]:
     """What determines the numbers beyond the flags: the recipe's settings and the data."""
-    settings = dataclasses.asdict(dataclasses.replace(recipe, published_jsma_success={}))
-    del settings["description"], settings["published_jsma_success"]
+    settings = dataclasses.asdict(recipe)
+    del settings["description"]
     return settings | {
         "class_names": list(train.class_names),
         "image_shape": list(train.image_shape),
@@ -108,7 +82,6 @@ def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) ->
         "num_test": len(test),
         "train_fingerprint": common.fingerprint(train.images, train.labels),
         "test_fingerprint": common.fingerprint(test.images, test.labels),
-        "published_jsma_success": dict(recipe.published_jsma_success),
     }
 
 

@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from ddjax import data, masking, runs
-from launch import common
+
+from . import common
 
 # Keys of what is random in it are others than the attacks'.
 _PURPOSE = 0x3A5C
@@ -61,15 +62,14 @@ def measure(
       num_steps: of the attacks.
       num_random: samples of the random search.
     """
-    with common.progress(len(test), f"{' '.join(where.values())}: masking", "image") as bar:
-        found = common.evaluate(
-            _program(num_steps, num_random),
-            (logits_fn, judge, substitute, np.float32(epsilon)),
-            data.to_float(test.images),
-            test.labels,
-            common.key_data(test.indices, _PURPOSE),
-            progress=bar.update,
-        )
+    found = common.evaluate(
+        _program(num_steps, num_random),
+        (logits_fn, judge, substitute, np.float32(epsilon)),
+        data.to_float(test.images),
+        test.labels,
+        common.key_data(test.indices, _PURPOSE),
+        description=f"{' '.join(where.values())}: masking",
+    )
     lights = masking.lights(found)
     for light in lights:
         if run.find(measure="light", **where, name=light.name) is None:

@@ -1,10 +1,10 @@
 """Obfuscated gradients: `python -m launch.obfuscated --quick`.
 
-Puts defenses that rest on hidden gradients before two attackers. One differentiates the defended classifier as it is
-deployed and takes what it finds for its gradient: through a rounding that is zero, through randomness it is that of one
-draw. The other knows how the gradient hides, and looks through by BPDA, by an expectation over `--samples` draws
-and, with momentum, over those of several steps; or attacks what the defense is made of, or the network alone. A third
-one may only ask: it trains a substitute on the answers, and shows what fools that. All move each value by at most
+Puts defenses that rest on hidden gradients before three attackers. The first does not know
+the defense and follows the gradient of the deployed classifier: zero through a rounding, that of one draw through
+randomness. The second knows the defense, and attacks by BPDA, by an expectation over `--samples` draws and, with
+momentum, over those of several steps; or attacks the parts of the defense, or the network alone. The third is a
+label-only black-box attacker, who trains a substitute on the classifier's answers. All move each value by at most
 `--epsilon`. Beside the accuracy that is left stand the published one, the norms of the gradients, and the lights of
 `ddjax.masking`.
 
@@ -30,11 +30,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checkpoints, data, metrics, runs, training
-from ddjax.attacks import base
+from ddjax import attacks, checkpoints, checks, data, evaluation, metrics, runs, training
+from ddjax.attacks import problem
 from ddjax.defenses import defense_gan, thermometer
-from launch.recipes import generative as generative_recipes
-from launch import attacking, common, defending, detecting, loading, masks, recipes, substitutes
+from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow, Outcome
+
+from . import attacking, common, defending, detecting, loading, masks, recipes, substitutes
+from .recipes import generative as generative_recipes
 
 FLAGS = flags.FLAGS
 _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
@@ -164,18 +166,18 @@ def main() -> None:
     """Fills the table."""
     chosen = _DEFENSE.value or list(ROWS)
     for name in chosen:
-        base.check_choice("defense", name, ROWS)
+        checks.check_choice("defense", name, ROWS)
     if len(set(chosen)) < len(chosen):
         raise ValueError(f"--defense must be different ones, got {', '.join(chosen)}")
-    base.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
+    checks.check_number("--epsilon", _EPSILON.value, above=0.0, most=1.0)
     quick = _QUICK.value
     samples = _SAMPLES.value or (2 if quick else 30)
     num_steps = _NUM_STEPS.value or (100 if quick else 150)
     num_examples = FLAGS.num_examples if FLAGS.num_examples is not None else (50 if quick else 1000)
     ending = "_quick" if quick else ""
     rows = {name: _row(name) for name in chosen}
-    checkpoints = {name: _checkpoint(row.recipe, "baseline") for name, row in rows.items()}
-    specs = {name: checkpoints.read_spec(path) for name, path in checkpoints.items()}
+    paths = {name: _checkpoint(row.recipe, "baseline") for name, row in rows.items()}
+    specs = {name: checkpoints.read_spec(path) for name, path in paths.items()}
     recipe = recipes.get(f"undefended{ending}")
     dataset = FLAGS.dataset or recipe.dataset
     workdir = pathlib.Path(FLAGS.workdir or f"runs/obfuscated{ending}")
@@ -208,7 +210,7 @@ def main() -> None:
         undefended = recipes.get(own or recipe.name)
         source = FLAGS.dataset or undefended.dataset
         test, part = load(source, undefended.image_size), row.part
-        clean = loading.first(test, max(_NUM_CLEAN.value // part, num_examples))
+        clean = data.first(test, max(_NUM_CLEAN.value // part, num_examples))
         epsilon = row.epsilon or _EPSILON.value
         queries = substitutes.queries(source, undefended)
         return _Settings(
@@ -218,18 +220,23 @@ def main() -> None:
             samples=row.samples or samples,
             num_steps=max(num_steps // part, 2),
             clean=clean,
-            attacked=loading.first(clean, num_examples),
-            probed=loading.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
-            held_out=loading.rows_of(test, slice(_NUM_CLEAN.value, None)),
-            queries=loading.rows_of(queries, slice(-(-len(queries) // part))),
+            attacked=data.first(clean, num_examples),
+            probed=data.first(clean, min(len(clean), max(num_examples, _LEAST_PROBED))),
+            held_out=data.rows_of(test, slice(_NUM_CLEAN.value, None)),
+            queries=data.rows_of(queries, slice(-(-len(queries) // part))),
             recipe=undefended,
         )
 
     settings = {name: settings_of(name, row) for name, row in rows.items()}
     for name, spec in specs.items():
-        loading.check_fits(str(checkpoints[name]), spec, settings[name].clean)
+        data.check_fits(
+            settings[name].clean,
+            spec.image_shape,
+            spec.num_classes,
+            network=f"the network of {paths[name]}",
+        )
     # Before anything is written, whether all are whole.
-    loaded = {name: checkpoints.load_network(path) for name, path in checkpoints.items()}
+    loaded = {name: checkpoints.load_network(path) for name, path in paths.items()}
     prepared = {name: _defense(row, specs[name]) for name, row in rows.items()}
     test = load(dataset, recipe.image_size)
     resolved = {
@@ -268,6 +275,22 @@ def _checkpoint(recipe: str, role: str) -> pathlib.Path:
     return found
 
 
+class _Cell(NamedTuple):
+    """An attack on a row.
+
+    Attributes:
+      attack: with its settings.
+      seen: the classifier that it sees.
+      norm: of its budget.
+      budget: how far it may move an image.
+    """
+
+    attack: ConfiguredAttack
+    seen: Any
+    norm: str
+    budget: float
+
+
 class _Row:
     """One defense before all attackers."""
 
@@ -300,9 +323,9 @@ class _Row:
     def fill(self) -> None:
         """Measures what has not been measured."""
         for knows in (False, True):
-            for text, attack in self._attacks(knows).items():
+            for text, cell in self._cells(knows).items():
                 if self._find("attack", aware=knows, attack=text) is None:
-                    self._measure(text, attack, knows)
+                    self._measure(text, cell, knows)
             self._worst(knows)
         if self._find("gradient") is None:
             self._look_at_gradients()
@@ -323,7 +346,7 @@ class _Row:
                     self._settings.probed,
                     substitute=substitute,
                     epsilon=self._settings.epsilon,
-                    # Six radii, and no need to be the last word: shorter attacks than the table's.
+                    # Six radii, so each attack is shorter than the table's.
                     num_steps=max(self._settings.num_steps // 6 + 1, 2),
                     num_random=self._settings.num_steps,
                 )
@@ -340,93 +363,83 @@ class _Row:
             return None
         return detecting.fit(self._network, self._settings.held_out, _FALSE_POSITIVES, f"{self._name}: fitted on")
 
+    def _matrix_row(self, images: data.Dataset) -> MatrixRow:
+        return MatrixRow(
+            self._deployed,
+            data.to_float(images.images),
+            images.labels,
+            images.indices,
+            key=jax.random.fold_in(jax.random.key(FLAGS.seed), attacking.JUDGING),
+            evaluate=common.evaluator(),
+            detector=self._detector,
+        )
+
     @functools.cached_property
-    def _lost(self) -> np.ndarray:
-        """Which of the attacked images the defended network gets wrong as they are, or takes for adversarial."""
-        clean = self._settings.clean
-        wrong = self._is_broken(data.to_float(clean.images), clean.labels)
+    def _judge(self) -> MatrixRow:
         if self._find("clean") is None:
-            self._append("clean", **metrics.rate_fields("accuracy", int((~wrong).sum()), len(wrong)))
-        return wrong[: len(self._settings.attacked)]
+            self._append("clean", **self._matrix_row(self._settings.clean).clean_fields())
+        return self._matrix_row(self._settings.attacked)
 
-    def _is_broken(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        wrong = attacking.decide(self._deployed, images) != labels
-        return wrong if self._detector is None else wrong | self._detector.flags(images)
-
-    def _attacks(self, knows: bool) -> dict[str, attacking.Attack]:
+    def _cells(self, knows: bool) -> dict[str, _Cell]:
         """The attacks of an attacker, by their names in the results."""
-        numbers = {"epsilon": self._settings.epsilon}
-        words = {"num_steps": self._settings.num_steps, "norm": self._settings.norm}
+        settings, network = self._settings, self._network
+        numbers = {"epsilon": float(settings.epsilon)}
+        words = {"num_steps": settings.num_steps, "norm": settings.norm}
+        cell = functools.partial(_Cell, norm=settings.norm, budget=float(settings.epsilon))
+        pgd = functools.partial(ConfiguredAttack, "pgd", attacks.ATTACKS["pgd"])
         if not knows and self._row.defense == "lid":
-            # What the detector was made for: images as close as can be.
-            return {"carlini_wagner_l2": detecting.attack()}
+            # The attack that the detector was made for: images that are as close as can be.
+            return {"carlini_wagner_l2": _Cell(detecting.attack(), self._naive, "l2", _DETECTED_L2)}
         if not knows:
-            return {"pgd cross_entropy": attacking.Attack("pgd", attacks.pgd, numbers, words)}
+            return {"pgd cross_entropy": cell(pgd(numbers, words), self._naive)}
         # Momentum is an expectation over the draws of several steps, and costs nothing: two draws with it broke as many
         # images of the quick table as five without, or more.
-        along = numbers | {"step_size": self._settings.epsilon / 8, "momentum": 0.9}
-        pgd = functools.partial(attacking.Attack, "pgd", attacks.pgd, along)
-        # What one loss misses, the other finds now and then.
-        found = {"pgd margin": pgd(words | {"loss": "margin"}), "pgd cross_entropy": pgd(words)}
+        along = numbers | {"step_size": float(settings.epsilon) / 8, "momentum": 0.9}
+        by_margin = pgd(along, words | {"loss": "margin"})
+        # Each loss finds images that the other misses.
+        found = {"pgd margin": cell(by_margin, self._seen), "pgd cross_entropy": cell(pgd(along, words), self._seen)}
         if self._defense.text != "none" and self._defense.wrapper != "thermometer":
-            # What the defense does to images is small, or nothing on average: the network alone may be enough.
-            found["pgd margin, network"] = pgd(words | {"loss": "margin"})
+            # The defense changes images little, or nothing on average: the network alone may be enough.
+            found["pgd margin, network"] = cell(by_margin, network)
         if self._defense.wrapper == "thermometer":
-            del words["norm"]
-            ls_pga = functools.partial(attacking.Attack, "ls_pga", thermometer.ls_pga, numbers)
-            found["ls_pga"] = ls_pga(words | dict(self._defense.settings))
-            dga = functools.partial(attacking.Attack, "dga", thermometer.dga, numbers)
-            found["dga"] = dga(words | dict(self._defense.settings))
+            steps = {"num_steps": settings.num_steps} | dict(self._defense.settings)
+            for name, function in (("ls_pga", thermometer.ls_pga), ("dga", thermometer.dga)):
+                of_codes = dataclasses.replace(attacks.ATTACKS["fgsm"], name=name, function=function)
+                found[name] = cell(ConfiguredAttack(name, of_codes, numbers, steps), network)
         if self._defense.wrapper == "defense_gan":
-            # Through x = G(z), and from there back to the image.
-            given = {"generator_fn": self._defense.given}
-            # For each of five constants; the authors' code takes 30,000.
-            steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 3 * self._settings.num_steps}
-            on_manifold = functools.partial(attacking.Attack, given=given, words=steps)
-            found[_ON_MANIFOLD] = on_manifold("manifold_attack", defense_gan.manifold_attack, {})
-            found[f"{_ON_MANIFOLD}, carried over"] = on_manifold("carried_attack", defense_gan.carried_attack, numbers)
+            # Through x = G(z), and from there back to the image. For each of five constants; the authors' code takes
+            # 30,000 steps.
+            steps = {"latent": dict(self._defense.settings)["latent"], "num_steps": 3 * settings.num_steps}
+            for name, function, real in (
+                (_ON_MANIFOLD, defense_gan.manifold_attack, {}),
+                (f"{_ON_MANIFOLD}, carried over", defense_gan.carried_attack, numbers),
+            ):
+                of_codes = dataclasses.replace(attacks.ATTACKS["carlini_wagner_l2"], name=name, function=function)
+                given = {"generator_fn": self._defense.given}
+                found[name] = cell(ConfiguredAttack(name, of_codes, real, steps, given=given), network)
         return found
 
-    def _measure(self, text: str, attack: attacking.Attack, knows: bool) -> None:
-        attacked = self._settings.attacked
-        # These do the defense's part themselves, or leave it out.
-        on_network = attack.name in ("ls_pga", "dga") or text.startswith(_ON_MANIFOLD) or text.endswith(", network")
-        seen = self._network if on_network else self._seen if knows else self._naive
-        tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
-        lost = self._lost
-        outcome = attacking.run_attack(attack, seen, tried, f"{self._name}: {text}")
-        norm, budget = self._settings.norm, float(self._settings.epsilon)
-        if attack.name == "carlini_wagner_l2":
-            norm, budget = ("l2", _DETECTED_L2)
-        # To rounding of the distance.
-        within = getattr(outcome.distances, norm) <= budget + 1e-4
-        deceives = self._is_broken(outcome.images, attacked.labels)
-        broken = lost | (deceives & within)
-        record = {"aware": knows, "attack": text, "norm": norm, "budget": budget}
-        record |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
-        if self._detector is not None:
-            fooled = within & ~lost & (outcome.predictions != attacked.labels)
-            detected = int(self._detector.flags(outcome.images)[fooled].sum()) if fooled.any() else 0
-            record |= metrics.rate_fields("detection", detected, int(fooled.sum()))
-            clean = self._detector.scores(data.to_float(attacked.images)[~lost]) if not lost.all() else np.zeros(0)
-            found = self._detector.scores(outcome.images[fooled]) if fooled.any() else np.zeros(0)
-            record["auc"] = metrics.auc(clean, found)
+    def _measure(self, text: str, cell: _Cell, knows: bool) -> None:
+        attacked, judge = self._settings.attacked, self._judge
+        tried = attacking.attempts("none", attacked)
+        outcome = attacking.run_attack(cell.attack, cell.seen, tried, f"{self._name}: {text}")
+        verdict = judge.judge(tried, outcome.inputs, cell.norm, cell.budget)
         file = f"images/{self._name}_{text.replace(',', '').replace(' ', '_')}_{'aware' if knows else 'unaware'}"
-        shown = defending.view(self._defense, outcome.images)
+        shown = defending.view(self._defense, outcome.inputs)
         views = {} if shown is None else {"defended": shown}
-        self._run.save_arrays(file, images=outcome.images, broken=broken, lost=lost, **views)
+        self._run.save_arrays(file, images=outcome.inputs, broken=verdict.broken, lost=judge.lost, **views)
         if text == _ON_MANIFOLD:
-            self._tell_of_manifold(outcome, deceives, within)
-        self._append("attack", **record, file=f"{file}.npz", **attacking.costs(outcome))
+            self._tell_of_manifold(tried, outcome, cell)
+        costs = evaluation.costs(outcome)
+        self._append("attack", aware=knows, attack=text, **verdict.fields, file=f"{file}.npz", **costs)
 
     def _worst(self, knows: bool) -> None:
-        """What all that an attacker knows to do leaves; who knows more can do what the others do."""
+        """The worst case over an attacker's attacks; one who knows the defense also has those of one who does not."""
         records = [r for r in self._run.records if r["measure"] == "attack" and r["row"] == self._name]
         files = [r["file"].removesuffix(".npz") for r in records if r["aware"] <= knows]
         if self._find("worst", aware=knows, attacks=len(files)) is None:
-            broken = np.any([self._run.load_arrays(file)["broken"] for file in files], axis=0)
-            rate = metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
-            self._append("worst", aware=knows, attacks=len(files), **rate)
+            broken = [self._run.load_arrays(file)["broken"] for file in files]
+            self._append("worst", aware=knows, attacks=len(files), **evaluation.worst_case(broken))
 
     def _look_at_gradients(self) -> None:
         """The norms of the margin's gradients, as both attackers see them."""
@@ -437,34 +450,35 @@ class _Row:
             fields |= {f"norm_{name}": float(np.median(norms)), f"zero_{name}": float((norms == 0).mean())}
         self._append("gradient", **fields)
 
-    def _tell_of_manifold(self, outcome: attacking.Outcome, deceives: np.ndarray, within: np.ndarray) -> None:
+    def _tell_of_manifold(self, tried: Attempts, outcome: Outcome, cell: _Cell) -> None:
         """Whether images of the generator that fool the network do so through the reconstruction, too."""
+        anywhere = self._judge.judge(tried, outcome.inputs, cell.norm, np.inf)
         success = outcome.success
         record = metrics.rate_fields("success", int(success.sum()), len(success))
-        record |= metrics.rate_fields("kept", int((success & deceives).sum()), int(success.sum()))
+        record |= metrics.rate_fields("kept", int((success & anywhere.broke).sum()), int(success.sum()))
+        distance = evaluation.of_norm(outcome.distances, cell.norm)
+        within = int((success & evaluation.is_within(distance, cell.budget)).sum())
         mean = float(outcome.distances.l2[success].mean()) if success.any() else None
         if self._find("reparameterization") is None:
-            self._append("reparameterization", **record, mean_l2=mean, within=int((success & within).sum()))
+            self._append("reparameterization", **record, mean_l2=mean, within=within)
 
     def _train_substitute(self) -> Any:
         recipe, queries = self._settings.recipe, self._settings.queries
         return substitutes.train(self._run, self._name, recipe, self._deployed, queries)
 
     def _transfer(self, substitute: Any) -> None:
-        attacked, lost = self._settings.attacked, self._lost
-        tried = attacking.attempts("none", attacked, np.zeros((len(attacked), 1)))
-        attack = self._attacks(True)["pgd margin"]
-        outcome = attacking.run_attack(attack, substitute, tried, f"{self._name}: substitute")
-        broken = lost | self._is_broken(outcome.images, attacked.labels)
-        clean = self._settings.clean
-        images = data.to_float(clean.images)
+        cell, tried = self._cells(True)["pgd margin"], attacking.attempts("none", self._settings.attacked)
+        outcome = attacking.run_attack(cell.attack, substitute, tried, f"{self._name}: substitute")
+        verdict = self._judge.judge(tried, outcome.inputs, cell.norm, cell.budget)
+        images = data.to_float(self._settings.clean.images)
         agrees = attacking.decide(substitute, images) == attacking.decide(self._deployed, images)
-        record = metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
+        record = {name: value for name, value in verdict.fields.items() if name.startswith("accuracy")}
         self._append("transfer", **record, **metrics.rate_fields("agreement", int(agrees.sum()), len(agrees)))
 
 
 def _gradient_norm(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    return base.norm(base.objective_and_gradient(logits_fn, images, labels, None)[2])
+    asked = problem.prepare("the gradient's norm", logits_fn, images, labels)
+    return problem.norm(asked.examples.objective_and_gradient(asked.logits_fn, asked.clean)[2])
 
 
 if __name__ == "__main__":

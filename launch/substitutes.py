@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, runs, training
-from launch import attacking, common, loading, recipes
-from launch.trainer import trainer_of
+from ddjax import attacks, data, rounding, runs
+
+from . import attacking, common, loading, recipes
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose answers a substitute learns.", lower_bound=10)
@@ -64,7 +65,7 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
     for number in range(_ROUNDS.value + 1):
         if logits_fn is not None:
             new = common.evaluate(_augmented, logits_fn, data.to_float(asked.images), asked.labels)
-            new = np.rint(255 * new).astype(np.uint8)
+            new = rounding.to_uint8(new)
             asked = dataclasses.replace(
                 asked,
                 images=np.concatenate([asked.images, new]),

@@ -20,9 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, jacobian, metrics, runs, shards, training
-from launch import common, loading, recipes
-from launch.trainer import trainer_of
+from ddjax import attacks, classifier, data, jacobian, metrics, runs, training
+
+from . import common, loading, recipes, shards
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURES = flags.DEFINE_list("temperatures", "1,2,5,10,20,30,40,50,100", "The temperatures to distill at.")
@@ -41,7 +42,7 @@ def _jsma(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array)
 
 def _fgsm(shared: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     logits_fn, epsilon = shared
-    return attacks.fgsm(logits_fn, images, labels, epsilon=epsilon).images
+    return attacks.fgsm(logits_fn, images, labels, epsilon=epsilon).inputs
 
 
 def main() -> None:
@@ -215,13 +216,13 @@ class _Sweep:
                 shared = (logits_fn, np.float32(gamma), np.float32(temperature))
                 result = common.evaluate(_jsma, shared, images, labels, targets, in_parts=False)
             # What the attack says of itself is not taken for it.
-            success = common.classify(logits_fn, result.images).argmax(1) == targets
-            changed = np.asarray(metrics.distances(jnp.asarray(images), jnp.asarray(result.images)).l0_values)
+            success = common.classify(logits_fn, result.inputs).argmax(1) == targets
+            changed = np.asarray(metrics.distances(jnp.asarray(images), jnp.asarray(result.inputs)).l0_values)
             cap = self._recipe.jsma_features // 2 * 2
             robust = metrics.robustness(changed, success, sources, num_features=num_features, cap=cap)
             if space == "probs":
                 self._save_examples(
-                    where, logits_fn, baseline_fn, baseline_images, sources, targets, result.images, success
+                    where, logits_fn, baseline_fn, baseline_images, sources, targets, result.inputs, success
                 )
             successes = int(success.sum())
             self._run.append(

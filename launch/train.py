@@ -10,8 +10,9 @@ trained by their recipes, such as `pixelcnn_mnist` and `gan_mnist`, which leave 
 from absl import flags
 
 from ddjax import classifier
-from launch import common, generating, loading
-from launch.trainer import trainer_of
+
+from . import common, generating, loading
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature in training.")

@@ -3,7 +3,8 @@
 from absl import flags
 
 from ddjax import data, parallel, runs, training
-from launch import common, recipes
+
+from . import common, recipes
 
 FLAGS = flags.FLAGS
 

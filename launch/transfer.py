@@ -19,9 +19,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, metrics, runs, training
-from launch import attacking, common, loading
-from launch.trainer import trainer_of
+from ddjax import attacks, classifier, data, evaluation, metrics, runs
+from ddjax.evaluation import ConfiguredAttack
+
+from . import attacking, common, loading
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -37,9 +39,9 @@ def main() -> None:
     classifier.check_temperature(_TEMPERATURE.value)
     kappas = _read_kappas(_KAPPAS.value)
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    attack = attacking.Attack(
+    attack = ConfiguredAttack(
         "carlini_wagner_l2",
-        attacks.carlini_wagner_l2,
+        attacks.ATTACKS["carlini_wagner_l2"],
         {"learning_rate": _LEARNING_RATE.value, "initial_const": _INITIAL_CONST.value},
         {"search_steps": _SEARCH_STEPS.value, "num_steps": _NUM_STEPS.value},
     )
@@ -48,7 +50,7 @@ def main() -> None:
             raise ValueError(f"--{name} must be positive and finite, got {value}")
     recipe = common.recipe_from_flags()
     flags_of_run = {"launcher": "transfer", "temperature": _TEMPERATURE.value, "kappas": kappas}
-    flags_of_run |= common.flags_of_training("batch_size") | attack.numbers | attack.words
+    flags_of_run |= common.flags_of_training("batch_size") | dict(attack.numbers) | dict(attack.words)
     flags_of_run |= {"num_examples": num_examples}
     workdir = common.workdir("transfer")
     runs.check_workdir(workdir, flags_of_run)
@@ -56,9 +58,9 @@ def main() -> None:
     if len(train) < 2:
         raise ValueError(f"{train.name} has no two halves to train on: it has {len(train)} images")
     half = len(train) // 2
-    halves = [loading.rows_of(train, slice(start, start + half)) for start in (0, half)]
+    halves = [data.rows_of(train, slice(start, start + half)) for start in (0, half)]
     loading.check_network(recipe, halves[0])
-    attacked = loading.first(test, num_examples)
+    attacked = data.first(test, num_examples)
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"num_train": half})
     source = trainer_of(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
     trainer = trainer_of(run, recipe, halves[1])
@@ -87,7 +89,7 @@ def _read_kappas(texts: list[str]) -> list[float]:
 
 def _measure(
     run: runs.Run,
-    attack: attacking.Attack,
+    attack: ConfiguredAttack,
     kappas: list[float],
     targeted: bool,
     source: Any,
@@ -110,7 +112,9 @@ def _measure(
         also_correct = correct & metrics.correct(
             common.classify(logits_fn, data.to_float(attacked.images)), attacked.labels
         )
-        fooled = attacking.wanted(attacking.decide(logits_fn, outcome.images), tried)
+        fooled = evaluation.judge(
+            logits_fn, outcome.inputs, tried.labels, tried.targets, evaluate=common.evaluator()
+        ).success[0]
         for number, kappa in enumerate(kappas):
             where = {"measure": "transfer", "target": name, "kappa": kappa, "targeted": targeted}
             if run.find(**where) is not None:

@@ -62,30 +62,28 @@ def test_bad_temperature(temperature):
 def test_a_normalizing_classifier_is_attacked_in_either_space():
     weights = jax.random.normal(jax.random.key(0), (48, 3))
     network = lambda x: x.reshape(x.shape[0], -1) @ weights
-    mean, deviation = jnp.array([0.4, 0.5, 0.6]), jnp.array([0.2, 0.2, 0.2])
+    mean, std = jnp.array([0.4, 0.5, 0.6]), jnp.array([0.2, 0.2, 0.2])
     images = jax.random.uniform(jax.random.key(1), (5, 4, 4, 3))
-    pixels = normalized(network, mean, deviation)
-    inside = (images - mean[None, None, None]) / deviation[None, None, None]
+    pixels = normalized(network, mean, std)
+    inside = (images - mean[None, None, None]) / std[None, None, None]
     np.testing.assert_allclose(pixels(images), network(inside), rtol=1e-5)
     labels = jnp.argmax(pixels(images), axis=1).astype(jnp.int32)
-    bounds = ((0 - mean) / deviation, (1 - mean) / deviation)
+    bounds = ((0 - mean) / std, (1 - mean) / std)
     for attack, settings in ((fgsm, {"epsilon": 0.1}), (pgd, {"epsilon": 0.1, "random_start": False})):
         outside = attack(pixels, images, labels, **settings)
         settings |= {"epsilon": 0.5}
         own = attack(network, inside, labels, bounds=bounds, **settings)
-        back = own.images * deviation[None, None, None] + mean[None, None, None]
+        back = own.images * std[None, None, None] + mean[None, None, None]
         np.testing.assert_allclose(back, outside.images, atol=1e-5)
         np.testing.assert_array_equal(own.success, outside.success)
     assert len(jax.tree.leaves(pixels)) == 2
 
 
-@pytest.mark.parametrize(
-    ("mean", "deviation"), [(0.5, 0.0), (0.5, jnp.array([0.2, -0.1, 0.2])), (jnp.zeros((2, 2)), 1.0)]
-)
-def test_normalizations_that_are_none(mean, deviation):
+@pytest.mark.parametrize(("mean", "std"), [(0.5, 0.0), (0.5, jnp.array([0.2, -0.1, 0.2])), (jnp.zeros((2, 2)), 1.0)])
+def test_normalization_refuses_bad_std_and_bad_rank(mean, std):
     # The wrong rank is refused by the type hints here, and by the function itself without them.
     with pytest.raises((ValueError, TypeError)):
-        normalized(lambda x: x, mean, deviation)
+        normalized(lambda x: x, mean, std)
 
 
 def test_bfloat16_is_the_same_classifier_in_eight_bits_of_precision():

@@ -63,6 +63,59 @@ def test_log_amplitude_follows_far_below_float32(scale):
     np.testing.assert_allclose(measured.logits, linear(scale)(jnp.asarray(IMAGES, jnp.float32)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(12,), (3, 4), (2, 3, 2), (1, 2, 3, 2)])
+@pytest.mark.parametrize("space", ["logits", "probs"])
+def test_inputs_of_any_shape_have_the_same_derivatives(shape, space):
+    inputs, images = (jnp.asarray(IMAGES.reshape(3, *to), jnp.float32) for to in (shape, (2, 3, 2)))
+    got, wanted = (jacobian.jacobian(linear(1.0), x, space=space) for x in (inputs, images))
+    assert got.shape == (3, 4, *shape)
+    np.testing.assert_allclose(got.reshape(wanted.shape), wanted, rtol=1e-6)
+    np.testing.assert_allclose(
+        jacobian.amplitude(linear(1.0), inputs).log10, jacobian.amplitude(linear(1.0), images).log10, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("off", "classes"), [(-jnp.inf, (3,)), (-1e9, (3,)), (-jnp.inf, (1, 2, 3))])
+def test_amplitude_of_a_network_with_classes_switched_off_is_that_of_the_others(off, classes):
+    images = jnp.asarray(IMAGES, jnp.float32)
+    masked = jacobian.amplitude(lambda x: linear(1.0)(x).at[:, jnp.array(classes)].set(off), images)
+    rest = jacobian.amplitude(lambda x: linear(1.0)(x)[:, : 4 - len(classes)], images)
+    # The mean is over all classes, also those without gradients.
+    log_share = np.log10((4 - len(classes)) / 4)
+    np.testing.assert_allclose(masked.log10, rest.log10 + log_share, rtol=1e-5)
+    np.testing.assert_allclose(masked.mean_absolute, rest.mean_absolute * (4 - len(classes)) / 4, rtol=1e-5)
+    np.testing.assert_array_equal(masked.is_zero, rest.is_zero)
+
+
+def test_amplitude_takes_inputs_and_logits_of_other_dtypes():
+    images, weights = jnp.asarray(IMAGES, jnp.float32), jnp.asarray(WEIGHTS, jnp.float32)
+    exact = jacobian.amplitude(linear(1.0), images).log10
+    narrow = lambda x: (x.reshape(3, -1) @ weights.astype(jnp.bfloat16)).astype(jnp.float32)
+    np.testing.assert_allclose(jacobian.amplitude(narrow, images.astype(jnp.bfloat16)).log10, exact, atol=0.02)
+    with jax.enable_x64(True):
+        wide = jnp.asarray(IMAGES, jnp.float64), jnp.asarray(WEIGHTS, jnp.float64)
+        measured = jacobian.amplitude(lambda x: x.reshape(3, -1) @ wide[1], wide[0])
+        assert measured.log10.dtype == jnp.float64
+        np.testing.assert_allclose(measured.log10, exact, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "loop"), [(3, False), (40, True)])
+def test_backward_passes_follow_the_platform_of_the_lowering(batch, loop):
+    images = jnp.zeros((batch, 12))
+    texts = {
+        platform: jax.jit(lambda x: jacobian.jacobian(lambda y: jnp.sin(y @ jnp.ones((12, 4))), x))
+        .trace(images)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        for platform in ("cpu", "cuda")
+    }
+    # One backward pass for each class, or a loop over them, on CPU; one for all elsewhere.
+    assert ("stablehlo.while" in texts["cpu"]) == loop
+    assert texts["cpu"].count("stablehlo.dot_general") == (2 if loop else 5)
+    assert "stablehlo.while" not in texts["cuda"]
+    assert texts["cuda"].count("stablehlo.dot_general") == 2
+
+
 def test_a_constant_classifier_has_no_gradient_at_all():
     constant = lambda images: jnp.ones((images.shape[0], 3)) + 0 * images.sum((1, 2, 3))[:, None]
     measured = jacobian.amplitude(constant, jnp.asarray(IMAGES, jnp.float32))

@@ -238,9 +238,111 @@ def test_parts_that_need_not_be_equal():
     assert sizes == [32, 32, 25, 16, 16, 41, 3]
 
 
-def test_other_backends_take_whole_batches(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert layers.images_at_once(128, (28, 28, 1)) == 128
+def lowered(platform, function, *arguments):
+    # A new function each time: JAX keeps what it lowered.
+    return jax.jit(lambda *inner: function(*inner)).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+def layer_gradients(images, kernel):
+    def total(images, kernel):
+        return jnp.sum(jnp.sin(layers.max_pool(layers.conv(images, kernel))))
+
+    return jax.value_and_grad(total, argnums=(0, 1))(images, kernel)
+
+
+def in_a_scan(images, kernel):
+    return jax.lax.scan(lambda total, _: (total + layer_gradients(images, kernel)[1][0], None), images, length=2)
+
+
+def over_a_stack(images, kernel):
+    return jax.vmap(layer_gradients, (None, 0))(images, jnp.stack([kernel, 2 * kernel]))
+
+
+def in_a_while_loop(images, kernel):
+    return jax.lax.while_loop(
+        lambda state: state.sum() < 10, lambda state: state + layer_gradients(images, kernel)[1][0] ** 2, images
+    )
+
+
+@pytest.mark.parametrize("program", [layer_gradients, in_a_scan, over_a_stack, in_a_while_loop])
+# A patch matrix, the canonical form, Winograd's form.
+@pytest.mark.parametrize("channels", [1, 6, 64])
+def test_auto_follows_the_platform_of_the_lowering(program, channels):
+    filters = 64 if channels == 64 else 5
+    images, kernel = jnp.zeros((2, 8, 8, channels)), jnp.zeros((3, 3, channels, filters))
+    cpu, cuda, tpu = (lowered(platform, program, images, kernel) for platform in ("cpu", "cuda", "tpu"))
+    # Only the plain pooling is a windowed maximum, whose gradient selects and scatters.
+    for text in (cuda, tpu):
+        assert "reduce_window" in text
+        assert "select_and_scatter" in text
+        assert "optimization_barrier" not in text
+    assert "reduce_window" not in cpu
+    assert "select_and_scatter" not in cpu
+    # Both gradients of a convolution rearrange their operands behind barriers; a patch matrix is a product.
+    assert "optimization_barrier" in cpu or (channels == 1 and "stablehlo.dot_general" in cpu)
+    assert ("stablehlo.convolution" in cpu) == (channels > 1)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_auto_lowers_the_same_operations_as_the_chosen_form(platform):
+    images, kernel, cotangent = (jnp.asarray(array, jnp.float32) for array in example(12, 12, 8, 6, "VALID"))
+    form = {"cpu": "canonical", "cuda": "plain"}[platform]
+    counts = []
+    for lowering in ("auto", form):
+        text = lowered(
+            platform,
+            lambda *a, lowering=lowering: values_and_gradients(*a, "VALID", lowering),
+            images,
+            kernel,
+            cotangent,
+        )
+        counts.append([text.count(f"stablehlo.{name}") for name in ("convolution", "transpose", "reverse")])
+    assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[3], SHAPES[6]])
+def test_auto_has_the_values_and_gradients_of_the_canonical_form(shape):
+    arrays = single(example(*shape))
+    wanted = compiled(*arrays, shape[4], "canonical")
+    for run in (compiled, values_and_gradients):
+        for got, expected in zip(run(*arrays, shape[4], "auto"), wanted, strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_convolution_traced_again_keeps_the_gradients_of_each_use():
+    # A kernel that needs no gradient, then one that does, then again one that does not, with the same kept trace.
+    images, kernel, _ = single(example(8, 8, 6, 5, "VALID"))
+    loss = lambda x, k, lowering: jnp.sum(jnp.sin(layers.conv(x, k, lowering=lowering)))
+    for argnums in (0, (0, 1), 1, 0, (0, 1)):
+        found, wanted = (
+            jax.jit(jax.grad(lambda x, k, name=name: loss(x, k, name), argnums))(images, kernel)
+            for name in ("auto", "plain")
+        )
+        for got, expected in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_unpadded_convolutions_are_not_taken_from_a_kept_trace():
+    images, kernel = jnp.zeros((2, 12, 12, 8)), jnp.zeros((3, 3, 8, 6))
+
+    def unpadded(images, kernel):
+        with layers.unpadded():
+            return layers.conv(images, kernel)
+
+    padded = lambda images, kernel: layers.conv(images, kernel)
+    # The row of zeros is a padding of the convolution.
+    for function, zeros in ((padded, True), (unpadded, False), (padded, True)):
+        assert ("pad = [[0, 3], [0, 0]]" in lowered("cpu", function, images, kernel)) == zeros
+
+
+def test_batches_go_in_parts_on_cpu_alone():
+    images = jnp.arange(64.0 * 28 * 28).reshape(64, 28, 28, 1)
+    total = lambda images: {"sum": jnp.sin(images).sum((1, 2, 3))}
+    run = lambda images: layers.in_parts(total, images)
+    assert "stablehlo.while" in lowered("cpu", run, images)
+    assert "stablehlo.while" not in lowered("cuda", run, images)
+    for function in (run, jax.jit(run)):
+        np.testing.assert_allclose(function(images)["sum"], total(images)["sum"], rtol=1e-5, atol=1e-3)
 
 
 def test_second_derivatives_of_canonical_convolutions():

@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from ddjax import masking, parallel
-from ddjax.attacks import expectation
-from ddjax.classifier import Randomized, as_pytree
+from ddjax.classifier import Randomized, as_pytree, expectation
 
 COUNT = 40
 FAST = {"num_steps": 10, "num_random": 50}
@@ -348,8 +347,8 @@ def test_overall_is_the_worst():
         ({"radii": ()}, "two or more"),
         ({"radii": (2.0, 1.0)}, "ascending"),
         ({"radii": (0.0, 1.0)}, "radii must be a finite number above 0"),
-        ({"substitute": lambda images: images[:, 0, :1, 0]}, "labels must be classes from 0 to 0"),
-        ({"judge": lambda images: images[:, 0, :1, 0]}, "labels must be classes from 0 to 0"),
+        ({"substitute": lambda images: images[:, 0, :1, 0]}, "K at least 2"),
+        ({"judge": lambda images: images[:, 0, :1, 0]}, "K at least 2"),
     ],
 )
 def test_refuses(problem, settings, message):

@@ -45,11 +45,6 @@ def test_distances_by_hand():
     np.testing.assert_allclose(measured.linf, [1, 0])
 
 
-def test_rounding_to_8_bits():
-    images = jnp.array([0.0, 1 / 255, 1.4 / 255, 1.6 / 255, 1.0]).reshape(1, 1, 5, 1)
-    np.testing.assert_allclose(metrics.round_to_8_bits(images).ravel() * 255, [0, 1, 1, 2, 255], atol=1e-4)
-
-
 def test_robustness_takes_the_easiest_target_and_counts_failures_at_the_cap():
     measured = metrics.robustness(
         np.array([4, 2, 6, 6, 6]),

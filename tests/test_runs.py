@@ -105,16 +105,16 @@ class TestRun:
 
 class TestCheckpoints:
     def save(self, directory, state, epoch, spec=SPEC):
-        checkpoints = checkpoints.Checkpoints(directory, spec)
-        checkpoints.save(epoch, state)
-        checkpoints.close()
+        kept = checkpoints.Checkpoints(directory, spec)
+        kept.save(epoch, state)
+        kept.close()
 
     def restore(self, directory, spec=SPEC):
-        checkpoints = checkpoints.Checkpoints(directory, spec)
+        kept = checkpoints.Checkpoints(directory, spec)
         try:
-            return checkpoints.restore(SPEC.build(jax.random.key(9)))
+            return kept.restore(SPEC.build(jax.random.key(9)))
         finally:
-            checkpoints.close()
+            kept.close()
 
     def test_training_resumed_from_disk_is_the_same_bit_for_bit(self, tmp_path):
         whole = fit(SPEC.build(jax.random.key(0)), 0, 4)

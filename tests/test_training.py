@@ -97,7 +97,7 @@ def test_images_are_varied_by_keys_of_their_own_that_change_with_the_step():
     # Varied inside of the program, or else it would round otherwise.
     @jax.jit
     def step_on_halves(state, images):
-        return training.train_step(state, (images.astype(jnp.float32) / 255 * 0.5, TARGETS), 1.0)
+        return training.train_step(state, (data.to_float(images) * 0.5, TARGETS), 1.0)
 
     halved, expected = step_on_halves(state, IMAGES)
     np.testing.assert_array_equal(loss, expected)

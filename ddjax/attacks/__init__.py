@@ -1,51 +1,45 @@
-"""Attacks: one paper, one file; all with the contract of `ddjax.attacks.base`."""
+"""Attacks: one paper a file, each with the contract of `ddjax.attacks.contract`.
 
-from ddjax.attacks.base import AttackResult
+A file declares its attacks at its end. `ATTACKS` collects these declarations: launchers, tests and documentation read
+them from there. `register` adds a user's own.
+"""
+
+import sys
+
 from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
-from ddjax.attacks.ddn import ddn
-from ddjax.attacks.deepfool import deepfool
+from ddjax.attacks.contract import Attack, AttackResult, declare
+from ddjax.attacks.decoupled import ddn
 from ddjax.attacks.gradient_sign import fgsm
-from ddjax.attacks.jsma import jsma
-from ddjax.attacks.obfuscated_gradients import bpda, expectation, reparameterized, single_draw
-from ddjax.attacks.pgd import bim, mim, pgd
-from ddjax.attacks.smallest_epsilon import smallest_epsilon
+from ddjax.attacks.linearized import deepfool
+from ddjax.attacks.problem import Problem, prepare
+from ddjax.attacks.projected_gradient import bim, mim, pgd
+from ddjax.attacks.radius_search import smallest_epsilon
+from ddjax.attacks.saliency import jsma
 from ddjax.attacks.substitute import jacobian_augmentation
+from ddjax.registry import Registry
 
-# The attacks by the name that launchers use.
-ATTACKS = {
-    "fgsm": fgsm,
-    "bim": bim,
-    "mim": mim,
-    "pgd": pgd,
-    "jsma": jsma,
-    "deepfool": deepfool,
-    "ddn": ddn,
-    "carlini_wagner_l0": carlini_wagner_l0,
-    "carlini_wagner_l2": carlini_wagner_l2,
-    "carlini_wagner_linf": carlini_wagner_linf,
-}
-
-# Whose examples end at different times: on a large batch they keep as many at work as suit the device, by themselves.
-KEEP_LANES = (jsma, deepfool, carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf)
+ATTACKS: Registry[Attack] = Registry("attack", "ATTACKS")
+ATTACKS.collect(sys.modules[__name__])
+register = ATTACKS.register
 
 __all__ = [
     "ATTACKS",
-    "KEEP_LANES",
+    "Attack",
     "AttackResult",
+    "Problem",
     "bim",
-    "bpda",
     "carlini_wagner_l0",
     "carlini_wagner_l2",
     "carlini_wagner_linf",
     "ddn",
+    "declare",
     "deepfool",
-    "expectation",
     "fgsm",
     "jacobian_augmentation",
     "jsma",
     "mim",
     "pgd",
-    "reparameterized",
-    "single_draw",
+    "prepare",
+    "register",
     "smallest_epsilon",
 ]

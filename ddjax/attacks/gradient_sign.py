@@ -2,68 +2,89 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
-from ddjax.attacks import base
+from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
+from ddjax.attacks.problem import Bounds, Criterion, PerExample, is_dead, prepare
+from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 
+# Of the range: the radius of Goodfellow et al. for MNIST is 0.25, that of later work 0.3.
+_EPSILON = 0.3
 
+
+@refuses_old_calls
 def fgsm(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
+    inputs: Float[Array, "B ..."],
     labels: Int[Array, " B"],
-    key: Key[Array, "..."] | None = None,
     *,
+    key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
-    epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.3,
-    bounds: base.Bounds = (0.0, 1.0),
-) -> base.AttackResult:
+    epsilon: PerExample | None = None,
+    mask: Bool[Array, "..."] | None = None,
+    criterion: Criterion | None = None,
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
     """Takes one step of size epsilon along the sign of the gradient of the cross-entropy.
 
-    Where the gradient is exactly zero, as on a saturated distilled network, the step is zero too: that is gradient
-    masking, not robustness.
+    Where the gradient is exactly zero, as on a saturated distilled network, the step is zero too. That is gradient
+    masking, not robustness; `zero_gradients` of the result counts it.
 
     Args:
       logits_fn: a classifier.
-      images: within `bounds`.
+      inputs: inside `bounds`.
       labels: the true classes.
-      key: unused; the attack is deterministic.
+      key: checked, but unused; the attack is deterministic.
       targets: the classes to reach, for the targeted attack; none may be the true one.
-      epsilon: the step in each value, at least 0, in the units of the images; may be traced, and one for each example.
-      bounds: the least and the greatest value of a pixel, or of each channel.
+      epsilon: the step in each value, at least 0, in the units of the inputs; may be traced, and one for each example.
+        None takes 0.3 of the range of each value.
+      mask: which entries may change, `[B, ...]` or broadcastable; None for all.
+      criterion: the goal in the place of misclassification, see `problem.prepare`; its gradient is followed.
+      bounds: the least and the greatest value of an input; see `problem.prepare`.
 
     Returns:
-      The images after the step, successful or not; within epsilon up to one unit in the last place.
+      The inputs after the step, successful or not; within epsilon up to one unit in the last place.
 
     Raises:
-      ValueError: for bad images, labels, targets or bounds (see `base.check_arguments`), or an epsilon that is negative
-        or not finite.
+      TypeError: for arguments of a wrong type (see `problem.prepare`).
+      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`), an epsilon that is negative or not
+        finite, or none without finite bounds.
 
     Reference:
       Goodfellow et al., Explaining and Harnessing Adversarial Examples, 2015 (arXiv 1412.6572)
     """
-    del key
-    base.check_arguments(logits_fn, images, labels, targets, bounds)
-    base.check_number("epsilon", epsilon, least=0.0)
-    radius = base.per_image(epsilon, images)
+    problem = prepare(
+        "fgsm", logits_fn, inputs, labels, key=key, targets=targets, mask=mask, criterion=criterion, bounds=bounds
+    )
+    if epsilon is not None:
+        check_number("epsilon", epsilon, least=0.0)
+    radius = problem.share_of_range("epsilon", epsilon, _EPSILON)
+    examples = problem.examples
 
     def loss(inputs: Array) -> Array:
-        # The sum, so that each example's gradient is its own whatever the batch.
+        logits = problem.logits_fn(inputs)
+        # The sum, so that the gradient of an example does not depend on the batch.
+        if criterion is not None:
+            return -jnp.sum(examples.objective(logits))
         if targets is None:
-            return jnp.sum(losses.cross_entropy(logits_fn(inputs), labels))
-        return -jnp.sum(losses.cross_entropy(logits_fn(inputs), targets))
+            return jnp.sum(losses.cross_entropy(logits, examples.labels))
+        return -jnp.sum(losses.cross_entropy(logits, examples.targets))
 
-    gradient = jax.grad(loss)(images)
-    direction = jnp.where(jnp.isfinite(gradient), jnp.sign(gradient), 0.0)
-    # A traced epsilon may be anything; what is not finite moves nothing.
-    step = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0) * direction
-    adversarial = jnp.clip(images + step, *base.box(bounds, images))
-    logits = logits_fn(adversarial)
-    return base.AttackResult(
-        images=adversarial,
-        success=base.is_adversarial(logits, labels, targets),
-        logits=logits,
-        steps=jnp.ones_like(labels),
-        gradients=jnp.ones_like(labels),
+    gradient = examples.free(jax.grad(loss)(problem.clean))
+    # A traced epsilon may be anything; one that is not finite moves nothing.
+    step = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0) * jnp.sign(gradient)
+    adversarial = problem.clip(problem.clean + step)
+    one = problem.zeros + 1
+    return problem.result(
+        adversarial,
+        problem.logits_fn(adversarial),
+        steps=one,
+        gradients=one,
+        queries=one + 1,
+        zero_gradients=is_dead(gradient),
     )
+
+
+ATTACKS = (declare(fgsm, norm="linf", kind="budget", targets="optional", random=False, access="gradient"),)

@@ -9,8 +9,7 @@ attack that knows it looks through `aware` and `attacks.expectation`. Some make 
 
 import inspect
 
-from ddjax.attacks import bpda
-from ddjax.classifier import Transform, transform
+from ddjax.classifier import Transform, bpda, transform
 from ddjax.defenses import (
     activation_pruning,
     defense_gan,

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, UInt32
 
-from ddjax import layers
-from ddjax.attacks import base
+from ddjax import checks, layers
 from ddjax.classifier import LogitsFn, Randomized, as_pytree
 
 DRAWS = ("multinomial", "bernoulli")
@@ -48,7 +47,7 @@ def keep_probabilities(
     Reference:
       Dhillon et al., 2018 (arXiv 1803.01442), Algorithm 1.
     """
-    base.check_number("samples", samples, above=0.0)
+    checks.check_number("samples", samples, above=0.0)
     # Below one, where the logarithm has a derivative; of a unit that is always kept, it is zero.
     shares = jnp.minimum(_shares(activations), 1 - 1e-7)
     return -jnp.expm1(samples * jnp.log1p(-shares))
@@ -90,8 +89,8 @@ def prune(
     Departures from the paper:
       Rounding takes units below 2^-32 (multinomial) or a probability below 2^-24 (Bernoulli) for zeros.
     """
-    base.check_number("share", share, above=0.0)
-    base.check_choice("draws", draws, DRAWS)
+    checks.check_number("share", share, above=0.0)
+    checks.check_choice("draws", draws, DRAWS)
     units = activations.reshape(activations.shape[0], -1).astype(jnp.float32)
     samples = max(1, round(share * units.shape[1]))
     keep = keep_probabilities(units, samples=samples)
@@ -174,8 +173,8 @@ def pruned(
     Reference:
       Dhillon et al., 2018 (arXiv 1803.01442). Athalye et al., 2018 (arXiv 1802.00420), section 5.3.1, for the attack.
     """
-    base.check_number("share", share, above=0.0)
-    base.check_choice("draws", draws, DRAWS)
+    checks.check_number("share", share, above=0.0)
+    checks.check_choice("draws", draws, DRAWS)
     if isinstance(logits_fn, jax.stages.Wrapped):
         raise ValueError("pruning needs a classifier that is not compiled: give it the function inside jax.jit")
     return Randomized(jax.tree_util.Partial(_Pruned(share, draws, tuple(after)), as_pytree(logits_fn)))

@@ -52,7 +52,7 @@ def pgd_examples(
       Of the iterates the one with the highest loss counts, misclassified ones first, not the last.
     """
     step = _STEP * epsilon
-    return attacks.pgd(logits_fn, images, labels, keys, epsilon=epsilon, step_size=step, num_steps=num_steps).images
+    return attacks.pgd(logits_fn, images, labels, key=keys, epsilon=epsilon, step_size=step, num_steps=num_steps).inputs
 
 
 def ls_pga_examples(
@@ -67,7 +67,7 @@ def ls_pga_examples(
 ) -> Float[Array, "B H W C"]:
     """The same by LS-PGA, for networks of thermometer codes with so many levels; see `thermometer.ls_pga`."""
     settings = {"epsilon": epsilon, "num_steps": num_steps, "levels": levels}
-    return thermometer.ls_pga(logits_fn, images, labels, keys, **settings).images
+    return thermometer.ls_pga(logits_fn, images, labels, key=keys, **settings).inputs
 
 
 # By the name that recipes use.

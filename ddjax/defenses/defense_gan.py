@@ -16,8 +16,10 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
-from ddjax.attacks import base, bpda, carlini_wagner
-from ddjax.classifier import LogitsFn, Randomized, as_pytree, randomized, transform
+from ddjax import checks
+from ddjax.attacks import carlini_wagner, contract, problem
+from ddjax.attacks.carlini_wagner import search
+from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
 
 # From codes `[B, L]` to images `[B, H, W, C]` in [0, 1]; a pytree whose leaves are the parameters.
 GeneratorFn = Callable[[Array], Array]
@@ -67,8 +69,8 @@ def invert(
       The authors' code chooses among the starts by the errors before the last step, and draws starts of 1 / L of the
       variance that the generator was trained on.
     """
-    base.check_number("learning_rate", learning_rate, above=0.0)
-    base.check_number("momentum", momentum, least=0.0)
+    checks.check_number("learning_rate", learning_rate, above=0.0)
+    checks.check_number("momentum", momentum, least=0.0)
     if not isinstance(momentum, Tracer) and not momentum < 1:
         raise ValueError(f"momentum must be below 1, got {momentum}")
     for name, value in (("latent", latent), ("num_steps", num_steps), ("restarts", restarts)):
@@ -159,7 +161,7 @@ def reconstruct(
 
     Returns:
       Images that the generator makes. They carry no gradient: that of the descent, unrolled, is another thing than
-      what the defense's attackers use, which is `ddjax.attacks.bpda` or `ddjax.attacks.reparameterized`.
+      what the defense's attackers use, which is `ddjax.classifier.bpda` or `ddjax.classifier.reparameterized`.
 
     Raises:
       ValueError: as `invert`.
@@ -205,7 +207,7 @@ def defended(
 
 
 def as_images(codes: Float[Array, "B L"]) -> Float[Array, "B 1 1 L"]:
-    """Codes in the shape of images, which attacks on `ddjax.attacks.reparameterized` take."""
+    """Codes in the shape of images, which attacks on `ddjax.classifier.reparameterized` take."""
     return codes[:, None, None, :]
 
 
@@ -214,7 +216,7 @@ def _decode(generator_fn: GeneratorFn, codes: Array) -> Array:
 
 
 def decoder(generator_fn: GeneratorFn) -> jax.tree_util.Partial:
-    """The generator as `ddjax.attacks.reparameterized` takes it, of codes in the shape of images.
+    """The generator as `ddjax.classifier.reparameterized` takes it, of codes in the shape of images.
 
     Args:
       generator_fn: from codes to images.
@@ -229,13 +231,13 @@ def manifold_attack(
     logits_fn: LogitsFn,
     images: Float[Array, "B H W C"],
     labels: Int[Array, " B"],
-    key: Key[Array, "..."] | None,
     *,
+    key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,
     latent: int,
     codes: Float[Array, "B L"] | None = None,
     targets: Int[Array, " B"] | None = None,
-    confidence: carlini_wagner.PerExample = 0.0,
+    confidence: problem.PerExample = 0.0,
     learning_rate: Scalar = 0.1,
     initial_const: Scalar = 1.0,
     search_steps: int = 5,
@@ -245,7 +247,7 @@ def manifold_attack(
     restarts: int = 10,
     inversion_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
-) -> base.AttackResult:
+) -> contract.AttackResult:
     """Finds an image of the generator that is near in L2 and decided otherwise: the attack by reparameterization.
 
     Inverts the image, and from the code z that it finds on minimizes ||G(z) - x||^2 + c (max(Z_other - Z_target) +
@@ -278,7 +280,7 @@ def manifold_attack(
       none. `steps` and `gradients` count those of the search; the inversion takes no gradients of the classifier.
 
     Raises:
-      ValueError: for bad images, labels or targets (see `base.check_arguments`), neither key nor codes, codes of
+      ValueError: for bad images, labels or targets (see `attacks.prepare`), neither key nor codes, codes of
         another shape, or a setting out of its range.
 
     Reference:
@@ -289,20 +291,18 @@ def manifold_attack(
       The closest success is returned, not the latest. The margin is one of logits, not of logarithms of probabilities,
       which differ by the same number for all classes. The inversion is the defense's, by descent with momentum.
     """
-    positive = {"learning_rate": learning_rate, "initial_const": initial_const, "search_steps": search_steps}
-    bounds = (0.0, 1.0)
-    carlini_wagner.check_search(
-        "manifold_attack", num_steps, positive, logits_fn, images, labels, targets, bounds, confidence
-    )
+    checks.check_whole_number("search_steps", search_steps, least=1)
+    search.check_search(num_steps, confidence, {"learning_rate": learning_rate, "initial_const": initial_const})
+    asked = problem.prepare("manifold_attack", logits_fn, images, labels, key=key, targets=targets)
     if codes is None:
-        keys = base.example_keys("manifold_attack", key, images.shape[0])
+        keys = asked.keys if asked.keys is not None else problem.example_keys("manifold_attack", None, len(images))
         settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
         codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
     elif codes.shape != (len(images), latent):
         raise ValueError(f"codes must be of the shape {(len(images), latent)}, got {codes.shape}")
     decode = decoder(generator_fn)
 
-    def view(variable: Array) -> tuple[Array, carlini_wagner.Pull]:
+    def view(variable: Array) -> tuple[Array, search.Pull]:
         made, pull = jax.vjp(decode, variable)
 
         def guarded(gradient: Array) -> Array:
@@ -312,11 +312,11 @@ def manifold_attack(
         return made, guarded
 
     return carlini_wagner.search_l2(
-        logits_fn,
-        carlini_wagner.problem_of(images, labels, targets, confidence),
+        asked,
         view,
         as_images(codes),
-        from_clean=False,
+        restrict=None,
+        confidence=confidence,
         learning_rate=learning_rate,
         initial_const=initial_const,
         search_steps=search_steps,
@@ -329,18 +329,18 @@ def carried_attack(
     logits_fn: LogitsFn,
     images: Float[Array, "B H W C"],
     labels: Int[Array, " B"],
-    key: Key[Array, "..."] | None,
     *,
+    key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,
     latent: int,
-    epsilon: carlini_wagner.PerExample,
-    confidence: carlini_wagner.PerExample = 5.0,
+    epsilon: problem.PerExample,
+    confidence: problem.PerExample = 5.0,
     inversion_steps: int = 200,
     restarts: int = 10,
     inversion_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
-    **search: Any,
-) -> base.AttackResult:
+    **settings: Any,
+) -> contract.AttackResult:
     """Changes images within an L2 ball as the reconstruction would have to change to be decided otherwise.
 
     An image is not one of the generator's, and the way to those, which `manifold_attack` pays for, is most of the ball.
@@ -361,7 +361,7 @@ def carried_attack(
       restarts: of the inversion.
       inversion_rate: of the inversion.
       momentum: of the inversion.
-      **search: what else `manifold_attack` takes.
+      **settings: what else `manifold_attack` takes.
 
     Returns:
       Images within the ball and the box; the clean one where nothing was found. Success says that an image of the
@@ -375,15 +375,15 @@ def carried_attack(
       The change of variables is that of Athalye, Carlini and Wagner, 2018 (arXiv 1802.00420), section 5.4. To carry the
       difference over to the image is this project's own.
     """
-    base.check_arguments(logits_fn, images, labels, search.get("targets"), (0.0, 1.0))
-    base.check_number("epsilon", epsilon, above=0.0)
-    keys = base.example_keys("carried_attack", key, images.shape[0])
-    settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
-    codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
+    problem.prepare("carried_attack", logits_fn, images, labels, targets=settings.get("targets"))
+    checks.check_number("epsilon", epsilon, above=0.0)
+    keys = problem.example_keys("carried_attack", key, images.shape[0])
+    of_inversion = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
+    codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **of_inversion)
     made = lax.stop_gradient(generator_fn(codes))
     through = {"generator_fn": generator_fn, "latent": latent, "codes": codes, "confidence": confidence}
-    found = manifold_attack(logits_fn, made, labels, None, **through, **search)
-    change = found.images - made
-    length = base.norm(change)[:, None, None, None]
-    scale = jnp.where(length > 0, base.per_image(epsilon, images) / jnp.where(length > 0, length, 1.0), 0.0)
-    return dataclasses.replace(found, images=jnp.clip(images + scale * change, 0.0, 1.0))
+    found = manifold_attack(logits_fn, made, labels, **through, **settings)
+    change = found.inputs - made
+    length = problem.norm(change)[:, None, None, None]
+    scale = jnp.where(length > 0, problem.per_example(epsilon, images) / jnp.where(length > 0, length, 1.0), 0.0)
+    return dataclasses.replace(found, inputs=jnp.clip(images + scale * change, 0.0, 1.0))

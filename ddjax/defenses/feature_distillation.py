@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddjax.attacks import base, bpda
-from ddjax.classifier import transform
+from ddjax import checks
+from ddjax.classifier import bpda, transform
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -191,6 +191,6 @@ def distill_and_distort(
       ValueError: for an unknown grid.
     """
     distortions = {"jitter": random_jitter, "cells": random_grid}
-    base.check_choice("grid", grid, distortions)
+    checks.check_choice("grid", grid, distortions)
     distill = transform(distill_features, table=table, shifted=shifted)
     return distortions[grid]((bpda(distill) if straight_through else distill)(images), keys, limit=limit)

@@ -13,8 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int32, Key
 
-from ddjax.attacks import base, bpda
-from ddjax.classifier import LogitsFn, Randomized, as_pytree, randomized, transform
+from ddjax import checks, rounding
+from ddjax.classifier import LogitsFn, Randomized, as_pytree, bpda, randomized, transform
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
 # the way to the solution only. With the 2 of the public code 50 iterations do not get as far as 20 with this.
@@ -50,7 +50,7 @@ def truncate_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 3) -> Flo
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be from 1 to 8, got {bits}")
     level = jnp.clip(jnp.round(255 * images), 0, 255).astype(jnp.int32)
-    return base.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
+    return rounding.round_to_levels((level >> (8 - bits) << (8 - bits)).astype(images.dtype) / 255, 256)
 
 
 def total_variation(
@@ -76,7 +76,7 @@ def total_variation(
 
     Returns:
       Images within [0, 1]. They carry no gradient: that of the solver, unrolled, is another thing than what the
-      defense's attackers use, which is `ddjax.attacks.bpda`.
+      defense's attackers use, which is `ddjax.classifier.bpda`.
 
     Raises:
       ValueError: for a weight, probability or number out of its range.
@@ -90,8 +90,8 @@ def total_variation(
       sweep of Gauss-Seidel goes over all black squares of the checkerboard at once and then over all white ones, not
       pixel by pixel: the solution is the same, the way there is parallel.
     """
-    base.check_number("weight", weight, least=0.0)
-    base.check_number("keep", keep, above=0.0, most=1.0)
+    checks.check_number("weight", weight, least=0.0)
+    checks.check_number("keep", keep, above=0.0, most=1.0)
     if num_iterations < 1:
         raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
     images = lax.stop_gradient(images)

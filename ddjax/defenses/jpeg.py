@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int32
 
-from ddjax.attacks import base
+from ddjax import rounding
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -118,14 +118,14 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
             color = _upsample(color[:, :, : -(-columns // 2)])[:, :rows, :columns]
         planes = jnp.concatenate([bright, color], axis=3)
         decoded = (jnp.einsum("ck,bijk->bijc", _TO_RGB, planes) + 2**15) >> 16
-    return base.round_to_levels(decoded.astype(images.dtype) / 255, 256)
+    return rounding.round_to_levels(decoded.astype(images.dtype) / 255, 256)
 
 
 def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:
     """What `jpeg` does but for its rounding, which is linear: the chrominances lose half of their resolution.
 
-    The substitute of an attack that knows the defense, for `ddjax.attacks.bpda`: unlike the identity, it does not spend
-    its budget on colors of single pixels, which do not come through.
+    The substitute of an attack that knows the defense, for `ddjax.classifier.bpda`: unlike the identity, it does not
+    spend its budget on colors of single pixels, which do not come through.
 
     Args:
       images: within [0, 1]; color of three channels or gray of one.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ddjax.attacks import base, bpda
-from ddjax.classifier import LogitsFn, transform, transformed
+from ddjax import checks, rounding
+from ddjax.classifier import LogitsFn, bpda, transform, transformed
 from ddjax.generative import logistic_mixture, pixelcnn
 
 # In levels: what rounding may have added to a distance.
@@ -38,7 +38,7 @@ def purify(
 
     Returns:
       Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient:
-      what the defense's attackers use is `ddjax.attacks.bpda`.
+      what the defense's attackers use is `ddjax.classifier.bpda`.
 
     Raises:
       ValueError: for a radius or a number of bits that is negative or not finite.
@@ -50,15 +50,15 @@ def purify(
       The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel
       from the channels before it in its pixel, as the density has it.
     """
-    base.check_number("epsilon", epsilon, least=0.0)
-    base.check_number("most_bits", most_bits, least=0.0)
+    checks.check_number("epsilon", epsilon, least=0.0)
+    checks.check_number("most_bits", most_bits, least=0.0)
     images, density = lax.stop_gradient((images, density))
     nearest, choose = greedy(images, epsilon)
     purified = pixelcnn.autoregress(density, nearest, choose)
     if most_bits > 0:
         is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
         purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
-    return base.round_to_levels(purified / 255, 256)
+    return rounding.round_to_levels(purified / 255, 256)
 
 
 def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:

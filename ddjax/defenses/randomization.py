@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from ddjax.attacks import base
+from ddjax import checks
 
 METHODS = ("bilinear", "nearest")
 
@@ -53,8 +53,8 @@ def resize_and_pad(
     Departures from the paper:
       Pixels have their centers at one half, so that resizing does not shift images.
     """
-    base.check_choice("method", method, METHODS)
-    base.check_number("pad_value", pad_value)
+    checks.check_choice("method", method, METHODS)
+    checks.check_number("pad_value", pad_value)
     rows, columns = images.shape[1:3]
     side = max(rows, columns)
     most = max(round(side * 331 / 299), side + 1) if largest is None else largest

@@ -15,8 +15,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax.attacks import base, bpda, carlini_wagner_l2
-from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, transform, transformed
+from ddjax import checks, rounding
+from ddjax.attacks import carlini_wagner_l2, contract, problem
+from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transform, transformed
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
 _GUARD = 0.3
@@ -43,7 +44,7 @@ def reduce_bit_depth(images: Float[Array, "B H W C"], *, bits: int = 1) -> Float
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be from 1 to 16, got {bits}")
-    return base.round_to_levels(images, 2**bits)
+    return rounding.round_to_levels(images, 2**bits)
 
 
 def binarize(images: Float[Array, "B H W C"], *, threshold: float = 0.5) -> Float[Array, "B H W C"]:
@@ -116,7 +117,7 @@ def non_local_means(
     """
     if search < 1 or block < 1 or search % 2 == 0 or block % 2 == 0:
         raise ValueError(f"search and block must be odd, got {search} and {block}")
-    base.check_number("strength", strength, above=0.0)
+    checks.check_number("strength", strength, above=0.0)
     channels = images.shape[3]
     padded = _mirrored(images, search, search)
     patch = (1, block, block, 1)
@@ -282,7 +283,7 @@ def adaptive_attack(
     *,
     targets: Int[Array, " B"] | None = None,
     **settings: object,
-) -> base.AttackResult:
+) -> contract.AttackResult:
     """Carlini and Wagner's L2 attack on the classifier and its detector together.
 
     To the margin that is still missed it adds, for each squeezer, by how much the score exceeds the threshold; what
@@ -375,7 +376,7 @@ def guarded_classifier(
 
 
 def attack_detector(
-    attack: Callable[..., base.AttackResult],
+    attack: Callable[..., contract.AttackResult],
     logits_fn: LogitsFn,
     images: Float[Array, "B H W C"],
     labels: Int[Array, " B"],
@@ -387,7 +388,7 @@ def attack_detector(
     *,
     targets: Int[Array, " B"] | None = None,
     **settings: object,
-) -> base.AttackResult:
+) -> contract.AttackResult:
     """Any attack against classifier and detector together, made twice, of which the better image counts.
 
     Once on `joint_classifier`, and once on `guarded_classifier` towards a target: without one, the class that is next
@@ -420,20 +421,21 @@ def attack_detector(
         logits = joint(images)
         is_label = jax.nn.one_hot(labels, logits.shape[1], dtype=bool)
         goals = jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1).astype(labels.dtype)
-    first = attack(joint, images, labels, key, targets=targets, **settings)
-    second = attack(guarded, images, labels, key, targets=goals, **settings)
+    first = attack(joint, images, labels, key=key, targets=targets, **settings)
+    second = attack(guarded, images, labels, key=key, targets=goals, **settings)
 
-    def judged(result: base.AttackResult) -> tuple[base.AttackResult, Array]:
-        logits = guarded(result.images)
+    def judged(result: contract.AttackResult) -> tuple[contract.AttackResult, Array]:
+        logits = guarded(result.inputs)
         classes = logits.shape[1] - 1
-        success = base.is_adversarial(logits, labels, targets) & (jnp.argmax(logits, axis=1) < classes)
-        distance = jnp.where(success, base.norm(result.images - images), jnp.inf)
+        success = problem.is_adversarial(logits, labels, targets) & (jnp.argmax(logits, axis=1) < classes)
+        distance = jnp.where(success, problem.norm(result.inputs - images), jnp.inf)
         return dataclasses.replace(result, success=success, logits=logits[:, :classes]), distance
 
     (first, near), (second, nearer) = judged(first), judged(second)
     choose = lambda one, other: jnp.where((nearer < near).reshape(-1, *(1,) * (one.ndim - 1)), other, one)
     chosen = jax.tree.map(choose, first, second)
-    return dataclasses.replace(chosen, gradients=first.gradients + second.gradients)
+    both = {name: getattr(first, name) + getattr(second, name) for name in ("gradients", "queries", "zero_gradients")}
+    return dataclasses.replace(chosen, **both)
 
 
 def is_detected(scores: Float[Array, " B"], threshold: float | Float[Array, ""]) -> Bool[Array, " B"]:

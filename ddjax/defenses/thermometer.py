@@ -17,9 +17,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax import losses
-from ddjax.attacks import base, bpda
-from ddjax.classifier import LogitsFn, transform, transformed
+from ddjax import checks, losses
+from ddjax.attacks import contract, problem
+from ddjax.classifier import LogitsFn, bpda, transform, transformed
 
 
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
@@ -61,7 +61,7 @@ def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array,
     Raises:
       ValueError: for less than two levels, or when the codes are not whole channels of so many bits.
     """
-    base.check_number("levels", levels, least=2.0)
+    checks.check_number("levels", levels, least=2.0)
     if codes.shape[3] % levels:
         raise ValueError(f"codes of {levels} levels need a multiple of {levels} bits, got {codes.shape[3]}")
     return (jnp.sum(codes.reshape(*codes.shape[:3], -1, levels), axis=4) - 0.5) / levels
@@ -114,7 +114,7 @@ def aware(logits_fn: LogitsFn, *, levels: int = 16) -> LogitsFn:
     Raises:
       ValueError: for less than two levels.
     """
-    base.check_number("levels", levels, least=2.0)
+    checks.check_number("levels", levels, least=2.0)
     return transformed(logits_fn, bpda(transform(encode, levels=levels), transform(ramp, levels=levels)))
 
 
@@ -150,8 +150,8 @@ def ls_pga(
     logits_fn: LogitsFn,
     images: Float[Array, "B H W C"],
     labels: Int[Array, " B"],
-    key: Key[Array, "..."] | None = None,
     *,
+    key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
     epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.031,
     step_size: float | Float[Array, ""] | Float[Array, " B"] = 1.0,
@@ -161,7 +161,7 @@ def ls_pga(
     use_sign: bool = True,
     noisy_start: bool = False,
     levels: int = 16,
-) -> base.AttackResult:
+) -> contract.AttackResult:
     """Logit-space projected gradient ascent: climbs the cross-entropy of a relaxed code, whose bins then are decided.
 
     Each pixel has a preference for each bin that the ball of radius epsilon reaches inside [0, 1]. The softmax of these
@@ -190,7 +190,7 @@ def ls_pga(
       are judged on them. `steps` and `gradients` are `num_steps`.
 
     Raises:
-      ValueError: for bad images, labels or targets (see `base.check_arguments`); settings out of their range; a noisy
+      ValueError: for bad images, labels or targets (see `attacks.prepare`); settings out of their range; a noisy
         start without a key.
 
     Reference:
@@ -200,20 +200,20 @@ def ls_pga(
       Adversarial training took steps of 0.01 there. Bins are allowed exactly where the ball has a point, not where one
       of a few samples of it falls, and the codes come as images that have them.
     """
-    base.check_number("step_size", step_size, least=0.0)
-    base.check_number("inverse_temperature", inverse_temperature, above=0.0)
-    base.check_number("anneal", anneal, above=0.0)
+    checks.check_number("step_size", step_size, least=0.0)
+    checks.check_number("inverse_temperature", inverse_temperature, above=0.0)
+    checks.check_number("anneal", anneal, above=0.0)
     low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
-    keys = base.example_keys("ls_pga with a noisy start", key, images.shape[0]) if noisy_start else None
+    keys = problem.example_keys("ls_pga with a noisy start", key, images.shape[0]) if noisy_start else None
     allowed = _allowed(low, high, levels)
-    length = base.per_image(step_size, images)[..., None]
+    length = problem.per_example(step_size, images)[..., None]
     preferences = jnp.zeros_like(images, shape=allowed.shape)
     if keys is not None:
         preferences = jax.vmap(lambda key: jax.random.normal(key, allowed.shape[1:], images.dtype))(keys)
     growth = jnp.asarray(anneal, images.dtype)
 
-    def step(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-        preferences, inverse = carry
+    def step(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        preferences, inverse, zeros = carry
 
         def total(preferences: Array) -> Array:
             weights = jax.nn.softmax(jnp.where(allowed, inverse * preferences, -jnp.inf))
@@ -224,27 +224,27 @@ def ls_pga(
         # An inverse temperature that has grown to infinity ends the ascent, too; long before, the softmax is one-hot.
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         preferences = preferences + length * (jnp.sign(gradient) if use_sign else gradient)
-        return preferences, inverse * growth
+        return preferences, inverse * growth, zeros + problem.all_of(gradient == 0)
 
     inverse = jnp.asarray(inverse_temperature, images.dtype)
-    preferences, _ = lax.fori_loop(0, num_steps, step, (preferences, inverse))
+    preferences, _, zeros = lax.fori_loop(0, num_steps, step, (preferences, inverse, jnp.zeros_like(labels, jnp.int32)))
     found = _closest(images, _preferred(preferences, allowed, _bins(images, levels)), levels)
     logits = logits_fn(encode(found, levels=levels))
-    return _result(found, logits, labels, targets, num_steps)
+    return _result(found, logits, labels, targets, num_steps, zeros)
 
 
 def dga(
     logits_fn: LogitsFn,
     images: Float[Array, "B H W C"],
     labels: Int[Array, " B"],
-    key: Key[Array, "..."] | None = None,
     *,
+    key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
     epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.031,
     num_steps: int = 7,
     random_start: bool = True,
     levels: int = 16,
-) -> base.AttackResult:
+) -> contract.AttackResult:
     """Discrete gradient ascent: each step takes every pixel to the bin that raises the cross-entropy most, linearly.
 
     What a bin promises is the change of the code times the gradient with respect to it. All pixels move at once. Among
@@ -275,7 +275,7 @@ def dga(
       The best of all codes that were visited is returned, not the last. Each is taken by images inside the ball.
     """
     low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
-    keys = base.example_keys("dga with a random start", key, images.shape[0]) if random_start else None
+    keys = problem.example_keys("dga with a random start", key, images.shape[0]) if random_start else None
     allowed = _allowed(low, high, levels)
     start = images
     if keys is not None:
@@ -292,28 +292,30 @@ def dga(
         return encode(_closest(images, bins, levels), levels=levels)
 
     def keep_better(best: tuple[Array, Array], bins: Array, logits: Array) -> tuple[Array, Array]:
-        distance, before = (base.objective(outputs, labels, targets) for outputs in (logits, best[1]))
+        distance, before = (_margin(outputs, labels, targets) for outputs in (logits, best[1]))
         # Before the first, and after logits that mean nothing, any are better.
         better = (distance <= before) | jnp.isnan(before)
         return jnp.where(better[:, None, None, None], bins, best[0]), jnp.where(better[:, None], logits, best[1])
 
-    def step(_: Array, carry: tuple[Array, tuple[Array, Array]]) -> tuple[Array, tuple[Array, Array]]:
-        bins, best = carry
+    def step(_: Array, carry: tuple[Array, Array, tuple[Array, Array]]) -> tuple[Array, Array, tuple[Array, Array]]:
+        bins, zeros, best = carry
         gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
         # The code of bin k has the bits up to k, so that its promise is, up to what is the same for all, their sum.
-        return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), keep_better(best, bins, logits)
+        zeros = zeros + problem.all_of(gradient == 0)
+        return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), zeros, keep_better(best, bins, logits)
 
     outputs = jax.eval_shape(logits_fn, codes_of(start))
     worst = jnp.full_like(images, jnp.nan, outputs.dtype, shape=outputs.shape)
-    last, best = lax.fori_loop(0, num_steps, step, (start, (start, worst)))
+    zeros = jnp.zeros_like(labels, jnp.int32)
+    last, zeros, best = lax.fori_loop(0, num_steps, step, (start, zeros, (start, worst)))
     bins, logits = keep_better(best, last, logits_fn(codes_of(last)))
-    return _result(_closest(images, bins, levels), logits, labels, targets, num_steps)
+    return _result(_closest(images, bins, levels), logits, labels, targets, num_steps, zeros)
 
 
 def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
     """The lower ends of the bins; a table to compare with, since XLA may round a product in more than one way."""
-    base.check_number("levels", levels, least=2.0)
+    checks.check_number("levels", levels, least=2.0)
     # What another transform has rounded to just below zero is black, too.
     return np.append(-np.inf, np.arange(1, levels) / levels).astype(dtype)
 
@@ -343,13 +345,13 @@ def _ball(
     levels: int,
 ) -> tuple[Array, Array]:
     """Refuses bad arguments; the least and greatest value of each pixel in the ball and the box."""
-    base.check_number("levels", levels, least=2.0)
-    base.check_number("epsilon", epsilon, least=0.0)
-    base.check_number("num_steps", num_steps, least=1.0)
+    checks.check_number("levels", levels, least=2.0)
+    checks.check_number("epsilon", epsilon, least=0.0)
+    checks.check_number("num_steps", num_steps, least=1.0)
     of_images = transformed(logits_fn, transform(encode, levels=levels))
-    base.check_arguments(of_images, images, labels, targets, (0.0, 1.0))
+    problem.prepare("thermometer", of_images, images, labels, targets=targets)
     # A traced radius may be anything; one out of range moves nothing.
-    radius = base.per_image(epsilon, images)
+    radius = problem.per_example(epsilon, images)
     radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0)
     return jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
 
@@ -382,7 +384,16 @@ def _loss(logits: Array, labels: Array, targets: Array | None) -> Array:
     return losses.cross_entropy(logits, labels) if targets is None else -losses.cross_entropy(logits, targets)
 
 
-def _result(images: Array, logits: Array, labels: Array, targets: Array | None, num_steps: int) -> base.AttackResult:
-    success = base.is_adversarial(logits, labels, targets)
+def _margin(logits: Array, labels: Array, targets: Array | None) -> Array:
+    """How far the logits are from the goal; negative where it is reached."""
+    return losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
+
+
+def _result(
+    images: Array, logits: Array, labels: Array, targets: Array | None, num_steps: int, zero_gradients: Array
+) -> contract.AttackResult:
+    success = problem.is_adversarial(logits, labels, targets)
     count = jnp.full_like(labels, num_steps, jnp.int32)
-    return base.AttackResult(images=images, success=success, logits=logits, steps=count, gradients=count)
+    return contract.AttackResult(
+        images, success, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients
+    )

@@ -26,10 +26,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, Num
 
-from ddjax import layers
-from ddjax.attacks import base
+from ddjax import checks, layers
 from ddjax.classifier import bind
-from ddjax.data import to_float
+from ddjax.rounding import to_float
 from ddjax.state import TrainState
 from ddjax.training.step import epoch_rows
 
@@ -194,7 +193,7 @@ def create_state(
     for name, value in (("width", width), ("latent", latent), *zip("HWC", image_shape, strict=True)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    base.check_number("learning_rate", learning_rate, above=0.0)
+    checks.check_number("learning_rate", learning_rate, above=0.0)
     model = Gan(Generator(image_shape, width, latent, lowering), Critic(width, lowering))
     params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
     optimizer = _adam(learning_rate, beta1, beta2)
@@ -304,7 +303,7 @@ def train_step(
     Reference:
       Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
     """
-    base.check_number("penalty", penalty, least=0.0)
+    checks.check_number("penalty", penalty, least=0.0)
     if images.ndim != 5 or 0 in images.shape[:2]:
         raise ValueError(
             f"a step needs images for each step of the critic, [S, B, H, W, C], got the shape {images.shape}"

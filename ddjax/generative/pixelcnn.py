@@ -24,7 +24,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddjax import data, layers
+from ddjax import layers, rounding
 from ddjax.generative.logistic_mixture import channel_log_probs, log_prob, num_parameters
 from ddjax.state import TrainState
 from ddjax.state import create_state as create_plain_state
@@ -473,7 +473,7 @@ def train_step(
     Returns:
       The state after the step, and `bits_per_dimension` of the images before it, with dropout.
     """
-    levels = jnp.round(255 * data.to_float(images))
+    levels = jnp.round(255 * rounding.to_float(images))
     dropout = jax.random.fold_in(state.key, state.step)
 
     def loss_fn(params: Any, levels: Array, key: Array) -> Array:

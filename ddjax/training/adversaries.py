@@ -66,7 +66,7 @@ def pgd_examples(
       The result is the iterate with the highest loss, misclassified ones first, and not the last iterate.
     """
     step = _STEP * epsilon
-    return attacks.pgd(logits_fn, images, labels, key=keys, epsilon=epsilon, step_size=step, num_steps=num_steps).images
+    return attacks.pgd(logits_fn, images, labels, key=keys, epsilon=epsilon, step_size=step, num_steps=num_steps).inputs
 
 
 ADVERSARIES = (DeclaredAdversary("pgd", pgd_examples),)

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key, Num
@@ -13,9 +14,9 @@ from jaxtyping import Array, Float, Int, Key, Num
 from ddjax import losses, parallel
 from ddjax.checkpoints import Checkpoints, NetworkSpec
 from ddjax.checks import check_number, check_whole_number
-from ddjax.data import to_float
 from ddjax.files import PathLike, local_path
 from ddjax.progress import Progress, silent
+from ddjax.rounding import to_float
 from ddjax.state import TrainState, check_network, create_state
 from ddjax.training import distillation, step
 from ddjax.training.stack import Reader, train_stack
@@ -80,7 +81,7 @@ def train(
     check_number("temperature", temperature, above=0.0)
     check_whole_number("epochs", epochs, least=1)
     check_whole_number("batch_size", batch_size, least=1)
-    if not (isinstance(key, jax.Array) and jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise ValueError(f"key must be one typed key, such as jax.random.key(0), got {_shown(key)}")
     inputs = _checked_inputs(inputs)
     num_classes = check_network(network, inputs.shape[1:])
@@ -195,7 +196,7 @@ def _checked_inputs(inputs: Any) -> np.ndarray | jax.Array:
     if found.ndim < 2 or len(found) == 0:
         raise ValueError(f"the inputs must be an array [N, ...] of at least one example, got the shape {found.shape}")
     # Refuses what is neither bytes nor floats.
-    to_float(found[:1])
+    to_float(np.asarray(found[:1]))
     if isinstance(found, np.memmap) or found.dtype == np.uint8:
         return found
     if not np.isfinite(np.asarray(found, np.float32)).all():

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
-from ddjax.data import to_float
+from ddjax.rounding import to_float
 from ddjax.training.step import Scalar
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ddjax import layers, parallel
-from ddjax.folders import Batches
+from ddjax.data import Batches
 from ddjax.progress import Progress, silent
 from ddjax.state import TrainState
 from ddjax.training import step

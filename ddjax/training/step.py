@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import layers, losses
 from ddjax.classifier import LogitsFn
-from ddjax.data import to_float
+from ddjax.rounding import to_float
 from ddjax.state import TrainState, training_arguments
 
 # From inputs and a key for each to inputs.
@@ -62,7 +62,7 @@ def train_step(
     count = inputs.shape[0]
     # Batch normalization is of the whole batch, and only images have a known cost.
     whole = bool(state.statistics) or inputs.ndim != 4
-    size = count if whole else layers.part_size(count, inputs.shape[1:])
+    size = count if whole else layers.images_at_once(count, inputs.shape[1:])
     step_key = jax.random.fold_in(state.key, state.step)
     if augment is not None:
         inputs = augment(to_float(inputs), _keys(step_key, _AUGMENTATION, count))

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from launch.benchmarks.peers import Network
+from .peers import Network
 
 # Called with images `[B, C, H, W]`, labels and targets, all tensors; returns the adversarial images.
 Call = Callable[[Any, Any, Any], Any]

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import attacks, metrics, parallel
-from launch import common
-from launch.benchmarks import measure, peers
-from launch.benchmarks.adapters import ADAPTERS, Adapter
-from launch.benchmarks.measure import Context, Side
+from ddjax import attacks, layers, metrics, parallel
+
+from . import measure, peers
+from .adapters import ADAPTERS, Adapter
+from .measure import Context, Side
 
 # An example alone may be an easy one: so many go, one after the other, where the batch is smaller.
 _LEAST_EXAMPLES = 8
@@ -182,12 +182,12 @@ def _our_side(
     def attack_batch(shared: Any, images: jax.Array, labels: jax.Array, keys: jax.Array, *targets: jax.Array) -> Any:
         logits_fn, numbers = shared
         targeted = {"targets": targets[0]} if targets else {}
-        return attack.function(logits_fn, images, labels, keys, **words, **numbers, **targeted)
+        return attack.function(logits_fn, images, labels, key=keys, **words, **numbers, **targeted)
 
     # As launchers run it: all devices share a batch, and each has as many examples of its share at work as suit it.
     devices = jax.local_devices() if batch % jax.local_device_count() == 0 else jax.local_devices()[:1]
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    in_parts = attack.function not in attacks.KEEP_LANES
+    in_parts = not any(each.refills for each in attacks.ATTACKS.values() if each.function is attack.function)
     program = layers.jit(parallel.over_examples(attack_batch, mesh, in_parts=in_parts))
     shared = parallel.replicate((context.logits_fn, numbers), mesh)
     keys = jax.random.split(jax.random.key(context.seed), len(tried.labels))
@@ -207,7 +207,7 @@ def _our_side(
         calls.append(functools.partial(compiled, *arguments))
 
     def describe(results: list[attacks.AttackResult]) -> dict[str, Any]:
-        ours["images"] = np.concatenate([np.asarray(result.images) for result in results])
+        ours["images"] = np.concatenate([np.asarray(result.inputs) for result in results])
         gradients = float(np.mean([np.asarray(result.gradients) for result in results]))
         steps = float(np.mean([np.asarray(result.steps) for result in results]))
         forward, backward = _flops(context, batch)

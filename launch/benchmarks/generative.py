@@ -10,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import metrics
-from ddjax.attacks import base
+from ddjax import generative, layers, metrics, rounding
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
-from launch.recipes import generative as generative_recipes
-from launch import common
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from ..recipes import generative as generative_recipes
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 # What is made where no trained model is given. Time does not depend on the weights.
@@ -70,7 +69,7 @@ def _purified(density: Any, images: jax.Array) -> jax.Array:
 
 
 def _purified_plainly(density: Any, images: jax.Array) -> jax.Array:
-    return base.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
+    return rounding.round_to_levels(_pixel_after_pixel(density, *pixel_defend.greedy(images, _EPSILON)) / 255, 256)
 
 
 def _purify(context: Context) -> None:

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import attacks, jacobian, metrics, models, parallel, training
-from ddjax.attacks import base
-from ddjax.attacks.jsma import most_salient_feature_pair, most_salient_pair
+from ddjax import attacks, jacobian, layers, metrics, models, parallel, training
+from ddjax.attacks import loops
+from ddjax.attacks.saliency import most_salient_feature_pair, most_salient_pair
 from ddjax.classifier import bind, in_bfloat16
-from launch import common, recipes
-from launch.benchmarks import measure
-from launch.benchmarks.measure import Context, Side
+
+from .. import common, recipes
+from . import measure
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 _BATCH = 128
@@ -52,7 +53,7 @@ def _sizes(context: Context, sizes: Sequence[int]) -> Sequence[int]:
 
 def _pgd(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> attacks.AttackResult:
     logits_fn, key = shared
-    return attacks.pgd(logits_fn, images, labels, key, epsilon=0.3, step_size=0.3 / 16, num_steps=40)
+    return attacks.pgd(logits_fn, images, labels, key=key, epsilon=0.3, step_size=0.3 / 16, num_steps=40)
 
 
 def _carlini_wagner(shared: Any, images: jax.Array, labels: jax.Array, targets: jax.Array) -> attacks.AttackResult:
@@ -87,8 +88,8 @@ def _steps(context: Context) -> None:
 
     def side(steps: int) -> Side:
         attack = functools.partial(attacks.pgd, epsilon=0.3, step_size=0.01, num_steps=steps)
-        compiled = layers.jit(attack).lower(context.logits_fn, images, labels, key).compile()
-        call = lambda: jax.block_until_ready(compiled(context.logits_fn, images, labels, key))
+        compiled = layers.jit(attack).lower(context.logits_fn, images, labels, key=key).compile()
+        call = lambda: jax.block_until_ready(compiled(context.logits_fn, images, labels, key=key))
         return Side(call, batch, {"curve": "pgd", "size": steps, "order": "n"})
 
     sides: Sides = {f"{steps} steps": functools.partial(side, steps) for steps in _sizes(context, _STEPS)}
@@ -215,15 +216,15 @@ def _compaction(context: Context) -> None:
     for name, attack in (("carlini_wagner_l2", _carlini_wagner), ("jsma", functools.partial(_jsma, context))):
 
         def side(compacts: bool, attack: Any = attack, norm: str = "l2" if name != "jsma" else "l0_values") -> Side:
-            loop = base.while_live
+            loop = loops.while_live
             whole = lambda *given, **settings: loop(*given, **settings | {"lanes": None, "smallest": 10**9})
-            with mock.patch.object(base, "while_live", loop if compacts else whole):
+            with mock.patch.object(loops, "while_live", loop if compacts else whole):
                 # A function of its own, or the trace of the other side would be taken.
                 compiled = layers.jit(lambda *arguments: attack(*arguments)).lower(shared, *columns).compile()
 
             def describe(result: attacks.AttackResult) -> dict[str, Any]:
                 success = np.asarray(result.success)
-                distances = np.asarray(getattr(metrics.distances(columns[0], result.images), norm))[success]
+                distances = np.asarray(getattr(metrics.distances(columns[0], result.inputs), norm))[success]
                 fields = {"success": float(success.mean()), "gradients": float(np.mean(result.gradients))}
                 return fields | {"norm": norm, "mean_distance": float(distances.mean()) if len(distances) else None}
 
@@ -249,13 +250,13 @@ def _precision(context: Context) -> None:
         key = jax.random.key(context.seed)
 
         def side(wrap: Callable[[Any], Any], columns: Sequence[jax.Array] = columns, key: jax.Array = key) -> Side:
-            attack = lambda logits_fn, *rest: attacks.pgd(
-                wrap(logits_fn), *rest, epsilon=0.3, step_size=0.3 / 16, num_steps=40
+            attack = lambda logits_fn, images, labels, key: attacks.pgd(
+                wrap(logits_fn), images, labels, key=key, epsilon=0.3, step_size=0.3 / 16, num_steps=40
             )
             compiled = layers.jit(attack).lower(context.logits_fn, *columns, key).compile()
 
             def describe(result: attacks.AttackResult) -> dict[str, Any]:
-                decisions = np.asarray(context.logits_fn(result.images)).argmax(1)
+                decisions = np.asarray(context.logits_fn(result.inputs)).argmax(1)
                 fields = {"success": float(np.mean(decisions != np.asarray(columns[1])))}
                 return fields | {"success_in_its_own": float(np.mean(result.success))}
 

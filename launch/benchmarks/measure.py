@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddjax import data, parallel, runs, training
-from ddjax.report import speed
-from launch import recipes
+
+from .. import recipes
+from ..pages import speed
 
 # A turn repeats a call until this much time has gone by, so that the clock and the scheduler do not count.
 _LEAST_SECONDS = 0.05

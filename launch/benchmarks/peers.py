@@ -160,7 +160,7 @@ class Network(NamedTuple):
         """Images `[B, H, W, C]` as a tensor on the device."""
         import torch  # pyright: ignore[reportMissingImports]
 
-        from launch.benchmarks import torch_training
+        from . import torch_training
 
         tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
         return tensor.contiguous(memory_format=torch_training.memory_format(self.memory_format))
@@ -202,7 +202,7 @@ def convert(
     import torch  # pyright: ignore[reportMissingImports]
     from torch import nn  # pyright: ignore[reportMissingImports]
 
-    from launch.benchmarks import torch_training
+    from . import torch_training
 
     class Center(nn.Module):
         def __init__(self, center: float) -> None:

@@ -17,9 +17,10 @@ import jax
 import numpy as np
 
 from ddjax import data, models, runs
-from launch.benchmarks import measure, peers
-from launch.benchmarks.measure import Context, Side
-from launch import recipes
+
+from .. import recipes
+from . import measure, peers
+from .measure import Context, Side
 
 _TEMPERATURES = (1, 2, 5, 10, 20, 30, 40, 50, 100)
 _PER_CLASS = 10
@@ -27,7 +28,7 @@ _PER_CLASS = 10
 
 def torch_training() -> Any:
     """The module with the same work in PyTorch, which it imports."""
-    return importlib.import_module("launch.benchmarks.torch_training")
+    return importlib.import_module(".torch_training", __package__)
 
 
 def torch_device() -> str:
@@ -43,8 +44,8 @@ def network_fields(network: str, num_classes: int) -> dict[str, Any]:
 
 
 def recipe_fields(recipe: recipes.Recipe) -> dict[str, Any]:
-    """The fields of a recipe, for PyTorch; those that neither copy nor become JSON are empty."""
-    return dataclasses.asdict(dataclasses.replace(recipe, published_jsma_success={}))
+    """The fields of a recipe, for PyTorch."""
+    return dataclasses.asdict(recipe)
 
 
 def sweep(context: Context) -> None:
@@ -68,18 +69,19 @@ def sweep(context: Context) -> None:
         measure.compare(context.run, where, sides, unit="sweep", repetitions=repetitions)
 
 
-def _run(*arguments: str, **environment: str) -> None:
-    """Runs a module of this project as a process; its memory is not measured.
+def _run(module: str, *arguments: str, **environment: str) -> None:
+    """Runs a module of the launchers, `".sweep"`, as a process; its memory is not measured.
 
     Raises:
       RuntimeError: with the last line it wrote, when it fails.
     """
-    root = pathlib.Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=root, env=os.environ | environment, capture_output=True, text=True
-    )
+    # The launchers are `launch` in a clone and `ddjax.launch` where they are installed.
+    package = __name__.rpartition(".benchmarks.")[0]
+    root = pathlib.Path(__file__).parents[len(package.split(".")) + 1]
+    command = [sys.executable, "-m", package + module, *arguments]
+    done = subprocess.run(command, cwd=root, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"{arguments[0]} failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}")
+        raise RuntimeError(f"{package}{module} failed: {(done.stderr.strip() or 'without a word').splitlines()[-1]}")
 
 
 def _our_sweep(context: Context, epochs: int) -> Side:
@@ -91,7 +93,7 @@ def _our_sweep(context: Context, epochs: int) -> Side:
             flags = [f"--epochs={epochs}", f"--temperatures={temperatures}", f"--seed={context.seed}"]
             if jax.default_backend() == "cpu":
                 flags.append(f"--devices={jax.local_device_count()}")
-            _run("launch.sweep", f"--workdir={workdir}", *flags, JAX_COMPILATION_CACHE_DIR=cache.name)
+            _run(".sweep", f"--workdir={workdir}", *flags, JAX_COMPILATION_CACHE_DIR=cache.name)
             # With the cache, which is to live as long as the side.
             return runs.read_results(workdir), cache
 
@@ -134,7 +136,7 @@ def _torch_sweep(context: Context, epochs: int, folder: pathlib.Path) -> Side:
 
     def sweep() -> dict[str, Any]:
         files = [str(folder / name) for name in ("data.npz", "settings.json", "results.json")]
-        _run("launch.benchmarks.torch_training", *files)
+        _run(".benchmarks.torch_training", *files)
         return json.loads((folder / "results.json").read_text())
 
     def describe(found: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,10 @@ import numpy as np
 from jax import lax
 
 from ddjax import data, jacobian, layers, losses, models, parallel, training
-from launch import common, recipes
-from launch.benchmarks import measure, peers, sweeps
-from launch.benchmarks.measure import Context, Side
+
+from .. import recipes
+from . import measure, peers, sweeps
+from .measure import Context, Side
 
 Sides = dict[str, Side | Callable[[], Side]]
 # Steps inside one call, so that what surrounds the loop does not count.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ddjax import defenses, models, training
+from ddjax import data, defenses, models, training
 from ddjax.defenses import thermometer
 from ddjax.training import adversaries
 
@@ -38,7 +37,7 @@ class Recipe:
       inverse_decay: d in learning_rate / (1 + d step), as in Keras.
       warm_start_epochs: epochs at temperature 1 on the true labels and clean images, before teacher and student, both
         from the same start, and before adversarial training.
-      augmentation: a name of `ddjax.augmentation.AUGMENTATIONS`, how training images are varied; None for not.
+      augmentation: a name of `ddjax.data.AUGMENTATIONS`, how training images are varied; None for not.
       transform: a defense of `launch.evaluate` through which training and test images go once, before all else; None
         for as they are.
       adversary: a name of `ddjax.training.adversaries.REGISTRY`, which makes adversarial images of every
@@ -54,8 +53,6 @@ class Recipe:
       num_test: the same for testing.
       jsma_features: the largest number of features JSMA may change.
       fgsm_epsilon: the radius for FGSM, in [0, 1].
-      published_jsma_success: the paper's rates by temperature, `"none"` for the undistilled network.
-      published_source: where those were read.
     """
 
     name: str
@@ -87,8 +84,6 @@ class Recipe:
     num_test: int | None = None
     jsma_features: int = 112
     fgsm_epsilon: float = 0.3
-    published_jsma_success: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    published_source: str = ""
 
 
 @functools.cache
@@ -173,9 +168,7 @@ def make_settings(recipe: Recipe, num_classes: int, channels: int) -> training.S
     """
     augment = adversary = None
     if recipe.augmentation is not None:
-        from ddjax import augmentation  # lazily: most recipes do not need its library
-
-        augment = augmentation.AUGMENTATIONS[recipe.augmentation]
+        augment = data.AUGMENTATIONS.find(recipe.augmentation).function
     if recipe.adversary is not None:
         adversaries.REGISTRY.collect(defenses)
         settings = {"epsilon": recipe.adversary_epsilon, "num_steps": recipe.adversary_steps}

@@ -1,16 +1,8 @@
 """Recipes for MNIST."""
 
 import dataclasses
-from types import MappingProxyType
 
 from .base import Recipe
-
-# Share of JSMA successes against temperature, towards the nine other classes and with at most 112 features changed.
-PUBLISHED_SOURCE = "Papernot et al. 2016 (arXiv 1511.04508), Fig. 7, read from lecture slides; full training"
-_PUBLISHED_MNIST = MappingProxyType(
-    {"none": 0.9589, "1": 0.91, "2": 0.8223, "5": 0.2467, "10": 0.0678, "20": 0.0134, "30": 0.0144, "40": 0.0045}
-    | {"50": 0.0145, "100": 0.0045}
-)
 
 _PAPERNOT_MNIST = Recipe(
     name="papernot_mnist",
@@ -27,8 +19,6 @@ _PAPERNOT_MNIST = Recipe(
     momentum=0.5,
     warm_start_epochs=1,
     skip=5000,
-    published_jsma_success=_PUBLISHED_MNIST,
-    published_source=PUBLISHED_SOURCE,
 )
 
 _CARLINI_MNIST = Recipe(
@@ -48,8 +38,6 @@ _CARLINI_MNIST = Recipe(
     inverse_decay=1e-6,
     warm_start_epochs=1,
     skip=5000,
-    published_jsma_success=_PUBLISHED_MNIST,
-    published_source=PUBLISHED_SOURCE,
 )
 
 _SMALL_MNIST = Recipe(

@@ -2,11 +2,20 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
 from ddjax.classifier import bind
 from ddjax.models import ConvNet
+
+
+@pytest.fixture
+def as_a_user():
+    """Without the checks of types that only tests have: users meet the checks of the library itself."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ddjax.attacks.carlini_wagner import carlini_wagner_l0, carlini_wagner_l2, carlini_wagner_linf
-from ddjax.attacks.ddn import ddn
-from ddjax.attacks.deepfool import deepfool
+from ddjax.attacks.decoupled import ddn
 from ddjax.attacks.gradient_sign import fgsm
-from ddjax.attacks.jsma import jsma
-from ddjax.attacks.pgd import mim, pgd
+from ddjax.attacks.linearized import deepfool
+from ddjax.attacks.projected_gradient import mim, pgd
+from ddjax.attacks.saliency import jsma
 from tests.attacks import linear
 
 DIRECTORY = pathlib.Path(__file__).parent / "peers"
@@ -58,9 +58,9 @@ def attacked(recorded, attack, targeted, **settings):
     targets = jnp.asarray(targets) if targeted else None
     run = jax.jit(lambda f, x, y, t: attack(f, x, y, targets=t, **settings))
     result = jax.tree.map(np.asarray, run(logits_fn, jnp.asarray(images), jnp.asarray(labels), targets))
-    assert (result.images >= 0).all()
-    assert (result.images <= 1).all()
-    np.testing.assert_array_equal(result.success, succeeds(recorded, result.images, targeted))
+    assert (result.inputs >= 0).all()
+    assert (result.inputs <= 1).all()
+    np.testing.assert_array_equal(result.success, succeeds(recorded, result.inputs, targeted))
     return result
 
 
@@ -75,7 +75,7 @@ def compare(recorded, ours, theirs, targeted, norm, *, least, most):
     success = succeeds(recorded, theirs, targeted)
     np.testing.assert_array_equal(ours.success, success)
     assert success.mean() > 0.9
-    ratio = np.median(size(recorded, ours.images, norm)[success]) / np.median(size(recorded, theirs, norm)[success])
+    ratio = np.median(size(recorded, ours.inputs, norm)[success]) / np.median(size(recorded, theirs, norm)[success])
     assert least <= ratio <= most
 
 
@@ -102,14 +102,14 @@ def test_deterministic_attacks_give_the_images_of_torchattacks(recorded, name, a
     success = succeeds(recorded, theirs, kind == "targeted")
     assert 0.2 < success.mean() < 1
     assert ours.success[success].all()
-    same = np.abs(ours.images - theirs).max((1, 2, 3)) < 1e-5
+    same = np.abs(ours.inputs - theirs).max((1, 2, 3)) < 1e-5
     assert same.mean() > 0.8
     if name == "fgsm":
         assert same.all()
     # Ours keeps the best of all iterates where the last one is not.
     _, _, labels, targets = recorded
     classes, sign = (targets, -1) if kind == "targeted" else (labels, 1)
-    losses = [sign * cross_entropy(forward(recorded[0], images), classes) for images in (ours.images, theirs)]
+    losses = [sign * cross_entropy(forward(recorded[0], images), classes) for images in (ours.inputs, theirs)]
     assert (losses[0] >= losses[1] - 1e-5).all()
 
 
@@ -124,7 +124,7 @@ def test_jsma_changes_the_pairs_of_torchattacks(recorded):
     ours = attacked(recorded, jsma, True, score_space="logits", **settings)
     success = succeeds(recorded, theirs, True)
     assert success.mean() > 0.5
-    np.testing.assert_allclose(ours.images[success], theirs[success], atol=1e-6)
+    np.testing.assert_allclose(ours.inputs[success], theirs[success], atol=1e-6)
     np.testing.assert_array_equal(ours.success, success)
 
 
@@ -143,7 +143,7 @@ def test_ddn_has_the_distances_of_adv_lib(recorded, kind, suffix):
     theirs = settings.pop("adversarial")
     ours = attacked(recorded, ddn, kind == "targeted", **settings)
     compare(recorded, ours, theirs, kind == "targeted", "l2", least=0.99, most=1.01)
-    one, two = (size(recorded, images, "l2") for images in (ours.images, theirs))
+    one, two = (size(recorded, images, "l2") for images in (ours.inputs, theirs))
     # Its clip comes before its rounding, and its last iterate is not looked at.
     assert (np.abs(one / two - 1) < 0.02).mean() > 0.9
 
@@ -161,7 +161,7 @@ def test_carlini_wagner_is_as_close_as_that_of_adv_lib(recorded, kind, norm):
 def test_carlini_wagner_l0_changes_fewer_values_than_art_and_jsma(recorded):
     ours = attacked(recorded, carlini_wagner_l0, True)
     assert ours.success.all()
-    count = size(recorded, ours.images, "l0")
+    count = size(recorded, ours.inputs, "l0")
     for name in ("carlini_wagner_l0", "jsma"):
         theirs = load(name)["adversarial"]
         success = succeeds(recorded, theirs, True)

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ddjax import layers, models
-from ddjax.attacks import expectation
-from ddjax.classifier import Randomized, at_temperature, bind
+from ddjax.classifier import Randomized, at_temperature, bind, expectation
 from ddjax.defenses import activation_pruning as ap
 
 

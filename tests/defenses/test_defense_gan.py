@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import attacks, losses
+from ddjax import attacks, classifier, losses
 from ddjax.defenses import defense_gan
 
 SHAPE, LATENT = (3, 4, 1), 5
@@ -161,7 +161,7 @@ class TestDefended:
         @jax.jit
         def run(defended, images, labels):
             traces.append(1)
-            seen = attacks.expectation(defended, jax.random.key(11), num_samples=2)
+            seen = classifier.expectation(defended, jax.random.key(11), num_samples=2)
             return attacks.pgd(seen, images, labels, jax.random.key(12), epsilon=0.5, num_steps=5)
 
         labels = jnp.argmax(network(defense_gan.reconstruct(images, keys(0, 4), linear, **DEFENSE)), axis=1)
@@ -325,5 +325,5 @@ def test_codes_as_images_decode_to_what_the_generator_makes(linear):
     codes = jax.random.normal(jax.random.key(18), (3, LATENT))
     decode = defense_gan.decoder(linear)
     np.testing.assert_array_equal(decode(defense_gan.as_images(codes)), linear(codes))
-    seen = attacks.reparameterized(lambda x: x[:, 0, :, 0], decode)
+    seen = classifier.reparameterized(lambda x: x[:, 0, :, 0], decode)
     assert len(jax.tree.leaves(seen)) == 1

@@ -7,8 +7,7 @@ import pytest
 import scipy.ndimage
 import scipy.optimize
 
-from ddjax.attacks import bpda, expectation
-from ddjax.classifier import randomized, transform
+from ddjax.classifier import bpda, expectation, randomized, transform
 from ddjax.defenses import input_transformations as it
 
 # One program for each shape and setting, which the tests share.

@@ -8,8 +8,7 @@ import scipy.ndimage
 from PIL import Image
 
 from ddjax import defenses
-from ddjax.attacks import bpda
-from ddjax.classifier import transform
+from ddjax.classifier import bpda, transform
 from ddjax.defenses import jpeg
 from ddjax.defenses.feature_distillation import cosine_matrix
 

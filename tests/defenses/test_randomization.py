@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ddjax.attacks import expectation
-from ddjax.classifier import randomized, transform
+from ddjax.classifier import expectation, randomized, transform
 from ddjax.defenses.randomization import METHODS, resize_and_pad
 
 

@@ -6,9 +6,9 @@ import pytest
 
 from ddjax import checkpoints
 from ddjax.generative import gan, pixelcnn
+from launch import recipes
 from launch.recipes import generative as generative_recipes
 from launch.recipes.generative import MODELS, RECIPES
-from launch import recipes
 
 # Adam's integer power.
 pytestmark = pytest.mark.usefixtures("optax_promotion")

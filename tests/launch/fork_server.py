@@ -3,7 +3,8 @@
 Reads orders from stdin, one JSON object a line, and answers each with a line: the process that was started, or the exit
 status of one that has ended.
 
-  {"start": NAME of the launcher, "arguments": its own, "stdout": and "stderr": files that take these, "config": of jax}
+  {"start": NAME of the launcher, "arguments": its own, "stdout": and "stderr": files that take these, "config": of jax,
+   "cwd": where it starts, "timeout": seconds after which it is killed, null for the usual ones}
   {"wait": the process}
   {"poll": the process} answers null while it runs
 
@@ -33,7 +34,8 @@ TIMEOUT = 300
 
 def become(order: dict) -> None:
     """Turns this process into the launcher, as `python -m launch.NAME` would."""
-    signal.alarm(TIMEOUT)
+    signal.alarm(order["timeout"] or TIMEOUT)
+    os.chdir(order["cwd"])
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, order["stdout"], os.O_WRONLY | os.O_APPEND),

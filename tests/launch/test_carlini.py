@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ddjax import runs
-from tests.launch.conftest import SMALL
+from tests.launch.processes import SMALL
 
 ARGUMENTS = ["--num_train=600", "--num_test=100", "--epochs=8", "--num_examples=1", "--quick", "--temperature=20"]
 ARGUMENTS += ["--num_steps=60"]
@@ -53,5 +53,5 @@ def test_a_second_run_repeats_nothing_and_the_report_is_there(launch, workdir):
 
 def test_too_many_examples(launch, tmp_path):
     done = launch("carlini", *SMALL[:3], "--num_examples=101", f"--workdir={tmp_path / 'run'}", ok=False)
-    assert "--num_examples must be from 1 to 100, the test images there are, got 101" in done.stderr
+    assert "num_examples must be from 1 to 100, the examples of digits (test) that there are, got 101" in done.stderr
     assert not (tmp_path / "run").exists()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddjax import checkpoints, data, folders, runs
+from ddjax import data, runs
 
 NAMES = ("cane", "gatto", "ragno")
 TRAINING = ["--recipe=digits", "--image_size=8", "--epochs=3"]
@@ -43,7 +43,7 @@ def checkpoint(workdir):
 
 
 def leaves(workdir):
-    return jax.tree.leaves(checkpoints.load_network(checkpoint(workdir))[0].params)
+    return jax.tree.leaves(runs.load_network(checkpoint(workdir))[0].params)
 
 
 def test_what_is_read_batch_by_batch_trains_as_what_is_in_memory(streamed, launch, arguments, tmp_path):
@@ -120,7 +120,7 @@ def test_a_truncated_photograph_is_named_and_refused_or_left_out(photographs, la
     done = launch("train", *arguments, f"--workdir={tmp_path / 'run'}", ok=False)
     assert "1 of 90 images" in done.stderr
     assert "gatto/4.jpeg" in done.stderr
-    assert "--unreadable=skip" in done.stderr
+    assert "unreadable=skip" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
     done = launch("train", *arguments, "--unreadable=skip", f"--workdir={tmp_path / 'run'}")
@@ -146,13 +146,13 @@ def test_bad_use_ends_in_one_line(launch, tmp_path, arguments, message):
 
 def test_a_size_must_be_given(launch, photographs, tmp_path):
     arguments = ["--recipe=digits", f"--dataset=folder:{photographs}", f"--workdir={tmp_path / 'run'}"]
-    assert "(--image_size)" in launch("train", *arguments, ok=False).stderr
+    assert "(image_size)" in launch("train", *arguments, ok=False).stderr
 
 
 def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, tfds_data_dir, tmp_path):
     cifar = data.load("cifar10", "test", data_dir=tfds_data_dir, num_examples=50)
     for number, (image, label) in enumerate(zip(cifar.images, cifar.labels, strict=True)):
-        folder = tmp_path / "raw-img" / list(folders.ANIMALS10)[label]
+        folder = tmp_path / "raw-img" / list(data.ANIMALS10)[label]
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / f"OIP-{number}.jpeg")
     done = launch(
@@ -166,7 +166,15 @@ def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, t
     )
     assert "on 10 test images" in done.stdout
     assert "images a second:" in done.stdout
-    state, spec = checkpoints.load_network(checkpoint(tmp_path / "run"))
+    state, spec = runs.load_network(checkpoint(tmp_path / "run"))
     assert (spec.network, spec.image_shape, spec.batch_size) == ("vgg10", (32, 32, 3), 32)
-    (mean, *_) = jax.tree.leaves(state.statistics)
+    (mean, *_) = jax.tree.leaves(state.batch_stats)
     assert np.abs(mean).max() > 0
+
+
+def test_masking_of_a_folder_network_takes_images_of_its_size(streamed, launch, arguments, tmp_path):
+    workdir, _ = streamed
+    sizes = ["--num_examples=18", "--num_calibration=20", "--num_queries=20", "--substitute_epochs=1"]
+    given = [argument for argument in arguments if not argument.startswith(("--image_size", "--recipe", "--epochs"))]
+    launch("evaluate", f"--checkpoint={checkpoint(workdir)}", "--masking", *sizes, *given, f"--workdir={tmp_path}/run")
+    assert any(record["measure"] == "masking" for record in runs.read_results(tmp_path / "run"))

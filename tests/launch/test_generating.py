@@ -14,8 +14,8 @@ from absl import flags
 from absl.testing import flagsaver
 
 from ddjax import checkpoints, runs
-from launch.recipes import generative as generative_recipes
 from launch import generating, obfuscated
+from launch.recipes import generative as generative_recipes
 
 PIXELCNN = ["--recipe=pixelcnn_mnist", "--dataset=digits", "--num_train=200", "--num_test=50", "--epochs=2"]
 DENSITY, GENERATOR = ("checkpoints/seed0_none/density", "checkpoints/seed0_none/generator")

@@ -6,8 +6,8 @@ import pytest
 
 from ddjax import data, report, runs
 from ddjax.generative import gan, pixelcnn
-from launch.benchmarks import generative, measure
 from launch import recipes
+from launch.benchmarks import generative, measure
 
 BATCH = 3
 

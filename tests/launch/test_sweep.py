@@ -6,7 +6,7 @@ import time
 import pytest
 
 from ddjax import runs
-from tests.launch.conftest import SMALL
+from tests.launch.processes import SMALL
 
 SWEEP = ["--temperatures=1,40", "--checkpoint_seconds=0", *SMALL]
 COLUMNS = (

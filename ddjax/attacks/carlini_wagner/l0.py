@@ -1,0 +1,216 @@
+"""The L0 attack of Carlini and Wagner."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from ddjax.attacks import loops
+from ddjax.attacks.carlini_wagner import search
+from ddjax.attacks.contract import AttackResult, refuses_old_calls
+from ddjax.attacks.problem import Bounds, Criterion, PerExample, prepare
+from ddjax.checks import check_choice, check_number
+from ddjax.classifier import LogitsFn
+
+
+class _L0State(NamedTuple):
+    """One entry for each example. `progress` belongs to the current constant."""
+
+    task: search.Task
+    adam: search.Adam
+    progress: search.Progress
+    free: Bool[Array, "B ..."]
+    constant: Float[Array, " B"]
+    best_inputs: Float[Array, "B ..."]
+    live: Bool[Array, " B"]
+    steps: Int[Array, " B"]
+    zero_gradients: Int[Array, " B"]
+
+
+@refuses_old_calls
+def carlini_wagner_l0(
+    logits_fn: LogitsFn,
+    inputs: Float[Array, "B ..."],
+    labels: Int[Array, " B"],
+    *,
+    key: Key[Array, "..."] | None = None,
+    targets: Int[Array, " B"] | None = None,
+    confidence: PerExample = 0.01,
+    by: str | None = None,
+    learning_rate: search.Scalar | None = None,
+    initial_const: search.Scalar | None = None,
+    largest_const: search.Scalar | None = None,
+    const_factor: search.Scalar = 2.0,
+    num_steps: int = 1000,
+    abort_early: bool = True,
+    mask: Bool[Array, "..."] | None = None,
+    criterion: Criterion | None = None,
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
+    """Finds an adversarial input in which few pixels differ.
+
+    Solves the L2 problem over the free pixels, at first all of them. Then freezes those that contribute least, by the
+    size of their change times the size of the margin's gradient, and solves the problem again from its last point. This
+    repeats until the free pixels cannot reach the decision with any constant. Frozen pixels are exactly those of the
+    clean input.
+
+    Args:
+      logits_fn: a classifier.
+      inputs: inside `bounds`.
+      labels: the true classes.
+      key: checked, but unused; the attack is deterministic.
+      targets: the classes to reach, for the targeted attack; none may be the true one.
+      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
+      by: what counts as one change: a `"pixel"` of an image `[B, H, W, C]` with all its channels, or each `"value"`.
+        None takes pixels for images and values for other inputs.
+      learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
+        None takes 0.01 on tanh variables.
+      initial_const: the first constant of the first problem, in squared units of the inputs; may be traced. Later
+        problems start with the constant of the one before. None takes 1e-3 times the squared range.
+      largest_const: a problem that needs a larger constant counts as unsolvable; may be traced. None takes 2e6 times
+        the squared range.
+      const_factor: the factor by which a constant that did not suffice grows, above 1; may be traced.
+      num_steps: the steps for each constant.
+      abort_early: whether the next constant is taken when a tenth of the steps brought the margin closer by less than
+        0.01 percent.
+      mask: which entries may change, `[B, ...]` or broadcastable; None for all.
+      criterion: the goal in the place of misclassification, see `problem.prepare`; it takes the place of the margin.
+      bounds: the least and the greatest value of an input; see `problem.prepare`.
+
+    Returns:
+      The adversarial inputs with the fewest changes, or the clean input where not even the first problem was solved.
+      `steps` and `gradients` count steps.
+
+    Raises:
+      TypeError: for arguments of a wrong type (see `problem.prepare`).
+      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`), a setting that is not
+        positive, a factor of at most 1, a confidence below 0, another word for `by`, pixels of inputs that are no
+        images, or no `learning_rate` or constants without finite bounds.
+
+    Reference:
+      Carlini and Wagner, 2017 (arXiv 1608.04644), section VI-B; how many pixels freeze at a time from the authors'
+      code.
+
+    Departures from the authors' code:
+      The change of a pixel is the sum of its channels' absolute changes; in theirs, changes of opposite sign cancel.
+      The gradient is that of the margin with respect to the pixels, as in the paper. A pixel that carries more than a
+      hundredth of all contributions ends a round of freezing; in theirs, one above 0.01, in units that depend on the
+      network. Changes below 1e-4 of the range are undone at once.
+    """
+    check_number("const_factor", const_factor, above=1.0)
+    positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
+    search.check_search(num_steps, confidence, positive)
+    problem = prepare(
+        "carlini_wagner_l0",
+        logits_fn,
+        inputs,
+        labels,
+        key=key,
+        targets=targets,
+        mask=mask,
+        criterion=criterion,
+        bounds=bounds,
+    )
+    by = ("pixel" if inputs.ndim == 4 else "value") if by is None else by
+    check_choice("by", by, ("pixel", "value"))
+    if by == "pixel" and inputs.ndim != 4:
+        raise ValueError(f"by='pixel' needs images [B, H, W, C], got inputs of shape {inputs.shape}; use by='value'")
+    clean, variables = problem.clean, search.variables_of(problem)
+    axes = tuple(range(1, clean.ndim))
+    expand = lambda values: values.reshape(-1, *(1,) * len(axes))
+    rate = search.rate_of(problem, learning_rate, 0.01)
+    first_const = problem.share_of_scale("initial_const", initial_const, 1e-3, power=2)
+    last_const = problem.share_of_scale("largest_const", largest_const, 2e6, power=2)
+    least_change = 1e-4 * problem.width if problem.is_bounded else 0.0
+
+    def step(state: _L0State) -> _L0State:
+        examples, adam, constant = state.task.examples, state.adam, state.constant
+        moved = variables.inputs(adam.variable)
+        size = jnp.abs(moved - examples.clean)
+        changed = state.free & (size >= least_change) & (size > 0)
+        moved = jnp.where(changed, moved, examples.clean)
+        found = search.evaluate(problem.logits_fn, moved, state.task)
+        change = moved - examples.clean
+
+        # Not reached: one step, and perhaps a larger constant.
+        gradient = 2 * change + expand(constant) * found.gradient
+        slope = jnp.where(state.free, variables.slope(adam.variable), 0.0)
+        stepped = search.descend(adam, gradient * slope, rate)
+        stepped = stepped._replace(variable=variables.restrict(stepped.variable))
+        progress, exhausted, _ = search.advance(state.progress, found.hinge, num_steps, abort_early)
+        grown = constant * jnp.where(exhausted, jnp.asarray(const_factor, constant.dtype), 1.0)
+        failed = grown > last_const
+
+        # Reached: fewer pixels, and a new problem that starts from here.
+        free = _freeze(state.free, jnp.abs(change), jnp.abs(found.raw_gradient), found.reached, by)
+        nothing_changed = ~jnp.any(changed, axis=axes)
+        none_free = ~jnp.any(free, axis=axes)
+        new = _L0State(
+            task=state.task,
+            adam=loops.select(found.reached, search.begin(variables.of(moved), state.steps), stepped),
+            progress=loops.select(found.reached | exhausted, search.no_progress(found.hinge, state.steps), progress),
+            free=free,
+            constant=jnp.where(found.reached, constant, grown),
+            best_inputs=loops.select(found.reached, moved, state.best_inputs),
+            live=jnp.where(found.reached, ~nothing_changed & ~none_free, ~failed),
+            steps=state.steps + 1,
+            zero_gradients=state.zero_gradients + found.is_dead,
+        )
+        return loops.select(state.live, new, state)
+
+    zeros, blank = problem.zeros, problem.blank
+    all_free = jnp.ones_like(clean, bool) if problem.examples.mask is None else problem.examples.mask
+    if by == "pixel":
+        # A pixel is free only where all its channels are.
+        all_free = jnp.broadcast_to(jnp.all(all_free, axis=3, keepdims=True), clean.shape)
+    state = _L0State(
+        task=search.task_of(problem, confidence),
+        adam=search.begin(variables.of(clean), zeros),
+        progress=search.no_progress(blank, zeros),
+        free=all_free,
+        constant=blank + first_const,
+        best_inputs=clean,
+        live=zeros == 0,
+        steps=zeros,
+        zero_gradients=zeros,
+    )
+    end = loops.while_live(step, lambda state: state.live, state, lanes=loops.lanes(clean))
+    return problem.nearest(
+        end.best_inputs,
+        steps=end.steps,
+        gradients=end.steps,
+        queries=end.steps,
+        zero_gradients=end.zero_gradients,
+    )
+
+
+def _freeze(free: Array, change: Array, gradient: Array, solved: Array, by: str) -> Array:
+    """Freezes the least important features of the examples that are solved.
+
+    It freezes features in the order of their importance: up to 0.3 times the square root of the number of changed
+    features, or up to the first that carries more than a hundredth of all importance; at least one.
+    """
+    batch = free.shape[0]
+    if by == "pixel":
+        change, gradient = (jnp.sum(values, axis=3, keepdims=True) for values in (change, gradient))
+    importance = (change * gradient).reshape(batch, -1)
+    total = jnp.sum(importance, axis=1)
+    count = jnp.sum(change > 0, axis=tuple(range(1, change.ndim))).astype(importance.dtype)
+    feature = jnp.arange(importance.shape[1], dtype=jnp.int32)[None, :]
+    # All channels of a pixel are free or none is.
+    still = (free[..., :1] if by == "pixel" else free).reshape(batch, -1)
+
+    def body(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        still, frozen, going = carry
+        ranked = jnp.where(still, importance, jnp.inf)
+        least = jnp.argmin(ranked, axis=1).astype(jnp.int32)
+        still &= ~(going[:, None] & (feature == least[:, None]))
+        frozen += 1
+        more = (jnp.min(ranked, axis=1) <= 0.01 * total) & (frozen < 0.3 * jnp.sqrt(count))
+        return still, frozen, going & more & jnp.any(still, axis=1)
+
+    start = (still, jnp.zeros_like(total), solved & jnp.any(still, axis=1))
+    still, _, _ = lax.while_loop(lambda carry: jnp.any(carry[2]), body, start)
+    shape = (*free.shape[:3], 1) if by == "pixel" else free.shape
+    return jnp.broadcast_to(still.reshape(shape), free.shape)

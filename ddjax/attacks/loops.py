@@ -1,0 +1,139 @@
+"""The loop of searches whose examples end at different times."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Int
+
+from ddjax import layers
+from ddjax.platforms import by_platform
+
+State = TypeVar("State")
+
+
+def lanes(inputs: Array) -> int:
+    """How many of the inputs an attack should have at work at a time on CPU; see `while_live`."""
+    return layers.images_at_once(inputs.shape[0], inputs.shape[1:], equal=False)
+
+
+def while_live(
+    step: Callable[[State], State],
+    live: Callable[[State], Bool[Array, " B"]],
+    state: State,
+    *,
+    lanes: int | None = None,
+    shrink: int = 4,
+    smallest: int = 32,
+) -> State:
+    """Runs `step` until no example is live, and spends little time on those that are not.
+
+    The state is a pytree of arrays whose first axis is the batch. `step` must leave examples that are not live as they
+    are. On CPU at most `lanes` examples are at work at a time; where one ends, a waiting one takes its place. When none
+    is waiting and at most a `shrink`-th of those at work is live, these go on in a smaller batch of that static size,
+    and so on. Each size compiles one more copy of the loop, so the sizes are coarse.
+
+    Args:
+      step: advances the examples at work by one step; they must not influence each other.
+      live: tells which examples still need steps.
+      state: where to start.
+      lanes: how many examples are at work at most on CPU; default: all, as on other platforms.
+      shrink: the factor between batch sizes.
+      smallest: no smaller batch is split off, except where examples had to wait.
+
+    Returns:
+      The state in which no example is live, in the original order.
+    """
+    count = live(state).shape[0]
+    run = functools.partial(_while_live, step, live, shrink=shrink, smallest=smallest)
+    if lanes is None or lanes >= count:
+        return run(state, None)
+    return by_platform(state, cpu=lambda state: run(state, lanes), default=lambda state: run(state, None))
+
+
+def _while_live(
+    step: Callable[[State], State],
+    live: Callable[[State], Bool[Array, " B"]],
+    state: State,
+    lanes: int | None,
+    *,
+    shrink: int,
+    smallest: int,
+) -> State:
+    """`while_live` with as many examples at work as given, whatever the platform."""
+    count = live(state).shape[0]
+    sizes = [count if lanes is None else min(lanes, count)]
+    if sizes[0] < count:
+        smallest = min(smallest, -(-sizes[0] // shrink))
+    while smallest <= -(-sizes[-1] // shrink) < sizes[-1]:
+        sizes.append(-(-sizes[-1] // shrink))
+    # The examples at work are ahead of their copies in `state`.
+    rows = jnp.arange(sizes[0], dtype=jnp.int32)
+    working = jax.tree.map(lambda leaf: leaf[: sizes[0]], state)
+    for size, limit in zip(sizes, [*sizes[1:], 0], strict=True):
+        if size < sizes[0]:
+            order = jnp.argsort(~live(working), stable=True)[:size]
+            rows, working = jax.tree.map(lambda leaf, order=order: leaf[order], (rows, working))
+        if size == sizes[0] < count:
+            state, rows, working = _while_waiting(step, live, (state, rows, working), limit)
+        else:
+            working = lax.while_loop(lambda s, limit=limit: jnp.sum(live(s)) > limit, step, working)
+        state = working if size == count else _put(state, rows, working)
+    return state
+
+
+def _while_waiting(
+    step: Callable[[State], State],
+    live: Callable[[State], Bool[Array, " L"]],
+    state: tuple[State, Int[Array, " L"], State],
+    limit: int,
+) -> tuple[State, Int[Array, " L"], State]:
+    """Runs `step` on so many examples at a time until no others are waiting and at most `limit` are live.
+
+    Args:
+      step: as in `while_live`.
+      live: as in `while_live`.
+      state: what is kept of all examples, the rows of the first few, and their states.
+      limit: how many may be left.
+
+    Returns:
+      The same three, at the end.
+    """
+    count = live(state[0]).shape[0]
+
+    def refill(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        kept, rows, working, waiting = carry
+        # The first idle lane takes the first example that waits, the second the second, while there are any.
+        idle = ~live(working)
+        turn = waiting + jnp.cumsum(idle, dtype=jnp.int32) - 1
+        takes = idle & (turn < count)
+        kept = _put(kept, jnp.where(takes, rows, count), working)
+        rows = jnp.where(takes, turn, rows)
+        taken = jax.tree.map(lambda leaf: leaf[rows], kept)
+        return kept, rows, select(takes, taken, working), waiting + jnp.sum(takes, dtype=jnp.int32)
+
+    def advance(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
+        kept, rows, working, waiting = carry
+        working = step(working)
+        is_due = (waiting < count) & jnp.any(~live(working))
+        return lax.cond(is_due, refill, lambda carry: carry, (kept, rows, working, waiting))
+
+    def goes_on(carry: tuple[Any, Any, Any, Any]) -> Array:
+        return (carry[3] < count) | (jnp.sum(live(carry[2])) > limit)
+
+    waiting = jnp.int32(state[1].shape[0])
+    return lax.while_loop(goes_on, advance, (*state, waiting))[:3]
+
+
+def _put(state: State, rows: Int[Array, " L"], working: State) -> State:
+    """Writes the examples at work back to their rows; rows out of range are dropped."""
+    return jax.tree.map(lambda leaf, part: leaf.at[rows].set(part, mode="drop"), state, working)
+
+
+def select(condition: Bool[Array, " B"], new: State, old: State) -> State:
+    """Chooses one of two states for each example."""
+    where = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
+    return jax.tree.map(where, new, old)

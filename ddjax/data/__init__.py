@@ -1,0 +1,52 @@
+"""Image-classification data as plain arrays, by name: digits, sets of tensorflow-datasets, folders, a user's own."""
+
+import sys
+
+from ddjax.data.augmentation import Augmentation
+from ddjax.data.batches import Batches
+from ddjax.data.dataset import (
+    Dataset,
+    DatasetUnavailableError,
+    Source,
+    check_fits,
+    check_split,
+    declare,
+    first,
+    from_arrays,
+    rows_of,
+    stratified,
+)
+from ddjax.data.folders import ANIMALS10, UNREADABLE, UnreadableImageError
+from ddjax.data.loading import SOURCES, load
+from ddjax.registry import Registry
+from ddjax.rounding import to_float
+
+# All data sets and all augmentations by name.
+DATASETS = SOURCES
+DATASETS.collect(sys.modules[__name__])
+AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "AUGMENTATIONS")
+AUGMENTATIONS.collect(sys.modules[__name__])
+register = DATASETS.register
+
+__all__ = [
+    "ANIMALS10",
+    "AUGMENTATIONS",
+    "DATASETS",
+    "UNREADABLE",
+    "Augmentation",
+    "Batches",
+    "Dataset",
+    "DatasetUnavailableError",
+    "Source",
+    "UnreadableImageError",
+    "check_fits",
+    "check_split",
+    "declare",
+    "first",
+    "from_arrays",
+    "load",
+    "register",
+    "rows_of",
+    "stratified",
+    "to_float",
+]

@@ -1,0 +1,93 @@
+"""What `--help` prints: the flags of a launcher and of all launchers, and the names that flags can take."""
+
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from absl import flags
+
+from ddjax import attacks, defenses, evaluation, registry
+
+from . import recipes
+from .recipes import generative as generative_recipes
+
+_WIDTH = 110
+# Settled by the launchers, not by a user's settings.
+_RESERVED = ("targets", "bounds", "constraint", "straight_through")
+
+
+def text(flag_values: flags.FlagValues, common: str) -> str:
+    """The help of the launcher that runs as `__main__`.
+
+    Args:
+      flag_values: the flags.
+      common: the name of the module that defines the flags of all launchers.
+    """
+    main, package = sys.modules["__main__"], common.rpartition(".")[0]
+    own, shared = [], []
+    for module, defined in flag_values.flags_by_module_dict().items():
+        if module == common:
+            shared += defined
+        elif module == sys.argv[0] or module.startswith(f"{package}."):
+            own += defined
+    parts = [as_called(inspect.cleandoc(main.__doc__ or ""))]
+    parts += [f"Flags of this launcher:\n{_flags(own)}"] * bool(own)
+    parts += [f"Flags of all launchers:\n{_flags(shared)}"]
+    # The table of `obfuscated` has rows of its own in `--defense`.
+    names = {flag.name for flag in own if "name:key=value" in (flag.help or "")} | {"recipe"}
+    parts += [part for flag, part in catalogue().items() if flag in names]
+    return "\n\n".join(parts)
+
+
+def catalogue() -> dict[str, str]:
+    """What exists, by the flag that takes its name: attacks and defenses with their settings, and recipes."""
+    all_recipes = {**recipes.RECIPES, **generative_recipes.RECIPES}
+    settings: dict[str, Mapping[str, inspect.Parameter]] = {name: {} for name in ("none", "squeezing", "thermometer")}
+    settings |= _settings(defenses.TRANSFORMS | defenses.WRAPPERS)
+    return {
+        "attack": "Attacks, --attack=NAME:SETTING=VALUE,...; each also takes temperature and forward=bfloat16:\n"
+        + _described({name: evaluation.settings_of(attack) for name, attack in attacks.ATTACKS.items()}),
+        "defense": f"Defenses, --defense=NAME:SETTING=VALUE,...:\n{_described(settings)}",
+        "recipe": "Recipes, --recipe=NAME:\n"
+        + _listed((name, _sentence(recipe.description)) for name, recipe in all_recipes.items()),
+    }
+
+
+def as_called(text: str) -> str:
+    """A text with the commands that it names as they are called here: an installed package has `ddjax`."""
+    return text if __package__ == "launch" else text.replace("python -m launch.", "ddjax ")
+
+
+def _settings(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Mapping[str, inspect.Parameter]]:
+    return {name: registry.settings_of(function, _RESERVED) for name, function in functions.items()}
+
+
+def _described(settings: Mapping[str, Mapping[str, inspect.Parameter]]) -> str:
+    return _listed((name, registry.describe(each) if each else "") for name, each in settings.items())
+
+
+def _sentence(text: str) -> str:
+    return re.split(r"(?<=[.])\s", " ".join(text.split()))[0]
+
+
+def _flags(defined: Iterable[flags.Flag]) -> str:
+    def described(flag: flags.Flag) -> str:
+        choices = getattr(flag.parser, "enum_values", None)
+        listed = f" One of {', '.join(choices)}." if choices else ""
+        shown = ",".join(flag.default) if isinstance(flag.default, list) else flag.default
+        default = "" if shown in (None, "", False) else f" Default: {shown}."
+        # absl adds the choices of a flag in front, and that it repeats at the end.
+        own = re.sub(r"^<[^>]*>: |;\s+repeat this option.*", "", flag.help or "", flags=re.DOTALL)
+        return f"{own}{listed}{default}"
+
+    return _listed((f"--{flag.name}", described(flag)) for flag in sorted(defined, key=lambda flag: flag.name))
+
+
+def _listed(entries: Iterable[tuple[str, str]]) -> str:
+    return "\n".join(
+        textwrap.fill(f"{name}: {line}" if line else name, _WIDTH, initial_indent="  ", subsequent_indent="      ")
+        for name, line in entries
+    )
