@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ddjax.state import TrainState
 Metrics = dict[str, Any]
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where a network's states are kept; `checkpoints.Checkpoints` is one."""
 
