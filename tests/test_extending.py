@@ -1,4 +1,4 @@
-"""What docs/extending.md says works: its files, its code and its commands, from a directory outside of the repository."""
+"""What docs/extending.md says works: its files, code and commands, from a directory outside of the repository."""
 
 import os
 import pathlib
