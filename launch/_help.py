@@ -9,8 +9,10 @@ from typing import Any
 
 from absl import flags
 
-from ddjax import attacks, defenses, recipes, registry
-from ddjax.generative import recipes as generative_recipes
+from ddjax import attacks, defenses, evaluation, registry
+
+from . import recipes
+from .recipes import generative as generative_recipes
 
 _WIDTH = 110
 # Settled by the launchers, not by a user's settings.
@@ -47,7 +49,7 @@ def catalogue() -> dict[str, str]:
     settings |= _settings(defenses.TRANSFORMS | defenses.WRAPPERS)
     return {
         "attack": "Attacks, --attack=NAME:SETTING=VALUE,...; each also takes temperature and forward=bfloat16:\n"
-        + _described(_settings(attacks.ATTACKS)),
+        + _described({name: evaluation.settings_of(attack) for name, attack in attacks.ATTACKS.items()}),
         "defense": f"Defenses, --defense=NAME:SETTING=VALUE,...:\n{_described(settings)}",
         "recipe": "Recipes, --recipe=NAME:\n"
         + _listed((name, _sentence(recipe.description)) for name, recipe in all_recipes.items()),

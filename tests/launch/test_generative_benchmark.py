@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddjax import data, recipes, report, runs
+from ddjax import data, report, runs
 from ddjax.generative import gan, pixelcnn
+from launch import recipes
 from launch.benchmarks import generative, measure
 
 BATCH = 3
@@ -15,8 +16,8 @@ def density():
     model = pixelcnn.PixelCNN(channels=1, width=4, blocks=1, levels=1, mixtures=2, dropout=0.0)
     state = pixelcnn.create_state(model, pixelcnn.make_optimizer(1e-3, 1.0), (8, 8, 1), jax.random.key(0))
     # Untrained, it thinks much the same of all pixels.
-    last = state.averages["last"]
-    averages = state.averages | {"last": last | {"kernel": 5 * last["kernel"]}}
+    last = state.ema_params["last"]
+    averages = state.ema_params | {"last": last | {"kernel": 5 * last["kernel"]}}
     return "tiny_density", state.replace(averages=averages)
 
 
