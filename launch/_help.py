@@ -9,8 +9,10 @@ from typing import Any
 
 from absl import flags
 
-from ddjax import attacks, defenses, evaluation, recipes, registry
-from ddjax.generative import recipes as generative_recipes
+from ddjax import attacks, defenses, evaluation, registry
+
+from . import recipes
+from .recipes import generative as generative_recipes
 
 _WIDTH = 110
 # Settled by the launchers, not by a user's settings.

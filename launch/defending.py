@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, defenses, recipes, registry, rounding, runs
+from ddjax import attacks, checkpoints, classifier, data, defenses, generative, registry, rounding
 from ddjax.classifier import Transform
 from ddjax.defenses import defense_gan, input_transformations, pixel_defend, squeezing, thermometer
 from ddjax.evaluation import ConfiguredAttack
-from ddjax.generative import recipes as generative_recipes
-from ddjax.generative.state import GenerativeState
+from ddjax.state import TrainState
 
-from . import common
+from . import common, recipes
+from .recipes import generative as generative_recipes
 
 FLAGS = flags.FLAGS
 NAMES = ("none", "squeezing", *defenses.TRANSFORMS, *defenses.WRAPPERS, "thermometer")
@@ -122,7 +122,7 @@ def _defaults(name: str) -> dict[str, Any]:
     return found | (_PREPARING | {"crop_ensemble": _OF_CROPS}).get(name, {})
 
 
-def check(defense: Defense, checkpoint: str, spec: runs.NetworkSpec) -> None:
+def check(defense: Defense, checkpoint: str, spec: checkpoints.NetworkSpec) -> None:
     """Refuses thermometer codes for a network that does not take them.
 
     Raises:
@@ -159,13 +159,11 @@ def prepared(defense: Defense, images: np.ndarray) -> Defense:
         patches = input_transformations.patch_database(jnp.asarray(data.to_float(images)), _key(_DATABASE), **settings)
         return defense._replace(given=patches, settings=rest)
     state = load_model(settings["model"], _ROLES[defense.wrapper], images.shape[1:])
-    latent = generative_recipes.latent_of(state)
-    return defense._replace(
-        given=generative_recipes.model_fn(state), settings=rest + ((("latent", latent),) if latent else ())
-    )
+    latent = generative.latent_of(state)
+    return defense._replace(given=generative.model_fn(state), settings=rest + ((("latent", latent),) if latent else ()))
 
 
-def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> GenerativeState:
+def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> TrainState:
     """The trained model of a defense.
 
     Args:
@@ -179,15 +177,15 @@ def load_model(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> Gene
     """
     names = [name for name, recipe in generative_recipes.RECIPES.items() if recipe.role == role]
     try:
-        spec = runs.read_spec(checkpoint)
-    except runs.CheckpointError as error:
+        spec = checkpoints.read_spec(checkpoint)
+    except checkpoints.CheckpointError as error:
         advice = f"train it with: python -m launch.train --recipe={' or --recipe='.join(names)}"
-        raise runs.CheckpointError(f"{error}; {advice}") from error
+        raise checkpoints.CheckpointError(f"{error}; {advice}") from error
     if spec.role != role:
         raise ValueError(f"{checkpoint} holds a {spec.role}, not a {role}; recipes of one: {', '.join(names)}")
     if spec.image_shape != image_shape:
         raise ValueError(f"the {role} of {checkpoint} is of images of shape {spec.image_shape}, not {image_shape}")
-    state, _ = runs.load_network(checkpoint)
+    state, _ = checkpoints.load_network(checkpoint)
     return state
 
 
@@ -370,13 +368,13 @@ class Detector(NamedTuple):
     logits_fn: Any
     threshold: float
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
         """The detector's scores of any number of images."""
-        return common.evaluate(_scores(self.defense.squeezers), self.logits_fn, images)
+        return common.evaluate(_scores(self.defense.squeezers), self.logits_fn, inputs)
 
-    def flags(self, images: np.ndarray) -> np.ndarray:
+    def flags(self, inputs: np.ndarray) -> np.ndarray:
         """Which images it takes for adversarial."""
-        return np.asarray(squeezing.is_detected(jnp.asarray(self.scores(images)), self.threshold))
+        return np.asarray(squeezing.is_detected(jnp.asarray(self.scores(inputs)), self.threshold))
 
 
 def detector(defense: Defense, logits_fn: Any, calibration: np.ndarray) -> Detector | None:

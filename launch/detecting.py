@@ -57,13 +57,13 @@ class LidDetector:
     detector: lid.Detector
     references: np.ndarray
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
         """How adversarial each image looks, in [0, 1]."""
-        return common.evaluate(_scores, (self.logits_fn, self.detector, self.references), images)
+        return common.evaluate(_scores, (self.logits_fn, self.detector, self.references), inputs)
 
-    def flags(self, images: np.ndarray) -> np.ndarray:
+    def flags(self, inputs: np.ndarray) -> np.ndarray:
         """Which images it takes for adversarial."""
-        return self.scores(images) > np.asarray(self.detector.threshold)
+        return self.scores(inputs) > np.asarray(self.detector.threshold)
 
 
 def fit(logits_fn: Any, held_out: data.Dataset, false_positive_rate: float, description: str) -> LidDetector:

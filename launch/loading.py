@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ddjax import data, recipes, runs, training
+from ddjax import data, runs, training
 
-from . import common, defending
+from . import common, defending, recipes
 
 FLAGS = flags.FLAGS
 

@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import data, models, recipes
+from ddjax import data, models
+from launch import recipes
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import data, runs, training
+from ddjax import checkpoints, data, runs, training
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 FLAGS = {"recipe": "digits", "seed": 0, "temperatures": [1.0, 2.0]}
-SPEC = runs.NetworkSpec(
+SPEC = checkpoints.NetworkSpec(
     recipe="digits",
     network="digits",
     dataset="digits",
@@ -105,16 +105,16 @@ class TestRun:
 
 class TestCheckpoints:
     def save(self, directory, state, epoch, spec=SPEC):
-        checkpoints = runs.Checkpoints(directory, spec)
-        checkpoints.save(epoch, state)
-        checkpoints.close()
+        kept = checkpoints.Checkpoints(directory, spec)
+        kept.save(epoch, state)
+        kept.close()
 
     def restore(self, directory, spec=SPEC):
-        checkpoints = runs.Checkpoints(directory, spec)
+        kept = checkpoints.Checkpoints(directory, spec)
         try:
-            return checkpoints.restore(SPEC.build(jax.random.key(9)))
+            return kept.restore(SPEC.build(jax.random.key(9)))
         finally:
-            checkpoints.close()
+            kept.close()
 
     def test_training_resumed_from_disk_is_the_same_bit_for_bit(self, tmp_path):
         whole = fit(SPEC.build(jax.random.key(0)), 0, 4)
@@ -126,10 +126,10 @@ class TestCheckpoints:
             np.testing.assert_array_equal(a, b)
         self.save(tmp_path / "net", resumed, 4)
         assert [path.name for path in (tmp_path / "net").iterdir() if path.name.isdigit()] == ["4"]
-        loaded, spec = runs.load_network(tmp_path / "net")
+        loaded, spec = checkpoints.load_network(tmp_path / "net")
         assert spec == SPEC
         images = data.to_float(IMAGES)
-        np.testing.assert_array_equal(training.logits_fn(loaded)(images), training.logits_fn(whole)(images))
+        np.testing.assert_array_equal(loaded.logits_fn(images), whole.logits_fn(images))
 
     def test_nothing_stored_is_the_start(self, tmp_path):
         state, epoch = self.restore(tmp_path / "net")
@@ -138,22 +138,22 @@ class TestCheckpoints:
 
     def test_a_network_of_another_run_is_refused(self, tmp_path):
         self.save(tmp_path / "net", SPEC.build(jax.random.key(0)), 4)
-        other = runs.dataclasses.replace(SPEC, temperature=5.0, role="student")
+        other = dataclasses.replace(SPEC, temperature=5.0, role="student")
         with pytest.raises(
-            runs.CheckpointError, match=r"role baseline there, student now; temperature 1\.0 there, 5\.0 now"
+            checkpoints.CheckpointError, match=r"role baseline there, student now; temperature 1\.0 there, 5\.0 now"
         ):
-            runs.Checkpoints(tmp_path / "net", other)
+            checkpoints.Checkpoints(tmp_path / "net", other)
 
     def test_missing_unfinished_and_empty(self, tmp_path):
-        with pytest.raises(runs.CheckpointError, match="there is no checkpoint directory"):
-            runs.load_network(tmp_path / "nothing")
-        with pytest.raises(runs.CheckpointError, match="holds no checkpoint"):
-            runs.load_network(tmp_path)
+        with pytest.raises(checkpoints.CheckpointError, match="there is no checkpoint directory"):
+            checkpoints.load_network(tmp_path / "nothing")
+        with pytest.raises(checkpoints.CheckpointError, match="holds no checkpoint"):
+            checkpoints.load_network(tmp_path)
         self.save(tmp_path / "run" / "net", SPEC.build(jax.random.key(0)), 3)
-        with pytest.raises(runs.CheckpointError, match=r"holds no checkpoint; it contains .*run/net"):
-            runs.load_network(tmp_path / "run")
-        with pytest.raises(runs.CheckpointError, match="stopped after 3 of 4 epochs"):
-            runs.load_network(tmp_path / "run" / "net")
+        with pytest.raises(checkpoints.CheckpointError, match=r"holds no checkpoint; it contains .*run/net"):
+            checkpoints.load_network(tmp_path / "run")
+        with pytest.raises(checkpoints.CheckpointError, match="stopped after 3 of 4 epochs"):
+            checkpoints.load_network(tmp_path / "run" / "net")
 
     @pytest.mark.parametrize("damage", ["truncate data", "truncate manifest", "remove state", "truncate spec"])
     def test_damage_is_told(self, tmp_path, damage):
@@ -168,18 +168,18 @@ class TestCheckpoints:
             assert files
             for path in files:
                 path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(runs.CheckpointError, match=r"damaged"):
-            runs.load_network(directory)
+        with pytest.raises(checkpoints.CheckpointError, match=r"damaged"):
+            checkpoints.load_network(directory)
 
     def test_another_networks_parameters_under_this_name(self, tmp_path):
         self.save(tmp_path / "net", SPEC.build(jax.random.key(0)), 4)
         path = next((tmp_path / "net" / "4" / "spec").glob("metadata*"))
         path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 7}))
-        with pytest.raises(runs.CheckpointError, match="damaged or of another network"):
-            runs.load_network(tmp_path / "net")
+        with pytest.raises(checkpoints.CheckpointError, match="damaged or of another network"):
+            checkpoints.load_network(tmp_path / "net")
 
     def test_parameters_that_are_not_finite(self, tmp_path):
         state = SPEC.build(jax.random.key(0))
         self.save(tmp_path / "net", state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)), 4)
-        with pytest.raises(runs.CheckpointError, match="not finite"):
-            runs.load_network(tmp_path / "net")
+        with pytest.raises(checkpoints.CheckpointError, match="not finite"):
+            checkpoints.load_network(tmp_path / "net")

@@ -74,13 +74,13 @@ def test_a_step_carries_the_statistics_of_the_whole_batch(monkeypatch):
     logits, changed = jax.jit(train)(state.variables, images, rngs={"dropout": jax.random.key(0)})
     expected = -np.mean(np.sum(targets * special.log_softmax(np.asarray(logits) / 5.0, axis=1), axis=1))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(stepped.batch_stats), jax.tree.leaves(changed["batch_stats"]), strict=True):
+    for a, b in zip(jax.tree.leaves(stepped.statistics), jax.tree.leaves(changed["batch_stats"]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     # The classifier of the state uses them.
     classify = jax.jit(lambda logits_fn, images: logits_fn(images))
-    found = np.asarray(classify(training.logits_fn(stepped), images))
+    found = np.asarray(classify(stepped.logits_fn, images))
     np.testing.assert_array_equal(found, jax.jit(NORMALIZED.apply)(stepped.variables, images))
-    before = classify(training.logits_fn(stepped.replace(batch_stats=state.batch_stats)), images)
+    before = classify(stepped.replace(statistics=state.statistics).logits_fn, images)
     assert np.abs(np.subtract(found, before)).max() > 0
 
 
@@ -135,7 +135,7 @@ def test_one_program_for_all_temperatures_and_both_kinds_of_labels():
     fit = functools.partial(training.fit, epoch, images=IMAGES, num_epochs=1)
     for temperature in (1.0, 5.0, 100.0):
         teacher = fit(fresh(), targets=TARGETS, temperature=temperature)
-        soft = soft_labels(training.logits_fn(teacher), IMAGES, jnp.float32(temperature))
+        soft = soft_labels(teacher.logits_fn, IMAGES, jnp.float32(temperature))
         fit(fresh(1), targets=soft, temperature=temperature)
     assert len(traces) == 1
 
@@ -181,7 +181,7 @@ def test_each_epoch_has_its_own_order_of_different_examples():
 def test_soft_labels_are_tempered_softmax_of_logits_without_dropout():
     state = fresh()
     logits = np.asarray(jax.jit(MODULE.apply)({"params": state.params}, FLOATS))
-    labels = soft_labels(training.logits_fn(state), IMAGES, 7.0, batch_size=16)
+    labels = soft_labels(state.logits_fn, IMAGES, 7.0, batch_size=16)
     np.testing.assert_allclose(labels, special.softmax(logits / 7.0, axis=1), atol=1e-6)
     # A softmax of a softmax would be pinned to 1/3 up to its third: the classic mistake.
     large = lambda x: MODULE.apply({"params": state.params}, x) * 300
@@ -199,7 +199,7 @@ def test_distillation_trains_the_student_on_the_teachers_labels():
     teacher, student = training.distill(fit, IMAGES, TARGETS, 30.0)
     assert [role for role, _ in calls] == ["teacher", "student"]
     np.testing.assert_array_equal(calls[0][1], TARGETS)
-    expected = training.soft_labels(training.logits_fn(teacher), IMAGES, 30.0)
+    expected = training.soft_labels(teacher.logits_fn, IMAGES, 30.0)
     np.testing.assert_allclose(calls[1][1], expected, atol=1e-6)
     assert_equal(student, fresh(1))
 
@@ -219,7 +219,7 @@ def test_distillation_at_a_high_temperature_learns_and_grows_the_logits():
     for temperature in (1.0, 50.0):
         fit_fn = functools.partial(fit, temperature=temperature)
         _, student = training.distill(fit_fn, images, one_hot, temperature, soft_labels_fn=soft_labels)
-        logits = np.asarray(classify(training.logits_fn(student), images))
+        logits = np.asarray(classify(student.logits_fn, images))
         sizes[temperature] = float(np.abs(logits).mean())
         accuracies[temperature] = float((logits.argmax(1) == digits.labels).mean())
     assert min(accuracies.values()) > 0.95
@@ -295,7 +295,7 @@ class TestAdversary:
             return found, jnp.mean(losses.cross_entropy(logits_fn(found), labels))
 
         def attacked_loss(state):
-            found, loss = attack(training.logits_fn(state), FLOATS, np.argmax(HOST_TARGETS, axis=1).astype(np.int32))
+            found, loss = attack(state.logits_fn, FLOATS, np.argmax(HOST_TARGETS, axis=1).astype(np.int32))
             assert np.abs(np.asarray(found) - FLOATS).max() <= 0.1 + 1e-6
             return float(loss)
 

@@ -32,11 +32,11 @@ class Judgement(NamedTuple):
 
     def mean(self) -> Float[np.ndarray, " N"]:
         """The share of the draws in which the goal is reached."""
-        return self.success.mean(0)
+        return np.mean(self.success, axis=0)
 
     def worst(self) -> Bool[np.ndarray, " N"]:
         """Whether the goal is reached in any of the draws: the attacker may try as often."""
-        return self.success.any(0)
+        return np.asarray(np.any(self.success, axis=0))
 
 
 def judge(

@@ -166,7 +166,9 @@ def evaluate(
         broken |= success & is_within(distance, epsilon)
         rows.append(row)
     climber = next((each for each in chosen if each.attack.kind == "budget"), None)
-    for radius in [epsilon * multiple for multiple in _RADII if multiple != 1] if climber else []:
+    for radius in [epsilon * multiple for multiple in _RADII if multiple != 1]:
+        if climber is None:
+            break
         at_radius = climber.replace(numbers=dict(climber.numbers) | {"epsilon": float(radius)})
         outcome = run_attack(
             at_radius, seen, attempts, key=attack_key, judged=classifier, num_draws=num_draws, evaluate=evaluator

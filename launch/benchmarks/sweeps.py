@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import data, models, recipes, runs
+from ddjax import data, models, runs
 
+from .. import recipes
 from . import measure, peers
 from .measure import Context, Side
 

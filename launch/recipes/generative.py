@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any
 
 import jax
 
 from ddjax.generative import gan, pixelcnn
-from ddjax.generative.state import GenerativeState
+from ddjax.registry import Registry
+from ddjax.state import TrainState
 
 MODELS = ("pixelcnn", "gan")
 
@@ -55,7 +55,7 @@ class GenerativeRecipe:
         return {"pixelcnn": "density", "gan": "generator"}[self.model]
 
 
-def create_state(recipe: GenerativeRecipe, image_shape: tuple[int, int, int], key: jax.Array) -> GenerativeState:
+def create_state(recipe: GenerativeRecipe, image_shape: tuple[int, int, int], key: jax.Array) -> TrainState:
     """The model of a recipe before training.
 
     Args:
@@ -73,22 +73,10 @@ def create_state(recipe: GenerativeRecipe, image_shape: tuple[int, int, int], ke
 
 
 @functools.cache
-def epoch_fn(recipe: GenerativeRecipe) -> Callable[..., tuple[GenerativeState, dict[str, jax.Array]]]:
+def epoch_fn(recipe: GenerativeRecipe) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """One epoch of a recipe, from a state and images; the same object for the same recipe."""
     train_epoch = {"pixelcnn": pixelcnn.train_epoch, "gan": gan.train_epoch}[recipe.model]
     return functools.partial(train_epoch, batch_size=recipe.batch_size, **recipe.training)
-
-
-def model_fn(state: GenerativeState) -> jax.tree_util.Partial:
-    """What a defense takes of a trained model: the density of a PixelCNN++, the generator of a GAN."""
-    if isinstance(state.model, gan.Gan):
-        return gan.generator_fn(state.model, state.in_use)
-    return pixelcnn.density(state.model, state.in_use)
-
-
-def latent_of(state: GenerativeState) -> int:
-    """The length of the codes of a generator; 0 for a density."""
-    return state.model.generator.latent if isinstance(state.model, gan.Gan) else 0
 
 
 _PIXELCNN_CIFAR10 = GenerativeRecipe(
@@ -103,7 +91,7 @@ _PIXELCNN_CIFAR10 = GenerativeRecipe(
     epochs=5000,
     batch_size=96,
     learning_rate=1e-3,
-    training={"memory": 0.9995},
+    training={"ema_decay": 0.9995},
 )
 
 _PIXELCNN_MNIST = GenerativeRecipe(
@@ -118,7 +106,7 @@ _PIXELCNN_MNIST = GenerativeRecipe(
     epochs=10,
     batch_size=32,
     learning_rate=2e-3,
-    training={"memory": 0.999},
+    training={"ema_decay": 0.999},
     skip=5000,
     num_train=10_000,
     num_test=500,
@@ -141,35 +129,33 @@ _GAN_MNIST = GenerativeRecipe(
     num_test=100,
 )
 
-RECIPES: Mapping[str, GenerativeRecipe] = MappingProxyType(
-    {
-        recipe.name: recipe
-        for recipe in (
-            _PIXELCNN_MNIST,
-            _PIXELCNN_CIFAR10,
-            dataclasses.replace(
-                _PIXELCNN_CIFAR10,
-                name="pixelcnn_fashion_mnist",
-                description="""PixelCNN++ of a quarter of the published width on Fashion-MNIST, as PixelDefend takes it.
+GENERATIVE_RECIPES = (
+    _PIXELCNN_MNIST,
+    _PIXELCNN_CIFAR10,
+    dataclasses.replace(
+        _PIXELCNN_CIFAR10,
+        name="pixelcnn_fashion_mnist",
+        description="""PixelCNN++ of a quarter of the published width on Fashion-MNIST, as PixelDefend takes it.
 
     python -m launch.train --recipe=pixelcnn_fashion_mnist. Made for a GPU.""",
-                dataset="fashion_mnist",
-                network={"width": 40, "blocks": 5, "levels": 3, "mixtures": 10, "dropout": 0.5},
-            ),
-            _GAN_MNIST,
-            dataclasses.replace(
-                _GAN_MNIST,
-                name="gan_mnist_full",
-                description="""WGAN-GP of the size that Defense-GAN takes (arXiv 1805.06605): 200,000 steps of the
+        dataset="fashion_mnist",
+        network={"width": 40, "blocks": 5, "levels": 3, "mixtures": 10, "dropout": 0.5},
+    ),
+    _GAN_MNIST,
+    dataclasses.replace(
+        _GAN_MNIST,
+        name="gan_mnist_full",
+        description="""WGAN-GP of the size that Defense-GAN takes (arXiv 1805.06605): 200,000 steps of the
     generator.
 
     python -m launch.train --recipe=gan_mnist_full. Made for a GPU.""",
-                network={"width": 64, "latent": 128},
-                epochs=1000,
-                learning_rate=1e-4,
-                training={"critic_steps": 5},
-                skip=10_000,
-            ),
-        )
-    }
+        network={"width": 64, "latent": 128},
+        epochs=1000,
+        learning_rate=1e-4,
+        training={"critic_steps": 5},
+        skip=10_000,
+    ),
 )
+RECIPES: Registry[GenerativeRecipe] = Registry("recipe of a generative model", "GENERATIVE_RECIPES")
+for _recipe in GENERATIVE_RECIPES:
+    RECIPES.register(_recipe)
