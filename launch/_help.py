@@ -16,7 +16,7 @@ from .recipes import generative as generative_recipes
 
 _WIDTH = 110
 # Settled by the launchers, not by a user's settings.
-_RESERVED = ("targets", "bounds", "constraint", "straight_through")
+_RESERVED = ("straight_through",)
 
 
 def text(flag_values: flags.FlagValues, common: str) -> str:
@@ -48,7 +48,7 @@ def catalogue() -> dict[str, str]:
     settings: dict[str, Mapping[str, inspect.Parameter]] = {name: {} for name in ("none", "squeezing", "thermometer")}
     settings |= _settings(defenses.TRANSFORMS | defenses.WRAPPERS)
     return {
-        "attack": "Attacks, --attack=NAME:SETTING=VALUE,...; each also takes temperature and forward=bfloat16:\n"
+        "attack": "Attacks, --attack=NAME:SETTING=VALUE,...:\n"
         + _described({name: evaluation.settings_of(attack) for name, attack in attacks.ATTACKS.items()}),
         "defense": f"Defenses, --defense=NAME:SETTING=VALUE,...:\n{_described(settings)}",
         "recipe": "Recipes, --recipe=NAME:\n"

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddjax import data, report, runs
+from ddjax import data, runs
 from ddjax.generative import gan, pixelcnn
-from launch import recipes
+from launch import pages, recipes
 from launch.benchmarks import generative, measure
 
 BATCH = 3
@@ -90,9 +90,9 @@ def test_a_loop_that_takes_minutes_is_left_out(measured, monkeypatch, capsys):
 
 def test_both_stand_in_the_report(measured):
     run = measured[0].run
-    page = report.write(run.workdir).read_text()
+    page = pages.write(run.workdir).read_text()
     inside = page.partition('<section id="inside-ddjax')[2]
-    table = report.readme_table(run.workdir)
+    table = pages.table(run.workdir)
     for text in (inside, table):
         for said in ("purification by PixelDefend", "reconstruction by Defense-GAN", "whole network for each pixel"):
             assert said in text
