@@ -32,12 +32,13 @@ from ddjax.classifier import (
 )
 from ddjax.evaluation import evaluate, judge
 from ddjax.jacobian import amplitude
-from ddjax.training import distill, fit, soft_labels, train_epoch, train_step
+from ddjax.training import TrainState, distill, soft_labels, train, train_epoch, train_step
 from ddjax.version import __version__
 
 __all__ = [
     "AttackResult",
     "Randomized",
+    "TrainState",
     "Transform",
     "__version__",
     "amplitude",
@@ -54,7 +55,6 @@ __all__ = [
     "evaluate",
     "expectation",
     "fgsm",
-    "fit",
     "in_bfloat16",
     "jacobian_augmentation",
     "jsma",
@@ -67,6 +67,7 @@ __all__ = [
     "single_draw",
     "smallest_epsilon",
     "soft_labels",
+    "train",
     "train_epoch",
     "train_step",
     "transform",

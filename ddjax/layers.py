@@ -32,7 +32,7 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from ddjax.checks import check_choice
-from ddjax.platforms import by_platform
+from ddjax.platforms import by_platform, for_cpu
 
 LOWERINGS = ("auto", "plain", "canonical")
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -92,13 +92,15 @@ def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True
 
     Args:
       count: the number of images in the batch.
-      image_shape: (H, W, C).
+      image_shape: (H, W, C); inputs of another form go together.
       equal: whether all parts must have the same size. If not, waiting images take the places of finished ones.
 
     Returns:
       The size of a part, at most `count`. It divides `count` if parts must be equal, and is `count` where there are no
       equal parts of a useful size.
     """
+    if len(image_shape) != 3:
+        return count
     most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
     if not equal and count > most:
         # At most a quarter: in the end, places without a successor wait for the slowest image. A power of two: 32 of
@@ -123,7 +125,7 @@ def in_parts(fn: Callable[..., Any], *batch: Array) -> Any:
       What `fn` returns for the whole batch.
     """
     count, *shape = batch[0].shape
-    size = images_at_once(count, shape) if len(shape) == 3 else count
+    size = images_at_once(count, shape)
     if size == count:
         return fn(*batch)
 
@@ -140,9 +142,10 @@ def unpadded() -> Iterator[None]:
     """Traces canonical convolutions without their rows of zeros, for programs compiled with `COMPILER_OPTIONS`.
 
     Use it inside the compiled function, so that it holds for that program alone. It saves about a tenth of a training
-    step. JAX takes compiler options on an outermost `jit` only; a program without them needs the zeros.
+    step. JAX takes compiler options on an outermost `jit` only; a program without them needs the zeros. The options are
+    those of CPU, so the program is traced for CPU alone.
     """
-    with _grows(False):
+    with _grows(False), for_cpu():
         yield
 
 

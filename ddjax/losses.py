@@ -108,7 +108,7 @@ def targeted_dlr(
 
 
 def _is_class(logits: Array, classes: Array) -> Array:
-    return jnp.arange(logits.shape[1])[None, :] == classes[:, None]
+    return jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes.astype(jnp.int32)[:, None]
 
 
 def _difference(one: Array, other: Array) -> Array:

@@ -121,7 +121,7 @@ def probe(
     checks.check_number("epsilon", epsilon, above=0.0)
     checks.check_number("num_steps", num_steps, least=2.0)
     checks.check_number("num_random", num_random, least=1.0)
-    checks.check_number("radii", radii, above=0.0)
+    checks.check_number("radii", np.asarray(radii, np.float64), above=0.0)
     if 1 not in radii or len(radii) < 2 or any(larger <= smaller for smaller, larger in itertools.pairwise(radii)):
         raise ValueError(f"radii must be two or more ascending multiples of epsilon with 1 among them, got {radii}")
     of_pgd, of_transfer, of_random = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)

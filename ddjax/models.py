@@ -4,8 +4,10 @@ A network is a `ConvNet` or a `ResNet` with the paper's numbers, made by name, a
 `build("papernot_mnist", num_classes=10)`.
 """
 
+import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from ddjax import layers
+from ddjax.registry import Registry
 
 _INIT = nn.initializers.glorot_uniform()
 _HE = nn.initializers.he_normal()
@@ -182,17 +185,32 @@ _RESIDUAL: dict[str, dict[str, Any]] = {
     # The ResNet-20 of stochastic activation pruning (Dhillon et al. 2018, arXiv 1803.01442).
     "resnet20": {"units": 3},
 }
-NETWORKS = (*_ARCHITECTURES, *_RESIDUAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """The declaration of a network.
+
+    Attributes:
+      name: what `build` and recipes take.
+      make: from the number of classes, and perhaps further keyword arguments, to the flax module.
+    """
+
+    name: str
+    make: Callable[..., nn.Module]
+
+
+REGISTRY: Registry[Network] = Registry("network", "NETWORKS")
 
 
 @functools.cache
-def build(name: str, num_classes: int, *, lowering: str = "auto") -> ConvNet | ResNet:
+def build(name: str, num_classes: int, **settings: Any) -> Any:
     """Makes a network by name; the same object for the same arguments, since programs are compiled for it.
 
     Args:
-      name: one of `NETWORKS`.
+      name: of a registered network, or `package.module:name` of one that a module declares in `NETWORKS`.
       num_classes: the number of logits, at least 2.
-      lowering: see `ddjax.layers`.
+      **settings: further arguments of the network, such as `lowering` of those in this file.
 
     Returns:
       The flax module; `module.init(key, images)` makes its variables.
@@ -200,10 +218,15 @@ def build(name: str, num_classes: int, *, lowering: str = "auto") -> ConvNet | R
     Raises:
       ValueError: for an unknown name or fewer than two classes.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    declared = REGISTRY.find(name)
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least two classes, got {num_classes}")
-    if name in _RESIDUAL:
-        return ResNet(num_classes=num_classes, lowering=lowering, **_RESIDUAL[name])
-    return ConvNet(num_classes=num_classes, lowering=lowering, **_ARCHITECTURES[name])
+    return declared.make(num_classes=num_classes, **settings)
+
+
+NETWORKS = (
+    *(Network(name, functools.partial(ConvNet, **settings)) for name, settings in _ARCHITECTURES.items()),
+    *(Network(name, functools.partial(ResNet, **settings)) for name, settings in _RESIDUAL.items()),
+)
+for _network in NETWORKS:
+    REGISTRY.register(_network)

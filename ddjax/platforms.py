@@ -5,19 +5,24 @@ arrays may live elsewhere. Therefore no module asks for it. `by_platform` puts b
 JAX keeps the one that fits when the platform is known.
 """
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import jax
 from jax import lax
 
 Result = TypeVar("Result")
+# Part of the key under which JAX keeps traces.
+_is_for_cpu = jax.make_user_context(False)
 
 
 def by_platform(*arguments: Any, cpu: Callable[..., Result], default: Callable[..., Result]) -> Result:
     """Calls one of two functions, by the platform for which the program is lowered.
 
     It works in all of JAX's transformations. Both functions are traced, so each must support the transformations that
-    are applied; only the chosen one is compiled. Without `jit` the default device decides.
+    are applied; only the chosen one is compiled. Without `jit` the default device decides. Within `for_cpu`, only the
+    form for CPU is traced.
 
     Args:
       *arguments: pytrees of arrays, which the functions take. They may also close over arrays.
@@ -30,6 +35,16 @@ def by_platform(*arguments: Any, cpu: Callable[..., Result], default: Callable[.
     Raises:
       TypeError: where the results do not agree.
     """
-    if cpu is default:
+    if cpu is default or _is_for_cpu.value:
         return cpu(*arguments)
     return lax.platform_dependent(*arguments, cpu=cpu, default=default)
+
+
+@contextlib.contextmanager
+def for_cpu() -> Iterator[None]:
+    """Traces a program for CPU alone, which saves the time that the other forms take to trace.
+
+    Use it inside the compiled function, so that it holds for that program alone.
+    """
+    with _is_for_cpu(True):
+        yield

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from absl import flags
 
-from ddjax import data, runs
+from ddjax import checkpoints, data, runs
 
 # The status after an error that a user can mend, after any other one, and after Ctrl-C.
 USER, UNEXPECTED, INTERRUPTED = 2, 1, 130
@@ -18,7 +18,7 @@ _USER_ERRORS = (
     ValueError,
     OSError,
     runs.RunError,
-    runs.CheckpointError,
+    checkpoints.CheckpointError,
     data.DatasetUnavailableError,
     FloatingPointError,
     flags.Error,

@@ -4,17 +4,16 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from absl import flags
 
-from ddjax import attacks, defenses, recipes, registry
-from ddjax.generative import recipes as generative_recipes
+from ddjax import attacks, defenses, evaluation, registry
+
+from . import recipes
+from .recipes import generative as generative_recipes
 
 _WIDTH = 110
-# Settled by the launchers, not by a user's settings.
-_RESERVED = ("targets", "bounds", "constraint", "straight_through")
 
 
 def text(flag_values: flags.FlagValues, common: str) -> str:
@@ -43,11 +42,10 @@ def text(flag_values: flags.FlagValues, common: str) -> str:
 def catalogue() -> dict[str, str]:
     """What exists, by the flag that takes its name: attacks and defenses with their settings, and recipes."""
     all_recipes = {**recipes.RECIPES, **generative_recipes.RECIPES}
-    settings: dict[str, Mapping[str, inspect.Parameter]] = {name: {} for name in ("none", "squeezing", "thermometer")}
-    settings |= _settings(defenses.TRANSFORMS | defenses.WRAPPERS)
+    settings = {name: declaration.parameters for name, declaration in defenses.DEFENSES.items()}
     return {
-        "attack": "Attacks, --attack=NAME:SETTING=VALUE,...; each also takes temperature and forward=bfloat16:\n"
-        + _described(_settings(attacks.ATTACKS)),
+        "attack": "Attacks, --attack=NAME:SETTING=VALUE,...:\n"
+        + _described({name: evaluation.settings_of(attack) for name, attack in attacks.ATTACKS.items()}),
         "defense": f"Defenses, --defense=NAME:SETTING=VALUE,...:\n{_described(settings)}",
         "recipe": "Recipes, --recipe=NAME:\n"
         + _listed((name, _sentence(recipe.description)) for name, recipe in all_recipes.items()),
@@ -57,10 +55,6 @@ def catalogue() -> dict[str, str]:
 def as_called(text: str) -> str:
     """A text with the commands that it names as they are called here: an installed package has `ddjax`."""
     return text if __package__ == "launch" else text.replace("python -m launch.", "ddjax ")
-
-
-def _settings(functions: Mapping[str, Callable[..., Any]]) -> dict[str, Mapping[str, inspect.Parameter]]:
-    return {name: registry.settings_of(function, _RESERVED) for name, function in functions.items()}
 
 
 def _described(settings: Mapping[str, Mapping[str, inspect.Parameter]]) -> str:

@@ -1,12 +1,15 @@
 """How a launcher starts: the flags that all launchers have, jax, and errors that a person can read."""
 
 import gc
+import logging as python_logging
 import math
 import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -77,9 +80,7 @@ def _start(main: Callable[[], None], argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise ValueError(f"no positional arguments are taken, got {' '.join(argv[1:])}")
     _check_flags()
-    if not FLAGS["verbosity"].present:
-        # orbax tells of every step of every checkpoint, and warns of reading where it only reads.
-        logging.set_verbosity(logging.ERROR)
+    _be_quiet(FLAGS.traceback)
     set_up_jax()
     # What is imported stays; nothing of it need be looked at again.
     gc.freeze()
@@ -89,6 +90,23 @@ def _start(main: Callable[[], None], argv: Sequence[str]) -> None:
     main()
     # A full disk or a closed pipe is met here, not when the interpreter ends.
     sys.stdout.flush()
+
+
+def _be_quiet(errors: bool) -> None:
+    """Silences what libraries log.
+
+    Args:
+      errors: whether they still log errors. orbax logs each one in every thread and at exit; the sentence says it once.
+    """
+    if not FLAGS["verbosity"].present:
+        # orbax also tells of every step of every checkpoint.
+        logging.set_verbosity(logging.ERROR if errors else logging.FATAL)
+    if errors:
+        return
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL + 1)
+    threading.excepthook = sys.unraisablehook = lambda _: None
+    # A compilation cache that cannot be used costs time only; jax warns for each program.
+    warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

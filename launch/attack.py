@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, certify, data, evaluation, metrics, parallel, runs, training
+from ddjax import attacks, certify, checkpoints, data, evaluation, metrics, parallel, runs
 from ddjax.evaluation import Attempts, ConfiguredAttack, Outcome
 
 from . import attacking, common, loading
@@ -48,7 +48,7 @@ def main() -> None:
     parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
     how = {text: evaluation.resolve_targets(_TARGETS.value, attack.attack) for text, attack in parsed.items()}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    spec = runs.read_spec(_CHECKPOINT.value)
+    spec = checkpoints.read_spec(_CHECKPOINT.value)
     dataset = FLAGS.dataset or spec.dataset
     workdir = pathlib.Path(FLAGS.workdir or f"runs/attack_{spec.recipe}")
     flags_of_run = {
@@ -65,8 +65,8 @@ def main() -> None:
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
     data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {_CHECKPOINT.value}")
-    state, spec = runs.load_network(_CHECKPOINT.value)
-    logits_fn = training.logits_fn(state)
+    state, spec = checkpoints.load_network(_CHECKPOINT.value)
+    logits_fn = state.logits_fn
     for text, attack in parsed.items():
         evaluation.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
     resolved = dataclasses.asdict(spec) | {

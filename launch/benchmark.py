@@ -29,13 +29,13 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import data, layers, losses, parallel, recipes, runs, training
-from ddjax.defenses import models
+from ddjax import checkpoints, data, layers, losses, parallel, runs, training
+from ddjax.defenses import models as defense_models
 
-from . import common, loading
+from . import common, loading, recipes
 from .benchmarks import attacks, generative, growth, measure, peers
 from .benchmarks import training as training_works
-from .trainer import Trainer
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
@@ -79,11 +79,11 @@ def main() -> None:
     if max((batch for batch in batches if batch), default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
-    states = {role: models.load(path, role, test.image_shape) for role, path in given.items()}
-    models = {role: (runs.read_spec(given[role]).recipe, model) for role, model in states.items()}
+    states = {role: defense_models.load(path, role, test.image_shape) for role, path in given.items()}
+    models = {role: (checkpoints.read_spec(given[role]).recipe, model) for role, model in states.items()}
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:
-        state = Trainer(run, recipe, train).plain(FLAGS.seed)
+        state = trainer_of(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
@@ -129,13 +129,13 @@ def _batches() -> list[int | None]:
 
 
 def _load(checkpoint: str, recipe: recipes.Recipe, test: data.Dataset) -> training.TrainState:
-    spec = runs.read_spec(checkpoint)
+    spec = checkpoints.read_spec(checkpoint)
     if (spec.network, spec.image_shape, spec.num_classes) != (recipe.network, test.image_shape, test.num_classes):
         raise ValueError(
             f"{checkpoint} holds a {spec.network} for {spec.dataset}, and --recipe={recipe.name} asks for a "
             f"{recipe.network} for {recipe.dataset}"
         )
-    return runs.load_network(checkpoint)[0]
+    return checkpoints.load_network(checkpoint)[0]
 
 
 def _context(
@@ -149,7 +149,7 @@ def _context(
     models: Mapping[str, tuple[str, Any]],
 ) -> measure.Context:
     images = data.to_float(test.images)
-    decisions = attacks.decide(training.logits_fn(state), images)
+    decisions = attacks.decide(state.logits_fn, images)
     rows = np.flatnonzero(decisions == test.labels)
     labels = test.labels[rows].astype(np.int32)
     others = 1 + np.arange(len(rows)) % (test.num_classes - 1)

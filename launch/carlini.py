@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, evaluation, metrics, runs, training
+from ddjax import attacks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
 from . import attacking, common, loading
-from .trainer import Trainer
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -51,7 +51,7 @@ def _attacks(quick: bool, num_steps: int | None) -> dict[str, tuple[ConfiguredAt
     """The rows of the table: the attack, and the norm it is measured in."""
 
     def make(name: str, function: Any, numbers: dict[str, float], **words: Any) -> ConfiguredAttack:
-        known = attacks.ATTACKS.get(name.removesuffix("_z").removesuffix("_f"))
+        known = attacks.ATTACKS[name.removesuffix("_z").removesuffix("_f")]
         return ConfiguredAttack(name, dataclasses.replace(known, function=function), numbers, words)
 
     # Steps larger than the authors' 0.01 and 0.005 reach the same distances sooner. Beyond the largest constant of L0
@@ -102,7 +102,7 @@ def main() -> None:
         for name, (attack, _) in chosen.items()
     }
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"attacks": settings})
-    trainer = Trainer(run, recipe, train)
+    trainer = trainer_of(run, recipe, train)
     baseline = trainer.plain(FLAGS.seed)
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
     images = data.to_float(test.images)
@@ -116,8 +116,8 @@ def main() -> None:
         for network, (state, temperature) in networks.items():
             where = {"network": network, "temperature": temperature, "attack": name}
             if run.find(measure="carlini", **where) is None:
-                _measure(run, where, attack, norm, training.logits_fn(state), attacked)
-    _save_clean(run, attacked, training.logits_fn(baseline))
+                _measure(run, where, attack, norm, state.logits_fn, attacked)
+    _save_clean(run, attacked, baseline.logits_fn)
     common.write_report(run)
 
 

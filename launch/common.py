@@ -13,15 +13,16 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from ddjax import data, metrics, parallel, recipes, report, runs, training
+from ddjax import checkpoints, data, metrics, parallel, runs, training
 
-from . import _setup
+from . import _setup, recipes
 
 FLAGS = flags.FLAGS
 # Launchers end in `common.run(main)`.
 run = _setup.run
 
 _ROWS_HASHED = 1024
+tag = training.tag
 
 
 @functools.cache
@@ -33,11 +34,10 @@ def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
 def recipe_from_flags() -> recipes.Recipe:
     """The recipe with the flags' replacements."""
     recipe = recipes.get(FLAGS.recipe)
-    replaced = replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
-    if replaced.dataset == recipe.dataset:
-        return replaced
-    # Nothing was published about another data set.
-    return dataclasses.replace(replaced, published_jsma_success={}, published_source="")
+    if ":" in FLAGS.recipe:
+        # Checkpoints and `config.json` name it so that it is found again.
+        recipe = dataclasses.replace(recipe, name=FLAGS.recipe)
+    return replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
 
 
 def replaced_by_flags(recipe: Any, names: Sequence[str]) -> Any:
@@ -57,7 +57,7 @@ def flags_of_training(*names: str) -> dict[str, Any]:
 
 def workdir(launcher: str) -> pathlib.Path:
     """The directory of the run."""
-    return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{FLAGS.recipe}")
+    return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{FLAGS.recipe.replace(':', '_')}")
 
 
 def fingerprint(*arrays: Any) -> str:
@@ -72,9 +72,12 @@ def fingerprint(*arrays: Any) -> str:
 
 def write_report(run: runs.Run, *, table: bool = True) -> None:
     """Writes the report of a run, prints its table and says where it is."""
-    page = parallel.on_primary(lambda: report.write(run.workdir))
+    # Imported when needed: matplotlib and pandas take a second.
+    from . import pages
+
+    page = parallel.on_primary(lambda: pages.write(run.workdir))
     if table:
-        print(parallel.on_primary(lambda: report.readme_table(run.workdir)))
+        print(parallel.on_primary(lambda: pages.table(run.workdir)))
     print(f"report: {page}")
 
 
@@ -96,11 +99,6 @@ def evaluator() -> parallel.Evaluator:
 def evaluate(function: Callable[..., Any], shared: Any, *columns: np.ndarray, **settings: Any) -> Any:
     """Applies `function(shared, *batch)` to any number of examples; see `parallel.Evaluator`."""
     return evaluator()(function, shared, *columns, **settings)
-
-
-def tag(temperature: float | None) -> str:
-    """A temperature in the name of a file."""
-    return "none" if temperature is None else f"T{temperature:g}"
 
 
 def key_data(indices: np.ndarray, purpose: int | None = None) -> np.ndarray:
@@ -129,14 +127,14 @@ def record_accuracy(
 ) -> None:
     """Measures a network's accuracy, unless it is on disk."""
     if run.find(measure="accuracy", **where) is None:
-        rate = metrics.accuracy(classify(training.logits_fn(state), images), labels)
+        rate = metrics.accuracy(classify(state.logits_fn, images), labels)
         run.append(**where, measure="accuracy", correct=rate.successes, n=rate.n, accuracy=rate.value)
 
 
 def print_accuracies(run: runs.Run) -> None:
     """Prints what `record_accuracy` measured, and where the networks are."""
     for path in parallel.on_primary(lambda: sorted((run.workdir / "checkpoints").glob("*/*"))):
-        spec = runs.read_spec(path)
+        spec = checkpoints.read_spec(path)
         record = run.find(measure="accuracy", seed=spec.seed, network=spec.role)
         if record is not None:
             low, high = metrics.wilson_interval(record["correct"], record["n"])

@@ -10,10 +10,11 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, classifier, data, rounding
-from ddjax.defenses import Defense, squeezing
+from ddjax.defenses import Defense, models, squeezing
 from ddjax.evaluation import ConfiguredAttack
 
 from . import common
+from .recipes import generative as generative_recipes
 
 FLAGS = flags.FLAGS
 # Keys of the draws that judge are others than those of the draws that attack.
@@ -28,10 +29,15 @@ def prepared(defense: Defense, images: np.ndarray) -> Defense:
       images: training images, bytes or floats; none of the same shape are enough for a defense that loads a model.
 
     Raises:
-      CheckpointError: where there is no trained model, or a damaged one.
+      CheckpointError: where there is no trained model, or a damaged one; with the recipes that train one.
       ValueError: as the defense does.
     """
-    return defense.prepared(data.to_float(images), _key(_PREPARING))
+    try:
+        return defense.prepared(data.to_float(images), _key(_PREPARING))
+    except models.MissingModelError as error:
+        names = [name for name, recipe in generative_recipes.RECIPES.items() if recipe.role == error.role]
+        advice = f"train it with: python -m launch.train --recipe={' or --recipe='.join(names)}"
+        raise models.MissingModelError(error.role, f"{error}; {advice}") from error
 
 
 def deployed(defense: Defense, logits_fn: Any, draws: int = 1) -> Any:

@@ -11,7 +11,7 @@ from absl import flags
 from ddjax import classifier
 
 from . import common, loading
-from .trainer import Trainer
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The softmax temperature of teacher and student in training.")
@@ -29,7 +29,7 @@ def main() -> None:
     # The plain method's runs are told by the temperature alone.
     names = ("label_noise", "finetune_epochs") if _LABEL_NOISE.value else ()
     run, recipe, train, test = loading.open_training_run("distill", "temperature", *names)
-    trainer, chosen = Trainer(run, recipe, train), (FLAGS.seed, _TEMPERATURE.value)
+    trainer, chosen = trainer_of(run, recipe, train), (FLAGS.seed, _TEMPERATURE.value)
     if _LABEL_NOISE.value:
         networks = trainer.distilled_with_noise(*chosen, _LABEL_NOISE.value, _FINETUNE_EPOCHS.value)
     else:

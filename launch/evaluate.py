@@ -29,10 +29,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checks, data, defenses, evaluation, recipes, rounding, runs, training
+from ddjax import attacks, checkpoints, checks, data, defenses, evaluation, rounding, runs
 from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow
 
-from . import attacking, common, defending, loading, masks, substitutes
+from . import attacking, common, defending, loading, masks, recipes, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
@@ -87,7 +87,7 @@ def main() -> None:
     if _SAMPLES.value < 1 or _CALIBRATION.value < 1:
         raise ValueError("--samples and --num_calibration must be at least 1")
     parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
-    specs = [runs.read_spec(directory) for directory in _CHECKPOINTS.value]
+    specs = [checkpoints.read_spec(directory) for directory in _CHECKPOINTS.value]
     first = specs[0]
     dataset = FLAGS.dataset or first.dataset
     known = {text: defenses.parse(text, dataset) for text in _DEFENSES.value}
@@ -117,14 +117,14 @@ def main() -> None:
     test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
         data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
-    loaded = [runs.load_network(directory)[0] for directory in _CHECKPOINTS.value]
+    loaded = [checkpoints.load_network(directory)[0] for directory in _CHECKPOINTS.value]
     for attack in parsed.values():
         how = evaluation.resolve_targets("auto", attack.attack)
-        evaluation.check_settings(attack, training.logits_fn(loaded[0]), first.image_shape, how != "none")
+        evaluation.check_settings(attack, loaded[0].logits_fn, first.image_shape, how != "none")
     known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
     for state, spec in zip(loaded, specs, strict=True):
         for defense in known.values():
-            defense.check_fits(training.logits_fn(state), spec.image_shape)
+            defense.check_fits(state.logits_fn, spec.image_shape)
     resolved = {
         "class_names": test.class_names,
         "test_fingerprint": common.fingerprint(test.images, test.labels),
@@ -133,7 +133,7 @@ def main() -> None:
     run = runs.Run(workdir, flags_of_run, resolved)
     run.save_arrays("images/clean", images=test.images, labels=test.labels)
     for spec, state in zip(specs, loaded, strict=True):
-        logits_fn = training.logits_fn(state)
+        logits_fn = state.logits_fn
         name = spec.role if spec.temperature == 1 else f"{spec.role} T={spec.temperature:g}"
         fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
         network = _Network(
@@ -149,7 +149,7 @@ def main() -> None:
             row = _Row(run, network, defense, test, calibration, budgets, samples)
             row.fill(parsed)
             if _MASKING.value:
-                row.look_for_masking(recipes.get(spec.recipe))
+                row.look_for_masking(dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0]))
     common.write_report(run)
 
 
@@ -223,7 +223,7 @@ class _Row:
         detector = self._judge.detector
         if detector is not None:
             file = self._file("clean")
-            self._run.save_arrays(file, scores=self._judge.clean.scores)
+            self._run.save_arrays(file, scores=np.asarray(self._judge.clean.scores))
             record |= {"threshold": detector.threshold, "scores": f"{file}.npz"}
         self._run.append(measure="clean", **record)
 

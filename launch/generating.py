@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import data, layers, runs, training
+from ddjax import checkpoints, data, generative, layers, runs, training
 from ddjax.defenses import defense_gan
 from ddjax.generative import gan, pixelcnn
-from ddjax.generative.recipes import RECIPES, GenerativeRecipe, epoch_fn, latent_of, model_fn
-from ddjax.generative.state import GenerativeState
+from ddjax.state import TrainState
 
 from . import common, loading
+from .recipes.generative import RECIPES, GenerativeRecipe, create_state, epoch_fn
 
 FLAGS = flags.FLAGS
 # Keys of samples and of searches for codes are others than those of the training.
@@ -94,9 +94,10 @@ def train() -> None:
         "test_fingerprint": common.fingerprint(test.images),
     }
     run = runs.Run(directory, flags_of_run, resolved)
-    spec = runs.NetworkSpec(
+    state = create_state(recipe, train.image_shape, jax.random.key(FLAGS.seed))
+    spec = checkpoints.NetworkSpec.of(
+        state.network,
         recipe=recipe.name,
-        network=recipe.model,
         dataset=recipe.dataset,
         num_classes=train.num_classes,
         image_shape=train.image_shape,
@@ -108,11 +109,11 @@ def train() -> None:
         batch_size=recipe.batch_size,
     )
     path = run.workdir / "checkpoints" / f"seed{FLAGS.seed}_none" / recipe.role
-    checkpoints = runs.Checkpoints(path, spec)
+    store = checkpoints.Checkpoints(path, spec)
     try:
-        state = _fit(run, recipe, checkpoints, spec, train, test)
+        state = _fit(run, recipe, store, state, train, test)
     finally:
-        checkpoints.close()
+        store.close()
     _look_back(run, state, test)
     common.write_report(run, table=False)
     last = run.find(measure="epoch", epoch=recipe.epochs) or {}
@@ -123,49 +124,58 @@ def train() -> None:
 def _fit(
     run: runs.Run,
     recipe: GenerativeRecipe,
-    checkpoints: runs.Checkpoints,
-    spec: runs.NetworkSpec,
+    store: checkpoints.Checkpoints,
+    state: TrainState,
     train: data.Dataset,
     test: data.Dataset,
-) -> GenerativeState:
-    state, done = checkpoints.restore(spec.build(jax.random.key(FLAGS.seed)))
+) -> TrainState:
+    state, done = store.restore(state)
     images = jnp.asarray(train.images)
     looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
-    saved = time.monotonic()
-    with common.progress(recipe.epochs, f"{recipe.name}", "epoch") as bar:
-        bar.update(done)
-        for epoch in range(done + 1, recipe.epochs + 1):
-            begun = time.monotonic()
-            state, told = _compiled_epoch(recipe)(state, images)
-            known = {name: float(value) for name, value in told.items()}
-            for name, value in known.items():
-                training.check_loss(value, f"epoch {epoch} ({name})")
-            if run.find(measure="epoch", epoch=epoch) is None:
-                seconds = time.monotonic() - begun
-                if recipe.model == "pixelcnn":
-                    bits = common.evaluate(_bits, model_fn(state), test.images)
-                    known["held_out_bits_per_dimension"] = float(np.mean(bits))
-                if epoch in looks:
-                    _draw(run, state, test.image_shape, epoch)
-                run.append(measure="epoch", epoch=epoch, **known, seconds=seconds)
-            bar.set_postfix({name: f"{value:.3f}" for name, value in known.items()})
-            bar.update()
-            if epoch == recipe.epochs or time.monotonic() - saved > FLAGS.checkpoint_seconds:
-                checkpoints.save(epoch, state)
-                saved = time.monotonic()
-    return state
+    seconds = 0.0
+
+    def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, Any]]:
+        nonlocal seconds
+        begun = time.monotonic()
+        state, told = _compiled_epoch(recipe)(state, images)
+        told = {name: float(value) for name, value in told.items()}
+        seconds = time.monotonic() - begun
+        return state, told
+
+    def measure(state: TrainState, epoch: int, told: dict[str, Any]) -> dict[str, Any]:
+        known = {name: float(value) for name, value in told.items()}
+        if run.find(measure="epoch", epoch=epoch) is None:
+            if recipe.model == "pixelcnn":
+                bits = common.evaluate(_bits, generative.model_fn(state), test.images)
+                known["held_out_bits_per_dimension"] = float(np.mean(bits))
+            if epoch in looks:
+                _draw(run, state, test.image_shape, epoch)
+            run.append(measure="epoch", epoch=epoch, **known, seconds=seconds)
+        return known
+
+    return training.train_epochs(
+        one_epoch,
+        state,
+        names=[recipe.name],
+        done=[done],
+        epochs=recipe.epochs,
+        stores=[store],
+        after_epoch=measure,
+        checkpoint_seconds=FLAGS.checkpoint_seconds,
+        progress=common.progress,
+    )
 
 
-def _draw(run: runs.Run, state: GenerativeState, image_shape: tuple[int, int, int], epoch: int) -> None:
+def _draw(run: runs.Run, state: TrainState, image_shape: tuple[int, int, int], epoch: int) -> None:
     """Keeps samples of the model as it is, by the same keys at all times."""
     keys = common.key_data(np.arange(_NUM_SAMPLES), _SAMPLES)
-    images = common.evaluate(_sampler(image_shape, latent_of(state)), model_fn(state), keys)
+    images = common.evaluate(_sampler(image_shape, generative.latent_of(state)), generative.model_fn(state), keys)
     run.save_arrays(f"samples/epoch{epoch}", images=images)
 
 
-def _look_back(run: runs.Run, state: GenerativeState, test: data.Dataset) -> None:
+def _look_back(run: runs.Run, state: TrainState, test: data.Dataset) -> None:
     """What a generator makes of held-out images, by how much its search for codes may cost."""
-    latent = latent_of(state)
+    latent = generative.latent_of(state)
     if not latent:
         return
     shown = data.rows_of(test, slice(_NUM_RECONSTRUCTED))
@@ -174,7 +184,7 @@ def _look_back(run: runs.Run, state: GenerativeState, test: data.Dataset) -> Non
         where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}
         if run.find(**where) is None:
             search = _searcher(latent, num_steps, restarts)
-            made, errors = common.evaluate(search, model_fn(state), shown.images, keys)
+            made, errors = common.evaluate(search, generative.model_fn(state), shown.images, keys)
             name = f"reconstructions/steps{num_steps}_starts{restarts}"
             run.save_arrays(name, images=made, originals=shown.images)
             run.append(**where, mean_error=float(np.mean(errors)), median_error=float(np.median(errors)), n=len(errors))

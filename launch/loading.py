@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ddjax import data, defenses, recipes, runs, training
+from ddjax import data, defenses, runs, training
 
-from . import common, defending
+from . import common, defending, recipes
 
 FLAGS = flags.FLAGS
 
@@ -73,8 +73,8 @@ def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
 
 def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) -> dict[str, Any]:
     """What determines the numbers beyond the flags: the recipe's settings and the data."""
-    settings = dataclasses.asdict(dataclasses.replace(recipe, published_jsma_success={}))
-    del settings["description"], settings["published_jsma_success"]
+    settings = dataclasses.asdict(recipe)
+    del settings["description"]
     return settings | {
         "class_names": list(train.class_names),
         "image_shape": list(train.image_shape),
@@ -82,7 +82,6 @@ def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) ->
         "num_test": len(test),
         "train_fingerprint": common.fingerprint(train.images, train.labels),
         "test_fingerprint": common.fingerprint(test.images, test.labels),
-        "published_jsma_success": dict(recipe.published_jsma_success),
     }
 
 

@@ -30,13 +30,13 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checks, data, defenses, evaluation, metrics, recipes, runs, training
+from ddjax import attacks, checkpoints, checks, data, defenses, evaluation, metrics, runs, training
 from ddjax.attacks import problem
 from ddjax.defenses import defense_gan, thermometer
 from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow, Outcome
-from ddjax.generative import recipes as generative_recipes
 
-from . import attacking, common, defending, loading, masks, substitutes
+from . import attacking, common, defending, loading, masks, recipes, substitutes
+from .recipes import generative as generative_recipes
 
 FLAGS = flags.FLAGS
 _RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
@@ -182,8 +182,8 @@ def main() -> None:
     num_examples = FLAGS.num_examples if FLAGS.num_examples is not None else (50 if quick else 1000)
     ending = "_quick" if quick else ""
     rows = {name: _row(name) for name in chosen}
-    checkpoints = {name: _checkpoint(row.recipe, "baseline") for name, row in rows.items()}
-    specs = {name: runs.read_spec(path) for name, path in checkpoints.items()}
+    paths = {name: _checkpoint(row.recipe, "baseline") for name, row in rows.items()}
+    specs = {name: checkpoints.read_spec(path) for name, path in paths.items()}
     recipe = recipes.get(f"undefended{ending}")
     dataset = FLAGS.dataset or recipe.dataset
     workdir = pathlib.Path(FLAGS.workdir or f"runs/obfuscated{ending}")
@@ -239,10 +239,10 @@ def main() -> None:
             settings[name].clean,
             spec.image_shape,
             spec.num_classes,
-            network=f"the network of {checkpoints[name]}",
+            network=f"the network of {paths[name]}",
         )
     # Before anything is written, whether all are whole.
-    loaded = {name: runs.load_network(path) for name, path in checkpoints.items()}
+    loaded = {name: checkpoints.load_network(path) for name, path in paths.items()}
     prepared = {name: _defense(row, specs[name]) for name, row in rows.items()}
     test = load(dataset, recipe.image_size)
     resolved = {
@@ -255,7 +255,7 @@ def main() -> None:
     common.write_report(run)
 
 
-def _defense(row: Row, spec: runs.NetworkSpec) -> defenses.Defense:
+def _defense(row: Row, spec: checkpoints.NetworkSpec) -> defenses.Defense:
     """The defense of a row with what it takes beside the network."""
     text = row.defense
     if row.model:
@@ -307,7 +307,7 @@ class _Row:
         row: Row,
         defense: defenses.Defense,
         state: training.TrainState,
-        spec: runs.NetworkSpec,
+        spec: checkpoints.NetworkSpec,
         settings: _Settings,
     ) -> None:
         self._run, self._name, self._row, self._defense, self._settings = run, name, row, defense, settings
@@ -315,7 +315,7 @@ class _Row:
         known = run.find(measure="network", row=name)
         if known is not None and known["fingerprint"] != fingerprint:
             raise runs.RunError(f"{name}: this is another network than the one that {run.workdir} was begun with")
-        self._network = training.logits_fn(state)
+        self._network = state.logits_fn
         self._deployed = defending.deployed(self._defense, self._network)
         self._naive = defending.naive(self._defense, self._network)
         self._seen = defending.seen_through(self._defense, self._network, settings.samples)

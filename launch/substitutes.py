@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, data, recipes, rounding, runs, training
+from ddjax import attacks, data, rounding, runs
 
-from . import attacking, common, loading
-from .trainer import Trainer
+from . import attacking, common, loading, recipes
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose answers a substitute learns.", lower_bound=10)
@@ -72,8 +72,8 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
                 labels=np.concatenate([asked.labels, _ask(target, new)]),
                 indices=np.concatenate([asked.indices, asked.indices]),
             )
-        trainer = Trainer(run, chosen, asked, f"substitute_{name}/round{number}")
-        logits_fn = training.logits_fn(trainer.plain(FLAGS.seed, role="substitute"))
+        trainer = trainer_of(run, chosen, asked, f"substitute_{name}/round{number}")
+        logits_fn = trainer.plain(FLAGS.seed, role="substitute").logits_fn
     return logits_fn
 
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, jacobian, metrics, recipes, runs, shards, training
+from ddjax import attacks, classifier, data, jacobian, metrics, runs, training
 
-from . import common, loading
-from .trainer import Trainer
+from . import common, loading, recipes, shards
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURES = flags.DEFINE_list("temperatures", "1,2,5,10,20,30,40,50,100", "The temperatures to distill at.")
@@ -120,7 +120,7 @@ class _Sweep:
         self, run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset, per_class: int
     ) -> None:
         self._run, self._recipe, self._per_class = run, recipe, per_class
-        self._trainer = Trainer(run, recipe, train)
+        self._trainer = trainer_of(run, recipe, train)
         self._images, self._labels = data.to_float(test.images), test.labels
         self._num_classes = test.num_classes
         self._baselines: dict[int, training.TrainState] = {}
@@ -146,10 +146,10 @@ class _Sweep:
             teacher, state = self._distilled[seed, temperature]
             common.record_accuracy(self._run, where | {"network": "teacher"}, teacher, self._images, self._labels)
         common.record_accuracy(self._run, where, state, self._images, self._labels)
-        logits_fn = training.logits_fn(state)
+        logits_fn = state.logits_fn
         correct = self._gradients(where, logits_fn)
         fgsm_images = self._fgsm(where, "fgsm", logits_fn, logits_fn, correct)
-        baseline_fn = training.logits_fn(self._baselines[seed])
+        baseline_fn = self._baselines[seed].logits_fn
         baseline_images = fgsm_images
         if temperature is not None:
             baseline_images = self._fgsm(where, "fgsm_transfer", baseline_fn, logits_fn, correct)

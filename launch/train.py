@@ -12,7 +12,7 @@ from absl import flags
 from ddjax import classifier
 
 from . import common, generating, loading
-from .trainer import Trainer
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature in training.")
@@ -27,7 +27,7 @@ def main() -> None:
         generating.train()
         return
     run, recipe, train, test = loading.open_training_run("train", "temperature")
-    trainer = Trainer(run, recipe, train)
+    trainer = trainer_of(run, recipe, train)
     teacher = _TEMPERATURE.value != 1.0
     state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, "teacher" if teacher else "baseline")
     temperature = _TEMPERATURE.value if teacher else None

@@ -19,11 +19,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, evaluation, metrics, runs, training
+from ddjax import attacks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
 from . import attacking, common, loading
-from .trainer import Trainer
+from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -62,8 +62,8 @@ def main() -> None:
     loading.check_network(recipe, halves[0])
     attacked = data.first(test, num_examples)
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"num_train": half})
-    source = Trainer(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
-    trainer = Trainer(run, recipe, halves[1])
+    source = trainer_of(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
+    trainer = trainer_of(run, recipe, halves[1])
     plain = trainer.plain(FLAGS.seed, role="plain")
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
     named = {"source": (source, None), "plain": (plain, None)}
@@ -71,9 +71,9 @@ def main() -> None:
     for name, (state, temperature) in named.items():
         where = {"network": name, "temperature": temperature, "seed": FLAGS.seed}
         common.record_accuracy(run, where, state, data.to_float(test.images), test.labels)
-    shown = {"plain": training.logits_fn(plain), "distilled": training.logits_fn(student)}
+    shown = {"plain": plain.logits_fn, "distilled": student.logits_fn}
     for targeted in (False, True):
-        _measure(run, attack, kappas, targeted, training.logits_fn(source), shown, attacked)
+        _measure(run, attack, kappas, targeted, source.logits_fn, shown, attacked)
     common.write_report(run)
 
 

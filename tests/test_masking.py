@@ -347,8 +347,8 @@ def test_overall_is_the_worst():
         ({"radii": ()}, "two or more"),
         ({"radii": (2.0, 1.0)}, "ascending"),
         ({"radii": (0.0, 1.0)}, "radii must be a finite number above 0"),
-        ({"substitute": lambda images: images[:, 0, :1, 0]}, "labels must be classes from 0 to 0"),
-        ({"judge": lambda images: images[:, 0, :1, 0]}, "labels must be classes from 0 to 0"),
+        ({"substitute": lambda images: images[:, 0, :1, 0]}, "K at least 2"),
+        ({"judge": lambda images: images[:, 0, :1, 0]}, "K at least 2"),
     ],
 )
 def test_refuses(problem, settings, message):

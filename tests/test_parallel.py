@@ -57,7 +57,9 @@ def test_an_attack_on_two_devices_is_the_attack_on_one(name):
 
     def attack(logits_fn, images, labels, key_data, *rest):
         keys = jax.random.wrap_key_data(key_data)
-        return attacks.ATTACKS[name](logits_fn, images, labels, keys, targets=rest[0] if rest else None, **settings)
+        return attacks.ATTACKS[name].function(
+            logits_fn, images, labels, key=keys, targets=rest[0] if rest else None, **settings
+        )
 
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(3)))(jnp.arange(10))
     columns = (IMAGES, LABELS, np.asarray(jax.random.key_data(keys))) + (() if targets is None else (targets,))
@@ -69,7 +71,7 @@ def test_an_attack_on_two_devices_is_the_attack_on_one(name):
     )
     # Halves of a batch round differently, and steps that follow signs amplify it; draws and decisions are the same.
     np.testing.assert_array_equal(one.success, two.success)
-    np.testing.assert_allclose(one.images, two.images, atol=2e-3)
+    np.testing.assert_allclose(one.inputs, two.inputs, atol=2e-3)
 
 
 def test_a_device_goes_through_its_share_in_parts(monkeypatch):
@@ -84,11 +86,13 @@ def test_a_device_goes_through_its_share_in_parts(monkeypatch):
     monkeypatch.setattr(layers, "_CACHED_PIXELS", 64)
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     pixels, labels = jax.jit(parallel.over_examples(first_pixel, mesh))(np.float32(2), images, np.arange(24))
-    assert sizes == [8]
+    # The form of a CPU, in parts, and that of other platforms.
+    assert sorted(set(sizes)) == [8, 24]
     np.testing.assert_array_equal(pixels, 128 * np.arange(24))
     np.testing.assert_array_equal(labels, np.arange(24))
+    sizes.clear()
     jax.jit(parallel.over_examples(first_pixel, mesh, in_parts=False))(np.float32(2), images, np.arange(24))
-    assert sizes == [8, 24]
+    assert sizes == [24]
 
 
 @pytest.mark.usefixtures("optax_promotion")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ddjax.platforms import by_platform
+from ddjax.platforms import by_platform, for_cpu
 
 VALUES = np.linspace(0.1, 2, 6).astype(np.float32)
 
@@ -63,6 +63,18 @@ def test_by_platform_works_on_a_mesh(explicit):
         np.testing.assert_allclose(jax.jit(gradient)(values), wanted, rtol=1e-5)
         mapped = jax.jit(jax.shard_map(gradient, in_specs=P("data"), out_specs=P("data")))
         np.testing.assert_allclose(mapped(values), wanted, rtol=1e-5)
+
+
+def test_program_for_cpu_has_no_other_form():
+    def program(x):
+        with for_cpu():
+            return chosen(x)
+
+    assert "tanh" in str(jax.make_jaxpr(lambda x: chosen(x))(VALUES))
+    assert "tanh" not in str(jax.make_jaxpr(program)(VALUES))
+    # It holds for that program alone.
+    assert "tanh" in str(jax.make_jaxpr(lambda x: chosen(x))(VALUES))
+    np.testing.assert_allclose(jax.jit(program)(VALUES), sine(VALUES), rtol=1e-6)
 
 
 def test_by_platform_refuses_forms_that_do_not_agree():

@@ -1,37 +1,14 @@
-import functools
-import json
-import shutil
+import pathlib
+import subprocess
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax import data, runs, training
+from ddjax import runs
 
-pytestmark = pytest.mark.usefixtures("optax_promotion")
 FLAGS = {"recipe": "digits", "seed": 0, "temperatures": [1.0, 2.0]}
-SPEC = runs.NetworkSpec(
-    recipe="digits",
-    network="digits",
-    dataset="digits",
-    num_classes=10,
-    image_shape=(8, 8, 1),
-    role="baseline",
-    temperature=1.0,
-    seed=0,
-    epochs=4,
-    num_train=64,
-    batch_size=32,
-)
-EPOCH = jax.jit(functools.partial(training.train_epoch, batch_size=32))
-RNG = np.random.default_rng(0)
-IMAGES = jnp.asarray(RNG.integers(0, 256, (64, 8, 8, 1)), jnp.uint8)
-TARGETS = jax.nn.one_hot(jnp.asarray(RNG.integers(0, 10, 64)), 10)
-
-
-def fit(state, first, last):
-    return training.fit(EPOCH, state, IMAGES, TARGETS, 1.0, num_epochs=last, first_epoch=first)
 
 
 class TestRun:
@@ -40,6 +17,7 @@ class TestRun:
         assert run.find(measure="accuracy") is None
         run.append(measure="accuracy", temperature=None, accuracy=0.5)
         run.append(measure="accuracy", temperature=2.0, accuracy=0.75)
+        run.close()
         again = runs.Run(tmp_path / "new" / "run", FLAGS, {"note": 1})
         for one in (run, again):
             assert one.find(measure="accuracy", temperature=2.0)["accuracy"] == 0.75
@@ -65,6 +43,7 @@ class TestRun:
         run.append(measure="one")
         with open(tmp_path / "results.jsonl", "ab") as file:
             file.write(b'{"measure": "tw')
+        run.close()
         assert runs.read_results(tmp_path) == [{"measure": "one"}]
         again = runs.Run(tmp_path, FLAGS, {})
         again.append(measure="two")
@@ -102,84 +81,27 @@ class TestRun:
         np.testing.assert_array_equal(np.load(path)["images"], np.arange(6.0))
         assert [entry.name for entry in path.parent.iterdir()] == ["one.npz"]
 
+    def test_second_run_in_one_directory_is_refused_while_the_first_lives(self, tmp_path):
+        program = (
+            "import sys; from ddjax import runs; run = runs.Run(sys.argv[1], {'seed': 0}, {}); "
+            "print('open', flush=True); sys.stdin.readline()"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        root = pathlib.Path(__file__).resolve().parents[1]
+        with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout.readline() == "open\n"
+            with pytest.raises(runs.RunError, match="is in use by another run"):
+                runs.Run(tmp_path, {"seed": 0}, {})
+            other.kill()
+            other.wait()
+        # The lock dies with its process.
+        assert runs.Run(tmp_path, {"seed": 0}, {}).find(measure="one") is None
 
-class TestCheckpoints:
-    def save(self, directory, state, epoch, spec=SPEC):
-        checkpoints = runs.Checkpoints(directory, spec)
-        checkpoints.save(epoch, state)
-        checkpoints.close()
+    def test_bucket_paths_are_refused_in_a_sentence(self):
+        with pytest.raises((runs.RunError, ValueError), match="gs://"):
+            runs.Run("gs://bucket/run", FLAGS, {})
 
-    def restore(self, directory, spec=SPEC):
-        checkpoints = runs.Checkpoints(directory, spec)
-        try:
-            return checkpoints.restore(SPEC.build(jax.random.key(9)))
-        finally:
-            checkpoints.close()
-
-    def test_training_resumed_from_disk_is_the_same_bit_for_bit(self, tmp_path):
-        whole = fit(SPEC.build(jax.random.key(0)), 0, 4)
-        self.save(tmp_path / "net", fit(SPEC.build(jax.random.key(0)), 0, 2), 2)
-        half, epoch = self.restore(tmp_path / "net")
-        assert epoch == 2
-        resumed = fit(half, epoch, 4)
-        for a, b in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(whole.params), strict=True):
-            np.testing.assert_array_equal(a, b)
-        self.save(tmp_path / "net", resumed, 4)
-        assert [path.name for path in (tmp_path / "net").iterdir() if path.name.isdigit()] == ["4"]
-        loaded, spec = runs.load_network(tmp_path / "net")
-        assert spec == SPEC
-        images = data.to_float(IMAGES)
-        np.testing.assert_array_equal(training.logits_fn(loaded)(images), training.logits_fn(whole)(images))
-
-    def test_nothing_stored_is_the_start(self, tmp_path):
-        state, epoch = self.restore(tmp_path / "net")
-        assert epoch == 0
-        assert int(state.step) == 0
-
-    def test_a_network_of_another_run_is_refused(self, tmp_path):
-        self.save(tmp_path / "net", SPEC.build(jax.random.key(0)), 4)
-        other = runs.dataclasses.replace(SPEC, temperature=5.0, role="student")
-        with pytest.raises(
-            runs.CheckpointError, match=r"role baseline there, student now; temperature 1\.0 there, 5\.0 now"
-        ):
-            runs.Checkpoints(tmp_path / "net", other)
-
-    def test_missing_unfinished_and_empty(self, tmp_path):
-        with pytest.raises(runs.CheckpointError, match="there is no checkpoint directory"):
-            runs.load_network(tmp_path / "nothing")
-        with pytest.raises(runs.CheckpointError, match="holds no checkpoint"):
-            runs.load_network(tmp_path)
-        self.save(tmp_path / "run" / "net", SPEC.build(jax.random.key(0)), 3)
-        with pytest.raises(runs.CheckpointError, match=r"holds no checkpoint; it contains .*run/net"):
-            runs.load_network(tmp_path / "run")
-        with pytest.raises(runs.CheckpointError, match="stopped after 3 of 4 epochs"):
-            runs.load_network(tmp_path / "run" / "net")
-
-    @pytest.mark.parametrize("damage", ["truncate data", "truncate manifest", "remove state", "truncate spec"])
-    def test_damage_is_told(self, tmp_path, damage):
-        directory = tmp_path / "net"
-        self.save(directory, SPEC.build(jax.random.key(0)), 4)
-        what, part = damage.split()
-        if what == "remove":
-            shutil.rmtree(directory / "4" / part)
-        else:
-            pattern = {"data": "state/**/d/*", "manifest": "state/**/manifest*", "spec": "spec/*"}[part]
-            files = [path for path in (directory / "4").glob(pattern) if path.is_file()]
-            assert files
-            for path in files:
-                path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(runs.CheckpointError, match=r"damaged"):
-            runs.load_network(directory)
-
-    def test_another_networks_parameters_under_this_name(self, tmp_path):
-        self.save(tmp_path / "net", SPEC.build(jax.random.key(0)), 4)
-        path = next((tmp_path / "net" / "4" / "spec").glob("metadata*"))
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"num_classes": 7}))
-        with pytest.raises(runs.CheckpointError, match="damaged or of another network"):
-            runs.load_network(tmp_path / "net")
-
-    def test_parameters_that_are_not_finite(self, tmp_path):
-        state = SPEC.build(jax.random.key(0))
-        self.save(tmp_path / "net", state.replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params)), 4)
-        with pytest.raises(runs.CheckpointError, match="not finite"):
-            runs.load_network(tmp_path / "net")
+    def test_a_home_directory_is_expanded(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        run = runs.Run("~/run", FLAGS, {})
+        assert run.workdir == tmp_path / "run"

@@ -144,7 +144,6 @@ class TestExpectation:
 
 SETTINGS = {
     "jsma": {"gamma": 0.3},
-    "smallest_epsilon": {},
     "carlini_wagner_l2": {"search_steps": 3, "num_steps": 40, "learning_rate": 0.1, "initial_const": 0.5},
     "carlini_wagner_l0": {"num_steps": 20, "learning_rate": 0.1, "initial_const": 0.5, "largest_const": 50.0},
     "carlini_wagner_linf": {"num_steps": 30, "learning_rate": 0.1},
@@ -160,7 +159,9 @@ def test_every_attack_passes_what_stops_the_blind_one(images, network, name):
 
     def successes(logits_fn):
         named = {"targets": targets} if name in ("jsma", "carlini_wagner_linf") else {}
-        attack = lambda x: attacks.ATTACKS[name](logits_fn, x, labels, jax.random.key(9), **named, **settings)
+        attack = lambda x: attacks.ATTACKS[name].function(
+            logits_fn, x, labels, key=jax.random.key(9), **named, **settings
+        )
         return int(jax.jit(attack)(images).success.sum())
 
     aware = classifier.bpda(ROUND)
@@ -226,7 +227,9 @@ class TestReparameterized:
         budget = {"epsilon": 0.2} if name in ("fgsm", "pgd") else {"num_steps": 150}
         budget |= {"learning_rate": 0.05, "initial_const": 1.0} if name == "carlini_wagner_l2" else {}
         attack = lambda fn: jax.jit(
-            lambda fn, z: attacks.ATTACKS[name](fn, z, labels, jax.random.key(14), bounds=(-3.0, 3.0), **budget)
+            lambda fn, z: attacks.ATTACKS[name].function(
+                fn, z, labels, key=jax.random.key(14), bounds=(-3.0, 3.0), **budget
+            )
         )(fn, codes)
         found, wanted = attack(classifier.reparameterized(linear, decode)), attack(composed)
         np.testing.assert_array_equal(found.success, wanted.success)

@@ -1,5 +1,6 @@
 """The loop of searches whose examples end at different times."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -9,14 +10,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from ddjax import layers
+from ddjax.platforms import by_platform
 
 State = TypeVar("State")
 
 
 def lanes(inputs: Array) -> int:
-    """How many of the inputs an attack should have at work at a time; see `while_live`."""
-    # Other inputs than images have no size that tells about the cache.
-    return layers.images_at_once(inputs.shape[0], inputs.shape[1:], equal=False) if inputs.ndim == 4 else len(inputs)
+    """How many of the inputs an attack should have at work at a time on CPU; see `while_live`."""
+    return layers.images_at_once(inputs.shape[0], inputs.shape[1:], equal=False)
 
 
 def while_live(
@@ -31,21 +32,38 @@ def while_live(
     """Runs `step` until no example is live, and spends little time on those that are not.
 
     The state is a pytree of arrays whose first axis is the batch. `step` must leave examples that are not live as they
-    are. At most `lanes` examples are at work at a time; where one ends, a waiting one takes its place. When none is
-    waiting and at most a `shrink`-th of those at work is live, these go on in a smaller batch of that static size, and
-    so on. Each size compiles one more copy of the loop, so the sizes are coarse.
+    are. On CPU at most `lanes` examples are at work at a time; where one ends, a waiting one takes its place. When none
+    is waiting and at most a `shrink`-th of those at work is live, these go on in a smaller batch of that static size,
+    and so on. Each size compiles one more copy of the loop, so the sizes are coarse.
 
     Args:
       step: advances the examples at work by one step; they must not influence each other.
       live: tells which examples still need steps.
       state: where to start.
-      lanes: how many examples are at work at most; default: all.
+      lanes: how many examples are at work at most on CPU; default: all, as on other platforms.
       shrink: the factor between batch sizes.
       smallest: no smaller batch is split off, except where examples had to wait.
 
     Returns:
       The state in which no example is live, in the original order.
     """
+    count = live(state).shape[0]
+    run = functools.partial(_while_live, step, live, shrink=shrink, smallest=smallest)
+    if lanes is None or lanes >= count:
+        return run(state, None)
+    return by_platform(state, cpu=lambda state: run(state, lanes), default=lambda state: run(state, None))
+
+
+def _while_live(
+    step: Callable[[State], State],
+    live: Callable[[State], Bool[Array, " B"]],
+    state: State,
+    lanes: int | None,
+    *,
+    shrink: int,
+    smallest: int,
+) -> State:
+    """`while_live` with as many examples at work as given, whatever the platform."""
     count = live(state).shape[0]
     sizes = [count if lanes is None else min(lanes, count)]
     if sizes[0] < count:

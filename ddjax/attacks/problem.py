@@ -320,7 +320,8 @@ class Problem:
         # A failure's `found` is the clean input, and these are its logits: a search keeps only what is adversarial by
         # more than rounding.
         inputs = jnp.where(success.reshape(-1, *(1,) * (found.ndim - 1)), found, self.clean)
-        counts = {"steps": steps, "gradients": gradients, "queries": queries + 1, "zero_gradients": zero_gradients}
+        counts: dict[str, Any] = {"steps": steps, "gradients": gradients, "queries": queries + 1}
+        counts["zero_gradients"] = zero_gradients
         return self.result(inputs, logits, success=success, **counts)
 
 
@@ -430,16 +431,18 @@ def example_keys(name: str, key: Key[Array, "..."] | UInt32[Array, "..."] | None
       TypeError: without a typed key.
       ValueError: when there are neither one nor B of them.
     """
-    _check_key(name, key, batch)
+    key = _check_key(name, key, batch)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch)) if key.shape == () else key
 
 
-def _check_key(name: str, key: Any, batch: int) -> None:
+def _check_key(name: str, key: Any, batch: int) -> Array:
+    """The key, where it is one."""
     if not (hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
         got = "none" if key is None else f"a {type(key).__name__}"
         raise TypeError(f"{name} needs a key as jax.random.key makes it, got {got}")
     if key.shape not in ((), (batch,)):
         raise ValueError(f"{name} needs one key or {batch}, one for each input, got {key.shape}")
+    return key
 
 
 def _check_outputs(logits_fn: LogitsFn, inputs: Array) -> jax.ShapeDtypeStruct:

@@ -140,7 +140,7 @@ def pgd(
         radius, length = (jnp.max(each, axis=tuple(range(1, each.ndim)), keepdims=True) for each in (radius, length))
     decay = _positive(jnp.asarray(momentum, clean.dtype))
     low, high = problem.low, problem.high
-    keys = problem.keys
+    keys = problem.keys if random_start else None
 
     def rated(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
         logits = problem.logits_fn(inputs)
@@ -175,7 +175,7 @@ def pgd(
 
     def restart(number: Array, best: _Best) -> _Best:
         begin = clean
-        if random_start:
+        if keys is not None:
             begin = problem.clip(clean + radius * _uniform_in_ball(keys, number, clean, norm))
         if start is not None:
             given = _restrict(jnp.asarray(start, clean.dtype), problem, radius, norm)

@@ -312,13 +312,13 @@ class LidDetector:
         """An image counts as adversarial when its score exceeds it."""
         return float(self.detector.threshold)
 
-    def scores(self, images: np.ndarray) -> np.ndarray:
+    def scores(self, inputs: np.ndarray) -> np.ndarray:
         """The detector's probability that each image is adversarial."""
-        return self.evaluate(_scores, (self.logits_fn, self.detector, self.references), images)
+        return self.evaluate(_scores, (self.logits_fn, self.detector, self.references), inputs)
 
-    def flags(self, images: np.ndarray) -> np.ndarray:
+    def flags(self, inputs: np.ndarray) -> np.ndarray:
         """Which images the detector takes for adversarial."""
-        return self.scores(images) > np.asarray(self.detector.threshold)
+        return self.scores(inputs) > np.asarray(self.detector.threshold)
 
 
 def fitting_attack(
@@ -375,8 +375,8 @@ def fit(
     kinds = (tried[correct], disturbed, found[fooled])
     if min(map(len, kinds)) < _FOLDS:
         raise ValueError(
-            f"a detector needs {_FOLDS} or more images that the network classifies correctly and that the attack fools, "
-            f"got {len(kinds[0])} and {len(kinds[2])}"
+            f"a detector needs {_FOLDS} or more images that the network classifies correctly, and as many that the "
+            f"attack fools, got {len(kinds[0])} and {len(kinds[2])}"
         )
     detector = fit_detector(*map(seen, kinds), seed=int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32)))
     fitted = LidDetector(logits_fn, detector, references, evaluate)

@@ -307,13 +307,13 @@ class SqueezingDetector:
     threshold: float
     evaluate: Callable[..., Any]
 
-    def scores(self, images: Any) -> np.ndarray:
+    def scores(self, inputs: Any) -> np.ndarray:
         """The detector's scores of any number of images, from 0 to 2."""
-        return self.evaluate(_scores_of(self.squeezers), self.logits_fn, images)
+        return self.evaluate(_scores_of(self.squeezers), self.logits_fn, inputs)
 
-    def flags(self, images: Any) -> np.ndarray:
+    def flags(self, inputs: Any) -> np.ndarray:
         """Which images the detector takes for adversarial."""
-        return self.scores(images) > np.float32(self.threshold)
+        return self.scores(inputs) > np.float32(self.threshold)
 
 
 @functools.cache

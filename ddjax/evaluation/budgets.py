@@ -31,6 +31,6 @@ def of_norm(distances: metrics.Distances, norm: str) -> Any:
     return distances.l0_values if norm == "l0" else getattr(distances, norm)
 
 
-def is_within(distance: Any, budget: float) -> np.ndarray:
+def is_within(distance: Any, budget: Any) -> np.ndarray:
     """Whether distances are within a budget, up to rounding."""
     return np.asarray(distance) <= budget * (1 + _ROUNDING)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from ddjax.attacks import problem
 from ddjax.checks import check_whole_number
@@ -32,18 +32,18 @@ class Judgement(NamedTuple):
 
     def mean(self) -> Float[np.ndarray, " N"]:
         """The share of the draws in which the goal is reached."""
-        return self.success.mean(0)
+        return np.mean(self.success, axis=0)
 
     def worst(self) -> Bool[np.ndarray, " N"]:
         """Whether the goal is reached in any of the draws: the attacker may try as often."""
-        return self.success.any(0)
+        return np.asarray(np.any(self.success, axis=0))
 
 
 def judge(
     classifier: Any,
-    inputs: Float[np.ndarray, "N ..."],
-    labels: Int[np.ndarray, " N"],
-    targets: Int[np.ndarray, " N"] | None = None,
+    inputs: Num[Array | np.ndarray, "N ..."],
+    labels: Int[Array | np.ndarray, " N"],
+    targets: Int[Array | np.ndarray, " N"] | None = None,
     *,
     key: Key[Array, ""] | None = None,
     num_draws: int = 1,
@@ -71,6 +71,7 @@ def judge(
     """
     check_whole_number("num_draws", num_draws, least=1)
     evaluate = evaluate or Evaluator()
+    inputs, labels = np.asarray(inputs), np.asarray(labels)
     if isinstance(classifier, Randomized):
         if key is None:
             raise TypeError("a random classifier needs a key for the draws that judge it")
@@ -80,7 +81,7 @@ def judge(
     else:
         logits = [evaluate(logits_of, as_pytree(classifier), inputs)]
     predictions = np.stack([decisions(each) for each in logits])
-    goal = predictions == targets if targets is not None else (predictions != labels) & (predictions >= 0)
+    goal = predictions == np.asarray(targets) if targets is not None else (predictions != labels) & (predictions >= 0)
     return Judgement(predictions, goal)
 
 

@@ -26,8 +26,8 @@ ATTACKS_OF_NORM = {
 }
 # A larger share of exactly zero gradients is warned of.
 ZERO_SHARE = 0.01
-# Points of the curve between 0 and twice the budget.
-_POINTS = 41
+# Radii of the curve, as multiples of the budget.
+_RADII = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Report:
       broken: whether each input is misclassified, or broken within the budget by any attack, `[N]`.
       distances: to the nearest success of any attack in the norm, `[N]`; 0 for a misclassified input, infinity where
         none was found.
-      curve: radii, and the share of the inputs for which no attack has found a success within each, `[2, P]`.
+      curve: radii from 0 to twice the budget, and the share of the inputs for which no attack has found a success
+        within each, `[2, P]`. The first attack with a radius runs with each of these; others count by their distances.
       warnings: sentences on what makes these numbers doubtful; empty for none.
     """
 
@@ -164,8 +165,18 @@ def evaluate(
         distances = np.where(success, np.minimum(distances, distance), distances)
         broken |= success & is_within(distance, epsilon)
         rows.append(row)
+    climber = next((each for each in chosen if each.attack.kind == "budget"), None)
+    for radius in [epsilon * multiple for multiple in _RADII if multiple != 1]:
+        if climber is None:
+            break
+        at_radius = climber.replace(numbers=dict(climber.numbers) | {"epsilon": float(radius)})
+        outcome = run_attack(
+            at_radius, seen, attempts, key=attack_key, judged=classifier, num_draws=num_draws, evaluate=evaluator
+        )
+        _, success, distance = _row(at_radius, outcome, clean, norm, radius)
+        distances = np.where(success, np.minimum(distances, distance), distances)
     robust = metrics.Rate(int((~broken).sum()), len(broken))
-    radii = np.linspace(0.0, 2 * epsilon, _POINTS)
+    radii = epsilon * np.array([0.0, *_RADII])
     return Report(
         norm=norm,
         epsilon=float(epsilon),
@@ -175,7 +186,7 @@ def evaluate(
         rows=tuple(rows),
         broken=broken,
         distances=distances,
-        curve=np.stack([radii, (distances[None] > radii[:, None]).mean(1)]),
+        curve=np.stack([radii, (~is_within(distances[None], radii[:, None])).mean(1)]),
         warnings=tuple(_warnings(rows, clean)),
     )
 

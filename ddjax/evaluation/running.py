@@ -121,7 +121,7 @@ def parse_attack(text: str, flag: str = "--attack") -> ConfiguredAttack:
     attack = ATTACKS.find(name)
     parameters = settings_of(attack)
     own = registry.settings_of(attack.function, _RESERVED)
-    found = registry.read_settings(f"{flag}={text}", name, settings, parameters)
+    found: dict[str, Any] = registry.read_settings(f"{flag}={text}", name, settings, parameters)
     forward = found.pop("forward") if "forward" in found and "forward" not in own else "float32"
     check_choice("forward", forward, FORWARDS)
     temperature = found.pop("temperature") if "temperature" in found and "temperature" not in own else None

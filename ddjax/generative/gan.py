@@ -26,10 +26,11 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Key, Num
 
-from ddjax import checks, layers, training
+from ddjax import checks, layers
 from ddjax.classifier import bind
-from ddjax.generative.state import GenerativeState
 from ddjax.rounding import to_float
+from ddjax.state import TrainState
+from ddjax.training.step import epoch_rows
 
 _SLOPE = 0.2
 _HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()
@@ -129,10 +130,29 @@ class Critic(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-    """The two networks; compared by value."""
+    """The two networks; compared by value.
+
+    Attributes:
+      generator: from codes to images.
+      critic: from images to scores.
+    """
 
     generator: Generator
     critic: Critic
+
+    def init(self, key: Key[Array, ""], images: Float[Array, "B H W C"]) -> dict[str, Any]:
+        """Makes the parameters of both.
+
+        Args:
+          key: a single one.
+          images: of the shape that the critic takes; the values do not matter.
+
+        Returns:
+          `{"params": {"generator": ..., "critic": ...}}`.
+        """
+        for_generator, for_critic, _ = jax.random.split(key, 3)
+        generator = self.generator.init(for_generator, jnp.zeros((1, self.generator.latent)))["params"]
+        return {"params": {"generator": generator, "critic": self.critic.init(for_critic, images)["params"]}}
 
 
 @functools.cache
@@ -151,7 +171,7 @@ def create_state(
     beta1: float = 0.5,
     beta2: float = 0.9,
     lowering: str = "auto",
-) -> GenerativeState:
+) -> TrainState:
     """Initializes the networks and their optimizers.
 
     Args:
@@ -175,19 +195,15 @@ def create_state(
             raise ValueError(f"{name} must be at least 1, got {value}")
     checks.check_number("learning_rate", learning_rate, above=0.0)
     model = Gan(Generator(image_shape, width, latent, lowering), Critic(width, lowering))
-    for_generator, for_critic, for_training = jax.random.split(key, 3)
-    params = {
-        "generator": model.generator.init(for_generator, jnp.zeros((1, latent)))["params"],
-        "critic": model.critic.init(for_critic, jnp.zeros((1, *image_shape)))["params"],
-    }
+    params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
     optimizer = _adam(learning_rate, beta1, beta2)
-    return GenerativeState(
+    return TrainState(
         params=params,
         opt_state={name: optimizer.init(part) for name, part in params.items()},
         # As it comes back from a step and from a checkpoint; a Python integer would be a program of its own.
         step=jnp.zeros((), jnp.int32),
-        key=for_training,
-        model=model,
+        key=jax.random.split(key, 3)[2],
+        network=model,
         optimizer=optimizer,
     )
 
@@ -259,7 +275,7 @@ def _scores(critic: nn.Module, params: Any, images: Array) -> Array:
     return critic.apply({"params": params}, images)  # pyright: ignore[reportReturnType]
 
 
-def _update(state: GenerativeState, name: str, gradient: Any) -> GenerativeState:
+def _update(state: TrainState, name: str, gradient: Any) -> TrainState:
     """Steps one of the networks."""
     updates, opt_state = state.optimizer.update(gradient, state.opt_state[name], state.params[name])
     params = optax.apply_updates(state.params[name], updates)
@@ -267,8 +283,8 @@ def _update(state: GenerativeState, name: str, gradient: Any) -> GenerativeState
 
 
 def train_step(
-    state: GenerativeState, images: Num[Array, "S B H W C"], *, penalty: float | Float[Array, ""] = 10.0
-) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    state: TrainState, images: Num[Array, "S B H W C"], *, penalty: float | Float[Array, ""] = 10.0
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Takes S steps of the critic, each on B images and as many generated ones, and then one of the generator.
 
     Args:
@@ -292,11 +308,11 @@ def train_step(
         raise ValueError(
             f"a step needs images for each step of the critic, [S, B, H, W, C], got the shape {images.shape}"
         )
-    count, (generator, critic) = images.shape[1], (state.model.generator, state.model.critic)
+    count, (generator, critic) = images.shape[1], (state.network.generator, state.network.critic)
     generate = lambda params, key: generator.apply({"params": params}, draw_codes(key, count, generator.latent))
     step_key = jax.random.fold_in(state.key, state.step)
 
-    def step_critic(state: GenerativeState, given: tuple[Array, Array]) -> tuple[GenerativeState, dict[str, Array]]:
+    def step_critic(state: TrainState, given: tuple[Array, Array]) -> tuple[TrainState, dict[str, Array]]:
         real, (of_codes, of_places) = to_float(given[0]), jax.random.split(jax.random.fold_in(step_key, given[1]))
         generated = generate(state.params["generator"], of_codes)
         place = jax.random.uniform(of_places, (count, 1, 1, 1))
@@ -321,13 +337,13 @@ def train_step(
 
 
 def train_epoch(
-    state: GenerativeState,
+    state: TrainState,
     images: Num[Array, "N H W C"],
     *,
     batch_size: int = 50,
     critic_steps: int = 5,
     penalty: float | Float[Array, ""] = 10.0,
-) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Trains for one epoch, in which the critic sees each image once: a scan over a random permutation of the data.
 
     Args:
@@ -345,12 +361,12 @@ def train_epoch(
       ValueError: when there are not enough images for one step, or for a negative penalty.
     """
 
-    def step(state: GenerativeState, rows: Array) -> tuple[GenerativeState, dict[str, Array]]:
+    def step(state: TrainState, rows: Array) -> tuple[TrainState, dict[str, Array]]:
         batches = images[rows].reshape(critic_steps, batch_size, *images.shape[1:])
         return train_step(state, batches, penalty=penalty)
 
     if critic_steps < 1:
         raise ValueError(f"critic_steps must be at least 1, got {critic_steps}")
-    rows = training.epoch_rows(state, images.shape[0], batch_size * critic_steps)
+    rows = epoch_rows(state, images.shape[0], batch_size * critic_steps)
     state, metrics = lax.scan(step, state, rows)
     return state, {name: jnp.mean(values) for name, values in metrics.items()}

@@ -24,9 +24,11 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddjax import layers, rounding, training
+from ddjax import layers, rounding
 from ddjax.generative.logistic_mixture import channel_log_probs, log_prob, num_parameters
-from ddjax.generative.state import GenerativeState
+from ddjax.state import TrainState
+from ddjax.state import create_state as create_plain_state
+from ddjax.training.step import epoch_rows
 
 _HE = nn.initializers.he_normal()
 _SMALL = nn.initializers.variance_scaling(0.02, "fan_in", "truncated_normal")
@@ -323,7 +325,7 @@ def density(model: PixelCNN, params: Any) -> jax.tree_util.Partial:
 
     Args:
       model: the network.
-      params: trained; `GenerativeState.in_use`.
+      params: trained; `TrainState.trained`.
 
     Returns:
       A function from levels `[B, H, W, C]` to the parameters for every pixel.
@@ -444,7 +446,7 @@ def make_optimizer(learning_rate: float, decay: float) -> optax.GradientTransfor
 
 def create_state(
     model: PixelCNN, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], key: Key[Array, ""]
-) -> GenerativeState:
+) -> TrainState:
     """The network before training.
 
     Args:
@@ -453,28 +455,20 @@ def create_state(
       image_shape: (H, W, C).
       key: makes the parameters and all later randomness.
     """
-    start = training.create_state(model, optimizer, image_shape, key)
-    return GenerativeState(
-        params=start.params,
-        # Arrays of their own, so that a step may be given both.
-        averages=jax.tree.map(jnp.copy, start.params),
-        opt_state=start.opt_state,
-        step=start.step,
-        key=start.key,
-        model=model,
-        optimizer=optimizer,
-    )
+    start = create_plain_state(model, optimizer, image_shape, key)
+    # Arrays of their own, so that a step may be given both.
+    return start.replace(ema_params=jax.tree.map(jnp.copy, start.params))
 
 
 def train_step(
-    state: GenerativeState, images: Num[Array, "B H W C"], *, memory: float = 0.9995
-) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    state: TrainState, images: Num[Array, "B H W C"], *, ema_decay: float = 0.9995
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Takes a step of maximum likelihood.
 
     Args:
       state: of a `PixelCNN`.
       images: uint8, or floats in [0, 1], which are rounded to 8 bits.
-      memory: of the running mean of the parameters, in [0, 1).
+      ema_decay: of the moving average of the parameters, in [0, 1).
 
     Returns:
       The state after the step, and `bits_per_dimension` of the images before it, with dropout.
@@ -483,37 +477,35 @@ def train_step(
     dropout = jax.random.fold_in(state.key, state.step)
 
     def loss_fn(params: Any, levels: Array, key: Array) -> Array:
-        parameters = state.model.apply({"params": params}, levels, train=True, rngs={"dropout": key})
+        parameters = state.network.apply({"params": params}, levels, train=True, rngs={"dropout": key})
         return -jnp.mean(log_prob(parameters, levels)) / (math.prod(levels.shape[1:]) * np.float32(math.log(2)))
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.params, levels, dropout)
-    updates, opt_state = state.optimizer.update(gradients, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    # At first a short memory, since the first parameters are worth nothing.
+    new = state.apply_gradients(gradients)
+    # Short at first, since the first parameters are worth nothing.
     steps = state.step.astype(jnp.float32)
-    kept = jnp.minimum(memory, (1 + steps) / (10 + steps))
-    averages = optax.incremental_update(params, state.averages, 1 - kept)
-    new = state.replace(params=params, averages=averages, opt_state=opt_state, step=state.step + 1)
-    return new, {"bits_per_dimension": loss}
+    kept = jnp.minimum(ema_decay, (1 + steps) / (10 + steps))
+    ema_params = optax.incremental_update(new.params, state.ema_params, 1 - kept)
+    return new.replace(ema_params=ema_params), {"bits_per_dimension": loss}
 
 
 def train_epoch(
-    state: GenerativeState, images: Num[Array, "N H W C"], *, batch_size: int, memory: float = 0.9995
-) -> tuple[GenerativeState, dict[str, Float[Array, ""]]]:
+    state: TrainState, images: Num[Array, "N H W C"], *, batch_size: int, ema_decay: float = 0.9995
+) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Trains for one epoch: a scan over a random permutation of the images, which stay on the device.
 
     Args:
       state: at the start of an epoch.
       images: as for `train_step`.
       batch_size: the images of a step, at most N; a rest smaller than that waits for another epoch's permutation.
-      memory: as for `train_step`.
+      ema_decay: as for `train_step`.
 
     Returns:
       The state after the epoch, and the means of what `train_step` tells.
     """
 
-    def step(state: GenerativeState, rows: Int[Array, " B"]) -> tuple[GenerativeState, dict[str, Array]]:
-        return train_step(state, images[rows], memory=memory)
+    def step(state: TrainState, rows: Int[Array, " B"]) -> tuple[TrainState, dict[str, Array]]:
+        return train_step(state, images[rows], ema_decay=ema_decay)
 
-    state, told = lax.scan(step, state, training.epoch_rows(state, images.shape[0], batch_size))
+    state, told = lax.scan(step, state, epoch_rows(state, images.shape[0], batch_size))
     return state, jax.tree.map(jnp.mean, told)

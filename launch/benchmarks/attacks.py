@@ -134,7 +134,7 @@ def _judge(context: Context, attack: _Attack, tried: _Examples, found: np.ndarra
     """Success and distance, by the same classifier whoever made the images."""
     decisions = decide(context.logits_fn, found)
     success = decisions == tried.targets if attack.targeted else (decisions != tried.labels) & (decisions >= 0)
-    distances = metrics.distances(jnp.asarray(tried.inputs), jnp.asarray(found))
+    distances = metrics.distances(jnp.asarray(tried.images), jnp.asarray(found))
     of_successes = np.asarray(getattr(distances, attack.norm))[success]
     return {
         "success": float(success.mean()),
@@ -196,7 +196,7 @@ def _our_side(
     for start in range(0, len(tried.labels), batch):
         rows = slice(start, start + batch)
         columns = [
-            tried.inputs[rows],
+            tried.images[rows],
             tried.labels[rows],
             keys[rows],
             *([tried.targets[rows]] if attack.targeted else []),

@@ -10,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import layers, metrics, rounding
+from ddjax import generative, layers, metrics, rounding
 from ddjax.defenses import defense_gan, pixel_defend
 from ddjax.generative import pixelcnn
-from ddjax.generative import recipes as generative_recipes
 
+from ..recipes import generative as generative_recipes
 from . import measure
 from .measure import Context, Side
 
@@ -47,7 +47,7 @@ def _model(context: Context, role: str) -> _Model:
     if state is None:
         recipe = generative_recipes.RECIPES[name]
         state = generative_recipes.create_state(recipe, context.test.image_shape, jax.random.key(context.seed))
-    return _Model(name, generative_recipes.model_fn(state), generative_recipes.latent_of(state), weights)
+    return _Model(name, generative.model_fn(state), generative.latent_of(state), weights)
 
 
 def _pixel_after_pixel(density: Any, levels: jax.Array, choose: pixelcnn.Choose) -> jax.Array:

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import attacks, jacobian, layers, metrics, models, parallel, recipes, training
+from ddjax import attacks, jacobian, layers, metrics, models, parallel, training
 from ddjax.attacks import loops
 from ddjax.attacks.saliency import most_salient_feature_pair, most_salient_pair
 from ddjax.classifier import bind, in_bfloat16
 
-from .. import common
+from .. import common, recipes
 from . import measure
 from .measure import Context, Side
 
@@ -218,7 +218,7 @@ def _compaction(context: Context) -> None:
         def side(compacts: bool, attack: Any = attack, norm: str = "l2" if name != "jsma" else "l0_values") -> Side:
             loop = loops.while_live
             whole = lambda *given, **settings: loop(*given, **settings | {"lanes": None, "smallest": 10**9})
-            with mock.patch.object(base, "while_live", loop if compacts else whole):
+            with mock.patch.object(loops, "while_live", loop if compacts else whole):
                 # A function of its own, or the trace of the other side would be taken.
                 compiled = layers.jit(lambda *arguments: attack(*arguments)).lower(shared, *columns).compile()
 

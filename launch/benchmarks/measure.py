@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import data, parallel, recipes, runs, training
-from ddjax.report import speed
+from ddjax import data, parallel, runs, training
+
+from .. import recipes
+from ..pages import speed
 
 # A turn repeats a call until this much time has gone by, so that the clock and the scheduler do not count.
 _LEAST_SECONDS = 0.05
@@ -92,7 +94,7 @@ class Context:
     @property
     def logits_fn(self) -> Any:
         """The classifier."""
-        return training.logits_fn(self.state)
+        return self.state.logits_fn
 
 
 # What a module of works exports as WORK, by name.

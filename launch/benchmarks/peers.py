@@ -212,7 +212,7 @@ def convert(
         def forward(self, images: Any) -> Any:
             return images - self.center
 
-    network: models.ConvNet = state.apply_fn.__self__  # pyright: ignore[reportFunctionMemberAccess]
+    network: models.ConvNet = state.network
     if network.batch_norm or network.scale != 1 or isinstance(network.center, tuple):
         raise ValueError("the benchmark converts no batch normalization, and no pixels scaled or centered by channel")
     params = jax.tree.map(np.asarray, state.params)

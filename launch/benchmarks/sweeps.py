@@ -16,8 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddjax import data, models, recipes, runs
+from ddjax import data, models, runs
 
+from .. import recipes
 from . import measure, peers
 from .measure import Context, Side
 
@@ -43,8 +44,8 @@ def network_fields(network: str, num_classes: int) -> dict[str, Any]:
 
 
 def recipe_fields(recipe: recipes.Recipe) -> dict[str, Any]:
-    """The fields of a recipe, for PyTorch; those that neither copy nor become JSON are empty."""
-    return dataclasses.asdict(dataclasses.replace(recipe, published_jsma_success={}))
+    """The fields of a recipe, for PyTorch."""
+    return dataclasses.asdict(recipe)
 
 
 def sweep(context: Context) -> None:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import data, jacobian, layers, losses, models, parallel, recipes, training
+from ddjax import data, jacobian, layers, losses, models, parallel, training
 
+from .. import recipes
 from . import measure, peers, sweeps
 from .measure import Context, Side
 
@@ -86,7 +87,7 @@ def _training_side(context: Context, lowering: str, steps: int) -> Side:
 def _gradient_side(context: Context, lowering: str, steps: int) -> Side:
     """Each gradient at a point that depends on the last."""
     images, targets = _training_batch(context)
-    logits_fn = training.logits_fn(_fresh(context, lowering))
+    logits_fn = _fresh(context, lowering).logits_fn
 
     def ascend(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
         gradient = jax.grad(lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), labels)))

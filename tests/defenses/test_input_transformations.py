@@ -7,8 +7,8 @@ import pytest
 import scipy.ndimage
 import scipy.optimize
 
-from ddjax.classifier import bpda, expectation, randomized, transform
 from ddjax import defenses
+from ddjax.classifier import bpda, expectation, randomized, transform
 from ddjax.defenses import input_transformations as it
 
 # One program for each shape and setting, which the tests share.

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax.classifier import bind
 from ddjax import defenses
+from ddjax.classifier import bind
 from ddjax.defenses import thermometer
 from ddjax.defenses.thermometer import Encoded, decode, dga, encode, ls_pga, ramp
 from ddjax.models import build

@@ -24,22 +24,24 @@ def _true_distances(dual):
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
 def test_report_on_a_linear_classifier_has_the_true_robust_accuracy(norm, dual):
     distances = _true_distances(dual)
-    # Between two of the distances, and inside the box.
+    # In the widest gap between two of the middle distances.
     ordered = np.sort(distances)
-    epsilon = float((ordered[19] + ordered[20]) / 2)
+    gap = 12 + int(np.argmax(np.diff(ordered)[12:28]))
+    epsilon = float((ordered[gap] + ordered[gap + 1]) / 2)
     report = ddjax.evaluate(LINEAR, INPUTS, LABELS, norm=norm, epsilon=epsilon, key=KEY)
     assert report.clean == (40, 40)
     np.testing.assert_array_equal(report.broken, distances < epsilon)
-    assert report.robust == (20, 40)
+    assert report.robust == (39 - gap, 40)
     low, high = report.robust_interval
-    assert low < 0.5 < high
+    assert low < (39 - gap) / 40 < high
     assert (report.distances >= distances - 1e-5).all()
     radii, share = report.curve
     assert share[0] == 1.0
     assert (np.diff(share) <= 0).all()
-    assert share[np.searchsorted(radii, epsilon)] == pytest.approx(0.5, abs=0.03)
+    for radius, survived in zip(radii, share, strict=True):
+        assert survived == pytest.approx((distances > radius).mean(), abs=0.051)
     assert not report.warnings
-    assert "robust accuracy  0.5000" in str(report)
+    assert f"robust accuracy  {(39 - gap) / 40:.4f}" in str(report)
 
 
 def test_successes_outside_the_budget_do_not_count():
@@ -47,6 +49,7 @@ def test_successes_outside_the_budget_do_not_count():
     epsilon = float(np.sort(distances)[5])
     attacks = ["pgd:loss=margin,epsilon=0.25"]
     report = ddjax.evaluate(LINEAR, INPUTS, LABELS, norm="linf", epsilon=epsilon, attacks=attacks, key=KEY)
+    assert report.rows[0].broken == (0, 40)
     assert report.robust == (40, 40)
     assert report.rows[0].outside > 20
 

@@ -45,12 +45,12 @@ def test_rearrangements_are_inverse_and_move_blocks_to_channels():
 @pytest.mark.parametrize("shape", [(28, 28, 1), (9, 5, 2)])
 def test_shapes_and_range(shape):
     made = create(shape, 2, width=3, latent=5, lowering="plain")
-    fn = gan.generator_fn(made.model, made.params)
+    fn = gan.generator_fn(made.network, made.params)
     images = jax.jit(lambda fn: gan.sample(fn, jax.random.key(3), 4, latent=5))(fn)
     assert images.shape == (4, *shape)
     assert np.asarray(images).min() >= 0
     assert np.asarray(images).max() <= 1
-    scores = jax.jit(made.model.critic.apply)({"params": made.params["critic"]}, images)
+    scores = jax.jit(made.network.critic.apply)({"params": made.params["critic"]}, images)
     assert scores.shape == (4,)
     assert np.isfinite(scores).all()
 
@@ -162,7 +162,7 @@ def test_critic_learns_what_is_real_and_generator_what_the_critic_knows(images):
     for _ in range(40):
         state, _ = train(state)
     draw = jax.jit(lambda fn: gan.sample(fn, jax.random.key(13), 200, latent=4))
-    made = np.asarray(draw(gan.generator_fn(state.model, state.params)))[..., 0]
+    made = np.asarray(draw(gan.generator_fn(state.network, state.params)))[..., 0]
     middle, rim = made[:, 2:6, 2:6], np.delete(made.reshape(200, 64), np.arange(64).reshape(8, 8)[2:6, 2:6], axis=1)
     np.testing.assert_allclose(rim.mean(), 0.5, atol=0.1)
     bright = middle.mean((1, 2)) > 0.5
@@ -172,7 +172,7 @@ def test_critic_learns_what_is_real_and_generator_what_the_critic_knows(images):
 
 
 def test_the_generator_is_a_pytree(state):
-    fn = gan.generator_fn(state.model, state.params)
+    fn = gan.generator_fn(state.network, state.params)
     assert len(jax.tree.leaves(fn)) == len(jax.tree.leaves(state.params["generator"]))
     traces = []
 

@@ -305,7 +305,7 @@ def train_epoch(images):
 
 
 def bits(state, images):
-    return np.asarray(bits_per_dimension(pixelcnn.density(state.model, state.in_use), images))
+    return np.asarray(bits_per_dimension(pixelcnn.density(state.network, state.trained), images))
 
 
 def test_training_makes_images_likelier(state, images, train_epoch):
@@ -320,7 +320,7 @@ def test_training_makes_images_likelier(state, images, train_epoch):
 
 
 def test_a_step_repeats_and_rounds_to_bytes(state, floats, train_step):
-    jax.tree.map(np.testing.assert_array_equal, state.params, state.averages)
+    jax.tree.map(np.testing.assert_array_equal, state.params, state.ema_params)
     new, metrics = train_step(state, floats)
     # Noise of less than half a level is none.
     noise = np.random.default_rng(19).uniform(-0.4, 0.4, floats.shape).astype(np.float32)
@@ -347,14 +347,14 @@ def test_loss_is_the_mean_of_bits_where_nothing_is_dropped(state, images, floats
 
 
 def test_the_running_mean_starts_with_a_short_memory(state, floats, train_step):
-    expected, kept = jax.tree.map(np.asarray, state.averages), []
+    expected, kept = jax.tree.map(np.asarray, state.ema_params), []
     for step in range(4):
         # From the third of these steps on it is the memory that was asked for.
         kept.append(min(0.25, (1 + step) / (10 + step)))
         state, _ = train_step(state, floats)
         mean = lambda old, new, part=kept[-1]: part * old + (1 - part) * np.asarray(new)
         expected = jax.tree.map(mean, expected, state.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.averages, expected)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), state.ema_params, expected)
     assert kept[1] < kept[2] == kept[3]
 
 

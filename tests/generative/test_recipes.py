@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddjax import recipes, runs
+from ddjax import checkpoints
 from ddjax.generative import gan, pixelcnn
-from ddjax.generative import recipes as generative_recipes
-from ddjax.generative.recipes import MODELS, RECIPES
+from launch import recipes
+from launch.recipes import generative as generative_recipes
+from launch.recipes.generative import MODELS, RECIPES
 
 # Adam's integer power.
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -21,21 +22,21 @@ def test_every_recipe_builds_its_model(name):
     assert recipe.model in MODELS
     shape = SHAPES[recipe.dataset]
     # As it is built from what is stored beside a checkpoint; shapes alone, since the largest has 50 million parameters.
-    spec = runs.NetworkSpec(name, recipe.model, recipe.dataset, 10, shape, recipe.role, 1.0, 0, 1, 100, 10)
+    spec = checkpoints.NetworkSpec(name, recipe.model, recipe.dataset, 10, shape, recipe.role, 1.0, 0, 1, 100, 10)
     made = jax.eval_shape(spec.build, jax.random.key(0))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made.params)) > 10_000
     if recipe.model == "gan":
-        assert (recipe.role, generative_recipes.latent_of(made)) == ("generator", made.model.generator.latent)
-        assert isinstance(made.model, gan.Gan)
-        codes = jax.ShapeDtypeStruct((2, generative_recipes.latent_of(made)), jnp.float32)
-        images = jax.eval_shape(lambda state, codes: generative_recipes.model_fn(state)(codes), made, codes)
+        assert (recipe.role, generative.latent_of(made)) == ("generator", made.network.generator.latent)
+        assert isinstance(made.network, gan.Gan)
+        codes = jax.ShapeDtypeStruct((2, generative.latent_of(made)), jnp.float32)
+        images = jax.eval_shape(lambda state, codes: generative.model_fn(state)(codes), made, codes)
         assert images.shape == (2, *shape)
     else:
-        assert (recipe.role, generative_recipes.latent_of(made)) == ("density", 0)
-        assert isinstance(made.model, pixelcnn.PixelCNN)
-        assert jax.tree.structure(made.averages) == jax.tree.structure(made.params)
+        assert (recipe.role, generative.latent_of(made)) == ("density", 0)
+        assert isinstance(made.network, pixelcnn.PixelCNN)
+        assert jax.tree.structure(made.ema_params) == jax.tree.structure(made.params)
         # Its running mean is what is used.
-        assert jax.tree.leaves(generative_recipes.model_fn(made)) == jax.tree.leaves(made.averages)
+        assert jax.tree.leaves(generative.model_fn(made)) == jax.tree.leaves(made.ema_params)
 
 
 def test_an_epoch_is_one_object_for_one_program():

@@ -44,10 +44,13 @@ def test_attacks_a_checkpoint_and_repeats_nothing(launch, distilled, tmp_path):
     ("arguments", "message"),
     [
         (["--attack=jsma"], "--checkpoint must name"),
-        (["--checkpoint=CHECKPOINT"], "--attack must name at least one attack; known: fgsm, bim"),
-        (["--checkpoint=CHECKPOINT", "--attack=pgd9"], "unknown attack 'pgd9'; known: fgsm, bim"),
-        (["--checkpoint=CHECKPOINT", "--attack=jsma:eps=1"], "attack jsma has no setting 'eps'; known: theta, gamma"),
-        (["--checkpoint=CHECKPOINT", "--attack=jsma:gamma=2.0"], "gamma is a share of the features"),
+        (["--checkpoint=CHECKPOINT"], "--attack must name at least one attack; known: carlini_wagner_l0"),
+        (["--checkpoint=CHECKPOINT", "--attack=pgd9"], "unknown attack 'pgd9'; known: carlini_wagner_l0"),
+        (["--checkpoint=CHECKPOINT", "--attack=jsma:eps=1"], "jsma has no setting 'eps'; known: theta=None, gamma="),
+        (
+            ["--checkpoint=CHECKPOINT", "--attack=jsma:gamma=2.0"],
+            "gamma must be a finite number at least 0 and at most 1",
+        ),
         (["--checkpoint=CHECKPOINT", "--attack=pgd:norm=l7"], "unknown norm 'l7'; known: linf, l2, l1"),
         (["--checkpoint=CHECKPOINT", "--attack=ddn:num_steps=1.5"], "num_steps must be a whole number, got 1.5"),
         (["--checkpoint=CHECKPOINT", "--attack=deepfool", "--targets=all"], "deepfool has no targeted form"),

@@ -117,10 +117,13 @@ def test_report_and_a_second_run_that_adds_an_attack(launch, matrix):
     ("arguments", "message"),
     [
         ([], "--checkpoint must name"),
-        (["--checkpoint=PAIR"], "--attack must name at least one attack; known: fgsm"),
+        (["--checkpoint=PAIR"], "--attack must name at least one attack; known: carlini_wagner_l0"),
         (["--checkpoint=PAIR", "--checkpoint=PAIR", "--attack=ddn"], "--checkpoint must be different ones"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=prayer"], "unknown defense 'prayer'; known: none, squeezing"),
-        (["--checkpoint=PAIR", "--attack=ddn", "--defense=median:rows=2"], "no setting 'rows'; known: height, width"),
+        (
+            ["--checkpoint=PAIR", "--attack=ddn", "--defense=median:rows=2"],
+            "no setting 'rows'; known: height=2, width=2",
+        ),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=none:a=1"], "no setting 'a'; known: none"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=median:height=0"], "sides of at least 1, got 0 x 2"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:squeezers=blur"], "unknown squeezer 'blur'"),

@@ -170,3 +170,11 @@ def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, t
     assert (spec.network, spec.image_shape, spec.batch_size) == ("vgg10", (32, 32, 3), 32)
     (mean, *_) = jax.tree.leaves(state.batch_stats)
     assert np.abs(mean).max() > 0
+
+
+def test_masking_of_a_folder_network_takes_images_of_its_size(streamed, launch, arguments, tmp_path):
+    workdir, _ = streamed
+    sizes = ["--num_examples=18", "--num_calibration=20", "--num_queries=20", "--substitute_epochs=1"]
+    given = [argument for argument in arguments if not argument.startswith(("--image_size", "--recipe", "--epochs"))]
+    launch("evaluate", f"--checkpoint={checkpoint(workdir)}", "--masking", *sizes, *given, f"--workdir={tmp_path}/run")
+    assert any(record["measure"] == "masking" for record in runs.read_results(tmp_path / "run"))

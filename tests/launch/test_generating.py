@@ -13,9 +13,9 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from ddjax import runs
-from ddjax.generative import recipes as generative_recipes
+from ddjax import checkpoints, runs
 from launch import generating, obfuscated
+from launch.recipes import generative as generative_recipes
 
 PIXELCNN = ["--recipe=pixelcnn_mnist", "--dataset=digits", "--num_train=200", "--num_test=50", "--epochs=2"]
 DENSITY, GENERATOR = ("checkpoints/seed0_none/density", "checkpoints/seed0_none/generator")
@@ -77,7 +77,7 @@ def test_a_density_is_trained_and_reported(density):
     page = (workdir / "report.html").read_text()
     assert "A held-out image takes" in page
     assert {path.stem for path in (workdir / "figures").iterdir()} == {"training", "samples"}
-    spec = runs.read_spec(workdir / DENSITY)
+    spec = checkpoints.read_spec(workdir / DENSITY)
     assert (spec.recipe, spec.role, spec.image_shape) == ("pixelcnn_mnist", "density", (8, 8, 1))
     assert runs.read_config(workdir)["resolved"]["num_train"] == 200
 

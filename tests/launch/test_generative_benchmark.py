@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddjax import data, recipes, report, runs
+from ddjax import data, runs
 from ddjax.generative import gan, pixelcnn
+from launch import pages, recipes
 from launch.benchmarks import generative, measure
 
 BATCH = 3
@@ -15,8 +16,8 @@ def density():
     model = pixelcnn.PixelCNN(channels=1, width=4, blocks=1, levels=1, mixtures=2, dropout=0.0)
     state = pixelcnn.create_state(model, pixelcnn.make_optimizer(1e-3, 1.0), (8, 8, 1), jax.random.key(0))
     # Untrained, it thinks much the same of all pixels.
-    last = state.averages["last"]
-    averages = state.averages | {"last": last | {"kernel": 5 * last["kernel"]}}
+    last = state.ema_params["last"]
+    averages = state.ema_params | {"last": last | {"kernel": 5 * last["kernel"]}}
     return "tiny_density", state.replace(averages=averages)
 
 
@@ -89,9 +90,9 @@ def test_a_loop_that_takes_minutes_is_left_out(measured, monkeypatch, capsys):
 
 def test_both_stand_in_the_report(measured):
     run = measured[0].run
-    page = report.write(run.workdir).read_text()
+    page = pages.write(run.workdir).read_text()
     inside = page.partition('<section id="inside-ddjax')[2]
-    table = report.readme_table(run.workdir)
+    table = pages.table(run.workdir)
     for text in (inside, table):
         for said in ("purification by PixelDefend", "reconstruction by Defense-GAN", "whole network for each pixel"):
             assert said in text

@@ -183,3 +183,13 @@ def test_catalogue_names_settings_with_their_defaults():
     for name in attacks.ATTACKS:
         assert f"\n  {name}: " in catalogue["attack"]
     assert "num_steps=100" in catalogue["attack"]
+
+
+def test_errors_in_threads_and_logs_are_left_to_the_sentence():
+    body = (
+        "import logging, threading; from absl import logging as absl_logging; "
+        "thread = threading.Thread(target=lambda: 1 / 0); thread.start(); thread.join(); "
+        "logging.getLogger('asyncio').error('noise'); absl_logging.error('noise'); raise ValueError('the reason')"
+    )
+    assert run_main(body).stderr == "error: the reason\n"
+    assert "ZeroDivisionError" in run_main(body, "--traceback").stderr

@@ -1,0 +1,323 @@
+"""The networks of a run: baselines, teachers, students and others by role, kept in checkpoints.
+
+A run that was stopped goes on from them. Networks that do not depend on each other are one stack.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from ddjax import layers, parallel
+from ddjax.checkpoints import Checkpoints, NetworkSpec
+from ddjax.data import Dataset
+from ddjax.files import PathLike, local_path
+from ddjax.progress import Progress, silent
+from ddjax.state import TrainState, create_state
+from ddjax.training import distillation, step
+from ddjax.training.stack import Reader, train_stack
+
+# Which key of a seed makes which network: the same initial parameters at every temperature.
+_ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned", "substitute")
+# Those that are trained on the true labels at temperature 1.
+_UNDISTILLED = ("baseline", "start", "source", "plain", "substitute")
+_NOISE = 0x0153
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the networks of a run are trained.
+
+    Attributes:
+      network: the module; the same for all.
+      optimizer: makes it from the steps of an epoch; the same object for the same number, since programs are kept for
+        it.
+      epochs: passes over the training set, for each network.
+      batch_size: the examples of a step; fewer where the data set is smaller.
+      augment: see `train_step`; the same object for equal settings.
+      adversary: see `train_step`; likewise.
+      warm_start_epochs: epochs at temperature 1 on the true labels and clean images, before teacher and student, both
+        from the same start, and before adversarial training.
+      class_weights: whether an example of the true labels weighs the inverse of its class's share, so that all classes
+        weigh the same; teachers and students go without.
+      recipe: the name of these settings, for the description of a checkpoint.
+    """
+
+    network: nn.Module
+    optimizer: Callable[[int], optax.GradientTransformation]
+    epochs: int
+    batch_size: int
+    augment: step.Augmentation | None = None
+    adversary: step.Adversary | None = None
+    warm_start_epochs: int = 0
+    class_weights: bool = False
+    recipe: str = ""
+
+
+class Network(NamedTuple):
+    """One network of a run.
+
+    Attributes:
+      role: one of `_ROLES`.
+      seed: of its training.
+      temperature: of its training.
+    """
+
+    role: str
+    seed: int
+    temperature: float = 1.0
+
+    @property
+    def folder(self) -> str:
+        """The directory that it shares with the others of its temperature."""
+        return f"seed{self.seed}_{tag(None if self.role in _UNDISTILLED else self.temperature)}"
+
+
+def tag(temperature: float | None) -> str:
+    """A temperature in the name of a file."""
+    return "none" if temperature is None else f"T{temperature:g}"
+
+
+class Trainer:
+    """Trains the networks of a run, or restores what an earlier process of the run has trained."""
+
+    def __init__(
+        self,
+        directory: PathLike,
+        settings: Settings,
+        train: Dataset,
+        *,
+        stacking: str = "auto",
+        checkpoint_seconds: float = 30.0,
+        progress: Progress = silent,
+        evaluator: parallel.Evaluator | None = None,
+    ) -> None:
+        """Takes the data; it goes to the devices when they train.
+
+        Args:
+          directory: of the checkpoints.
+          settings: how to train.
+          train: the training set.
+          stacking: see `parallel.over_members`.
+          checkpoint_seconds: the least time between two checkpoints of one training.
+          progress: shows epochs and batches.
+          evaluator: computes the soft labels of images on disk.
+        """
+        self._directory = local_path(directory)
+        self._settings, self._train = settings, train
+        self._images = functools.cache(functools.partial(parallel.replicate, train.images))
+        self._reader = Reader(train.images) if train.on_disk else None
+        self._batch_size = min(settings.batch_size, len(train))
+        self._how = {"stacking": stacking, "checkpoint_seconds": checkpoint_seconds, "progress": progress}
+        self._stacking = stacking
+        self._evaluator = parallel.Evaluator() if evaluator is None else evaluator
+
+    def rates(self) -> dict[str, float | None] | None:
+        """Images a second, where they come from disk: decoded, read, and trained on; None where they do not.
+
+        The last is unknown where there was a single batch.
+        """
+        found = self._reader and self._reader.rates()
+        return {"decoded_per_second": self._train.decoded_per_second, **found} if found else None
+
+    def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> TrainState:
+        """A network trained on the true labels."""
+        (state,) = self._train_all([Network(role, seed, temperature)])
+        return state
+
+    def distilled(self, seed: int, temperature: float) -> tuple[TrainState, TrainState]:
+        """A teacher and its student."""
+        _, (pair,) = self.sweep([], [(seed, temperature)])
+        return pair
+
+    def distilled_with_noise(
+        self, seed: int, temperature: float, noise: float, finetune_epochs: int
+    ) -> tuple[TrainState, TrainState]:
+        """A teacher, and a student of its soft labels on noisy images, at the end on the true labels without noise.
+
+        Args:
+          seed: of the networks and of the noise.
+          temperature: of both trainings, and of the last epochs.
+          noise: the standard deviation of the normal noise on images in [0, 1], drawn once.
+          finetune_epochs: how many epochs the student then learns the true labels of the images without noise.
+
+        Returns:
+          Teacher and student.
+
+        Raises:
+          ValueError: for images on disk, of which a noisy copy may not fit into memory.
+        """
+        if self._train.on_disk:
+            raise ValueError("training on noisy images needs the images in memory: take a subset of the training set")
+        (teacher,) = self._train_all([Network("teacher", seed, temperature)])
+        noisy = distillation.with_noise(self._train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
+        images = functools.cache(functools.partial(parallel.replicate, noisy))
+        labels = lambda: self._soft_labels([teacher], [temperature], images)
+        (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, images=images)
+        if finetune_epochs:
+            network = Network("finetuned", seed, temperature)
+            (student,) = self._train_all([network], start=student, epochs=finetune_epochs)
+        return teacher, student
+
+    def sweep(
+        self, baselines: Sequence[int], distilled: Sequence[tuple[int, float]]
+    ) -> tuple[list[TrainState], list[tuple[TrainState, TrainState]]]:
+        """All networks of a sweep: first the undistilled ones and the teachers together, then the students.
+
+        Args:
+          baselines: the seeds of the undistilled ones.
+          distilled: seeds and temperatures of teachers and students.
+
+        Returns:
+          The undistilled networks, and teacher and student for each of `distilled`.
+
+        Reference:
+          Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
+        """
+        first = [Network("baseline", seed) for seed in baselines]
+        first += [Network("teacher", seed, temperature) for seed, temperature in distilled]
+        trained = self._train_all(first)
+        teachers = trained[len(baselines) :]
+        students = [Network("student", seed, temperature) for seed, temperature in distilled]
+        temperatures = [temperature for _, temperature in distilled]
+        # Of one size, so that one program trains both.
+        soft_labels = lambda: self._soft_labels(teachers, temperatures)
+        return trained[: len(baselines)], list(
+            zip(teachers, self._train_all(students, soft_labels, size=len(first)), strict=True)
+        )
+
+    def _soft_labels(
+        self,
+        teachers: list[TrainState],
+        temperatures: list[float],
+        images: Callable[[Mesh], jax.Array] | None = None,
+    ) -> np.ndarray:
+        members = [(each.logits_fn, np.float32(t)) for each, t in zip(teachers, temperatures, strict=True)]
+        if self._train.on_disk:
+            label = distillation.soft_labels_of_batch
+            return np.stack([self._evaluator(label, member, self._train.images) for member in members])
+        over = parallel.make_mesh("sweep", len(members))
+        labels = _compiled_soft_labels(self._stacking, over)(
+            (images or self._images)(over), parallel.stack(members, over)
+        )
+        return parallel.fetch(labels)[: len(teachers)]
+
+    def _train_all(
+        self,
+        networks: list[Network],
+        targets: Callable[[], np.ndarray] | None = None,
+        *,
+        size: int = 0,
+        images: Callable[[Mesh], jax.Array] | None = None,
+        start: TrainState | None = None,
+        epochs: int | None = None,
+    ) -> list[TrainState]:
+        """Trains networks of equal structure to their last epoch.
+
+        Args:
+          networks: that do not depend on each other.
+          targets: makes a distribution over the classes for each network and image, `[S, N, K]`; default: the labels.
+          size: the least size of the stack.
+          images: places the training images on devices; default: those of the data set.
+          start: whose parameters networks that have not begun get; default: as they are initialized.
+          epochs: how many in all; default: those of the settings.
+        """
+        if not networks:
+            return []
+        role = networks[0].role
+        if epochs is None:
+            epochs = self._settings.warm_start_epochs if role == "start" else self._settings.epochs
+        with contextlib.ExitStack() as stack:
+            checkpoints = [self._checkpoints(network, epochs) for network in networks]
+            for each in checkpoints:
+                stack.callback(each.close)
+            fresh = [self._fresh(network) for network in networks]
+            restored = [each.restore(state) for each, state in zip(checkpoints, fresh, strict=True)]
+            states, done = [state for state, _ in restored], [epoch for _, epoch in restored]
+            if min(done) >= epochs:
+                return states
+            states = self._warm_started(networks, states, done)
+            if start is not None:
+                pairs = zip(states, done, strict=True)
+                states = [state if epoch else _begun_from(start, state) for state, epoch in pairs]
+            return train_stack(
+                states,
+                self._reader or images or self._images,
+                targets() if targets else [self._true_labels(network.role) for network in networks],
+                [network.temperature for network in networks],
+                num_examples=len(self._train),
+                batch_size=self._batch_size,
+                epochs=epochs,
+                names=[f"{network.folder} {network.role}" for network in networks],
+                done=done,
+                stores=checkpoints,
+                size=size,
+                augment=self._settings.augment,
+                adversary=None if role == "start" else self._settings.adversary,
+                **self._how,
+            )
+
+    def _true_labels(self, role: str) -> np.ndarray:
+        """One-hot labels, weighted by class where the settings say so of this role."""
+        labels, count = self._train.labels, self._train.num_classes
+        one_hot = np.eye(count, dtype=np.float32)[labels]
+        if not self._settings.class_weights or role not in _UNDISTILLED:
+            return one_hot
+        from sklearn.utils.class_weight import compute_class_weight  # lazily: it takes a second
+
+        weights = compute_class_weight("balanced", classes=np.arange(count), y=labels)
+        return one_hot * weights.astype(np.float32)
+
+    def _fresh(self, network: Network) -> TrainState:
+        """A network before training."""
+        optimizer = self._settings.optimizer(step.steps_per_epoch(len(self._train), self._batch_size))
+        key = jax.random.fold_in(jax.random.key(network.seed), _ROLES.index(network.role))
+        return create_state(self._settings.network, optimizer, self._train.image_shape, key)
+
+    def _checkpoints(self, network: Network, epochs: int) -> Checkpoints:
+        """Where a network is kept."""
+        spec = NetworkSpec.of(
+            self._settings.network,
+            recipe=self._settings.recipe,
+            dataset=self._train.name,
+            num_classes=self._train.num_classes,
+            image_shape=self._train.image_shape,
+            role=network.role,
+            temperature=float(network.temperature),
+            seed=network.seed,
+            epochs=epochs,
+            num_train=len(self._train),
+            batch_size=self._batch_size,
+        )
+        return Checkpoints(self._directory / network.folder / network.role, spec)
+
+    def _warm_started(self, networks: list[Network], states: list[TrainState], done: list[int]) -> list[TrainState]:
+        """Gives networks that have not begun the parameters of their common start, where there is one."""
+        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self._settings.adversary else []))
+        begun = [bool(epoch) or network.role not in roles for network, epoch in zip(networks, done, strict=True)]
+        if self._settings.warm_start_epochs == 0 or all(begun):
+            return states
+        seeds = sorted({network.seed for network, is_begun in zip(networks, begun, strict=True) if not is_begun})
+        starts = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
+        return [
+            state if is_begun else _begun_from(starts[network.seed], state)
+            for network, state, is_begun in zip(networks, states, begun, strict=True)
+        ]
+
+
+def _begun_from(start: TrainState, state: TrainState) -> TrainState:
+    """A fresh state with the network of another."""
+    return state.replace(params=start.params, statistics=start.statistics)
+
+
+@functools.cache
+def _compiled_soft_labels(stacking: str, over: Mesh) -> Any:
+    label = lambda images, teacher: distillation.soft_labels(teacher[0], images, teacher[1])
+    return layers.jit(parallel.over_members(label, over, stacking))

@@ -1,0 +1,265 @@
+"""The page of `launch.sweep`, from synthetic records."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib import colors
+from matplotlib.collections import PatchCollection
+
+from ddjax import metrics
+from launch import pages
+from launch.pages import _style, sweep
+from tests.launch.pages import reading
+from tests.launch.pages.synthetic import figures, rows, run_of, save_run, write
+
+FLAGS = {"recipe": "mnist_quick", "dataset": "other", "temperatures": [1, 100], "seeds": [0]}
+CONFIG = {"flags": FLAGS}
+RATES = ("accuracy", "jsma_success", "jsma_tempered_success", "fgsm_success", "zero_gradient_share")
+
+
+def network(temperature, seed=0, *, plain=90, tempered=90, zero=0, correct=95, transfer=60, white=60):
+    """All records of one network: JSMA of 100 pairs, 100 test images."""
+    where = {"seed": seed, "temperature": temperature, "network": "student" if temperature else "baseline", "n": 100}
+    share = lambda successes: {"successes": successes, "success": successes / 100}
+    jsma = {**where, "measure": "jsma", "theta": 1.0, "gamma": 0.75, "max_features": 12, "images": 10}
+    large = 40 * (100 - zero) // 100
+    records = [
+        {**where, "measure": "accuracy", "correct": correct, "accuracy": correct / 100},
+        {**where, "measure": "logits", "mean_abs_logit": 8.5},
+        {**where, "measure": "gradients", "zero": zero, "log10_adversarial_gradient": -0.0}
+        | {"decades": [-300, -31, -30, -1], "decade_counts": [zero, 0, large, 100 - zero - large]},
+        {**jsma, "space": "probs", **share(plain), "robustness": 0.25, "capped_images": 2}
+        | {"mean_features": 4.0 if plain else None},
+        {**jsma, "space": "tempered", **share(tempered), "robustness": 0.125, "capped_images": 0, "mean_features": 3.0},
+        {**where, "measure": "fgsm", "epsilon": 0.3, **share(white)},
+    ]
+    if temperature:
+        records.append({**where, "measure": "fgsm_transfer", "epsilon": 0.3, **share(transfer)})
+        records.append({**where, "network": "teacher", "measure": "accuracy", "correct": 97, "accuracy": 0.97})
+    return [*records, {**where, "measure": "finished"}]
+
+
+def sweep_of(**distilled):
+    return network(None) + network(1.0) + network(100.0, **distilled)
+
+
+MASKED = {"plain": 2, "tempered": 88, "zero": 98, "white": 5}
+
+
+def save_examples(folder, tag, prediction=1):
+    random = np.random.default_rng(0)
+    clean = random.random((4, 4, 1), np.float32)
+    folder.mkdir(exist_ok=True)
+    success = np.ones((3, 3), bool)
+    success[0, 1] = False
+    np.savez(
+        folder / f"seed0_{tag}.npz",
+        jsma_images=random.random((3, 3, 4, 4, 1), np.float32), jsma_success=success,
+        jsma_present=np.array([True, True, False]), fgsm_label=np.int32(0), fgsm_clean=clean,
+        fgsm_clean_prediction=np.int32(0), fgsm_adversarial=np.clip(clean + 0.3, 0, 1),
+        fgsm_baseline_prediction=np.int32(1), fgsm_prediction=np.int32(prediction),
+    )  # fmt: skip
+
+
+def save(path, records, **flags):
+    save_run(path, "sweep", records, flags=FLAGS | flags, class_names=["nought", "one", "two"])
+
+
+@pytest.fixture
+def masked_run(tmp_path):
+    save(tmp_path, sweep_of(**MASKED))
+    for tag, prediction in (("none", 1), ("T1", 1), ("T100", 0)):
+        save_examples(tmp_path / "examples", tag, prediction)
+    return tmp_path
+
+
+def test_csv_is_exact(tmp_path):
+    save(tmp_path, network(None) + network(100.0, plain=0, zero=100, correct=94), temperatures=[100], dataset="mnist")
+    write(tmp_path)
+    header, none, hot, end = (tmp_path / "table.csv").read_text().split("\n")
+    intervals = ",".join(f"{rate}_{end}" for rate in (*RATES, "fgsm_transfer_success") for end in ("n", "low", "high"))
+    assert header == (
+        "temperature,accuracy,accuracy_variation,jsma_success,jsma_tempered_success,fgsm_success,robustness,mean_abs_logit,"
+        "zero_gradient_share,log10_adversarial_gradient,teacher_accuracy,fgsm_transfer_success,robustness_capped_share,"
+        f"jsma_mean_features,num_seeds,robustness_tempered,{intervals},published_jsma_success"
+    )
+    ninety, sixty = "100,0.825634,0.944771", "100,0.502003,0.690599"
+    assert none == (
+        "none,0.950000,0.000000,0.900000,0.900000,0.600000,0.250000,8.500000,0.000000,0.000000,,,0.200000,4.000000,1,0.125000,"
+        f"100,0.888250,0.978456,{ninety},{ninety},{sixty},100,0.000000,0.036993,,,,0.958900"
+    )
+    assert hot == (
+        "100,0.940000,-0.010000,0.000000,0.900000,0.600000,0.250000,8.500000,1.000000,0.000000,0.970000,0.600000,0.200000,,1,"
+        f"0.125000,100,0.875232,0.972214,100,0.000000,0.036993,{ninety},{sixty},100,0.963007,1.000000,{sixty},0.004500"
+    )
+    assert end == ""
+
+
+def test_seeds_are_pooled():
+    records = network(None) + network(10, plain=10) + network(10, seed=1, plain=40)
+    shorter = next(r for r in records if r["seed"] == 1 and r.get("space") == "probs")
+    shorter |= {"n": 50, "robustness": 0.75, "capped_images": 6, "mean_features": None}
+    row = sweep.summarize(run_of(records))[1]
+    assert (row["temperature"], row["num_seeds"]) == (10.0, 2)
+    assert (row["jsma_success"], row["jsma_success_n"]) == (50 / 150, 150)
+    assert (row["jsma_success_low"], row["jsma_success_high"]) == metrics.wilson_interval(50, 150)
+    assert (row["robustness"], row["robustness_capped_share"], row["jsma_mean_features"]) == (0.5, 8 / 20, 4.0)
+    assert sweep.gradient_decades(run_of(records))[10.0][-1] == 120
+
+
+def test_repeated_measurement_counts_once():
+    (row,) = sweep.summarize(run_of(network(None) + network(None, correct=80)))
+    assert (row["accuracy"], row["accuracy_n"]) == (0.8, 100)
+
+
+def test_teachers_stay_out_of_the_student_columns():
+    row = sweep.summarize(run_of(sweep_of(correct=90), CONFIG))[2]
+    assert (row["accuracy"], row["teacher_accuracy"]) == (0.9, 0.97)
+
+
+@pytest.mark.parametrize(("dataset", "shown"), [("mnist", ["95.9 %", "91.0 %", "0.4 %"]), ("digits", None)])
+def test_published_rates_belong_to_their_data_set(tmp_path, dataset, shown):
+    save(tmp_path, sweep_of(), dataset=dataset)
+    header, *lines = reading.markdown(pages.table(tmp_path))
+    assert ([line[-1] for line in lines] if "JSMA, published" in header else None) == shown
+
+
+def test_page_has_rates_with_intervals_and_all_figures(masked_run):
+    page = write(masked_run)
+    assert page.subtitle == "recipe mnist_quick, data set other, seeds 0"
+    results = page.sections["results"]
+    assert results.column("T") == ["none", "1", "100"]
+    assert results.column("JSMA, T=1 probabilities")[2] == "2.0 %\n0.6 to 7.0\nn = 100"
+    assert results.column("JSMA, tempered")[2] == "88.0 %\n80.2 to 93.0\nn = 100"
+    assert results.column("zero gradients")[2] == "98.0 %\n93.0 to 99.4\nn = 100"
+    assert results.column("FGSM, transferred") == ["", *["60.0 %\n50.2 to 69.1\nn = 100"] * 2]
+    assert results.column("change") == ["+0.0"] * 3
+    assert page.sections["attacks"].rows[1] == ["JSMA", "theta", "1"]
+    assert page.sections["figures"].figures == [
+        "success", "accuracy_variation", "gradients", "robustness", "jsma_grid", "jsma_grid_distilled", "fgsm"
+    ]  # fmt: skip
+    assert figures(masked_run) == set(page.sections["figures"].figures)
+    assert len(page.sections["figures"].captions) == 7
+    assert not {"missing-measurements", "other-records"} & page.sections.keys()
+    # A figure without data goes away.
+    for path in (masked_run / "examples").iterdir():
+        path.unlink()
+    assert write(masked_run).sections["figures"].figures == ["success", "accuracy_variation", "gradients", "robustness"]
+    assert "fgsm" not in figures(masked_run)
+
+
+def test_sweep_without_launcher_in_its_flags_is_one(tmp_path):
+    save(tmp_path, sweep_of(), launcher=None)
+    assert "T" in write(tmp_path).sections["results"].rows[0]
+
+
+def test_unfinished_sweep_names_what_is_missing(tmp_path):
+    save(tmp_path, network(None) + network(1.0)[:4])
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"seed": 0, "tempera')
+    page = write(tmp_path)
+    missing = page.sections["missing-measurements"].rows
+    assert missing[1:3] == [["1", "fgsm", "0"], ["1", "fgsm_transfer", "0"]]
+    assert [row[0] for row in missing[3:]] == ["100"] * 7
+    none, one, hundred = rows(tmp_path)
+    assert none["jsma_success"] == "0.900000"
+    assert (one["jsma_success"], one["fgsm_success"]) == ("0.900000", "")
+    assert set(hundred.values()) == {"100", "", "0"}
+
+
+def test_missing_measurements_count_seeds():
+    assert sweep.missing(run_of(sweep_of(), CONFIG)) == {}
+    more = {"flags": {"temperatures": [1, 100], "seeds": [0, 1]}}
+    missing = sweep.missing(run_of(sweep_of(), more))
+    assert len(missing) == 18
+    assert set(map(tuple, missing.values())) == {(1,)}
+    # The undistilled network has no transfer, and tempering changes nothing at T = 1.
+    assert not {(None, "fgsm_transfer"), (None, "jsma/tempered"), (1.0, "jsma/tempered")} & missing.keys()
+
+
+def test_other_records_have_a_table(tmp_path):
+    save(tmp_path, [*sweep_of(), {"measure": "attack", "attack": "pgd|linf", "file": "x"}])
+    assert write(tmp_path).sections["other-records"].column("attack") == ["pgd|linf"]
+
+
+def heights_of(series: Any) -> list[float]:
+    return series.lines[0].get_ydata(orig=False).tolist()
+
+
+def test_success_figure_shows_rates_and_intervals():
+    config = {"flags": FLAGS | {"dataset": "mnist"}}
+    figure = sweep.success_figure(sweep.summarize(run_of(sweep_of(**MASKED), config)))
+    assert figure is not None
+    left, right = figure.axes
+    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("JSMA", "FGSM")
+    assert left.get_xscale() == "log"
+    assert [label.get_text() for label in left.get_xticklabels()] == ["1", "100"]
+    plain, tempered, published = left.containers
+    assert (heights_of(plain), heights_of(tempered), heights_of(published)) == (
+        [90, 2],
+        [90, 88],
+        [91, pytest.approx(0.45)],
+    )
+    low, high = plain.lines[2][0].get_segments()[1][:, 1]
+    np.testing.assert_allclose((low / 100, high / 100), metrics.wilson_interval(2, 100))
+    assert any(line.get_label() == "undistilled network" for line in left.lines)
+    assert len(right.containers) == 2
+
+
+def test_accuracy_figure_shows_differences_in_points():
+    figure = sweep.accuracy_figure(sweep.summarize(run_of(sweep_of(correct=92), CONFIG)))
+    assert figure is not None
+    np.testing.assert_allclose(heights_of(figure.axes[0].containers[0]), [0, -3], atol=1e-9)
+
+
+def test_gradients_figure_stacks_to_all_images():
+    run = run_of(sweep_of(**MASKED), CONFIG)
+    figure = sweep.gradients_figure(sweep.summarize(run), sweep.gradient_decades(run))
+    assert figure is not None
+    (axes,) = figure.axes
+    heights = np.array([[bar.get_height() for bar in container] for container in axes.containers])
+    assert heights.shape == (10, 3)
+    np.testing.assert_allclose(heights.sum(axis=0), 100)
+    np.testing.assert_allclose(heights[[0, 1, 9], 0], [0, 40, 60])
+    np.testing.assert_allclose(heights[0], [0, 0, 98])
+    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), [0, 0, 98])
+    legend = axes.get_legend()
+    assert legend is not None
+    assert len(legend.get_texts()) == 11
+
+
+def test_robustness_figure_shows_both_attacks():
+    figure = sweep.robustness_figure(sweep.summarize(run_of(sweep_of(), CONFIG)))
+    assert figure is not None
+    assert [heights_of(container)[0] for container in figure.axes[0].containers] == [25.0, 12.5]
+
+
+def test_example_figures_show_outcomes(tmp_path):
+    save_examples(tmp_path / "examples", "none")
+    with np.load(tmp_path / "examples" / "seed0_none.npz") as data:
+        examples: dict[str, Any] = dict(data)
+    grid = sweep.jsma_figure(examples, ["nought", "one", "two"], "Undistilled network")
+    assert grid is not None
+    (axes,) = grid.axes
+    assert axes.get_title(loc="left") == "Undistilled network: 3 of 4 targets reached"
+    (boxes,) = (child for child in axes.get_children() if isinstance(child, PatchCollection))
+    edges = [colors.to_hex(color).upper() for color in np.asarray(boxes.get_edgecolor())]
+    assert (edges.count(_style.GREEN), edges.count(_style.RED), edges.count(_style.GRAY)) == (3, 1, 2)
+    right: dict[str, Any] = examples | {"fgsm_prediction": np.int32(0)}
+    shown = sweep.fgsm_figure({None: examples, 10.0: right, 50.0: examples}, ["$0", "$1", "two"])
+    assert shown is not None
+    words = [text.get_text() for text in shown.axes[3].texts]
+    assert words[words.index("distilled, T = 10") :] == [
+        "distilled, T = 10", "✓ \\$0", "✓ \\$0", "distilled, T = 50", "✓ \\$0", "✗ \\$1"
+    ]  # fmt: skip
+    assert _style.to_png(shown).startswith(b"\x89PNG")
+
+
+def test_no_figure_without_data():
+    rows = sweep.summarize(run_of(network(None)))
+    for draw in (sweep.success_figure, sweep.accuracy_figure, sweep.robustness_figure):
+        assert draw(rows) is None
+    assert sweep.gradients_figure(rows, {}) is None
+    assert sweep.jsma_figure({}, [], "none") is None
+    assert sweep.fgsm_figure({}, []) is None
