@@ -4,7 +4,7 @@ Most are functions of images, a `ddjax.classifier.Transform`. As it is deployed 
 `classifier.transformed(logits_fn, transform)` or, where it is random, `classifier.randomized(logits_fn, transform)`; an
 attack that knows it looks through `aware` and `attacks.expectation`. Some make of a classifier another one themselves:
 `WRAPPERS`. Others are detectors beside the classifier, `squeezing` and `lid`, or ways to train it:
-`adversarial_training`, `thermometer`.
+`thermometer`.
 """
 
 import inspect

@@ -6,6 +6,7 @@ Reference:
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -284,7 +285,7 @@ def _beyond_seam(errors: Float[Array, "B L O"], side: int) -> Array:
     return jnp.arange(side, dtype=jnp.int32)[None, None] >= minimum_error_seam(errors)[:, :, None]
 
 
-def _local_means(images: Array) -> Array:
+def _local_means(images: Array, *_: Any) -> Array:
     """The mean of each pixel and its eight neighbors; beyond the border stands what is on it."""
     rows, columns = images.shape[1:3]
     padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")

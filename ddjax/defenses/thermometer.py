@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax import checks, losses
 from ddjax.attacks import contract, problem
 from ddjax.classifier import LogitsFn, bpda, transform, transformed
+from ddjax.training.adversaries import DeclaredAdversary
 
 
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
@@ -224,7 +225,7 @@ def ls_pga(
         # An inverse temperature that has grown to infinity ends the ascent, too; long before, the softmax is one-hot.
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         preferences = preferences + length * (jnp.sign(gradient) if use_sign else gradient)
-        return preferences, inverse * growth, zeros + problem.all_of(gradient == 0)
+        return preferences, inverse * growth, zeros + problem.is_dead(gradient)
 
     inverse = jnp.asarray(inverse_temperature, images.dtype)
     preferences, _, zeros = lax.fori_loop(0, num_steps, step, (preferences, inverse, jnp.zeros_like(labels, jnp.int32)))
@@ -302,7 +303,7 @@ def dga(
         gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
         # The code of bin k has the bits up to k, so that its promise is, up to what is the same for all, their sum.
-        zeros = zeros + problem.all_of(gradient == 0)
+        zeros = zeros + problem.is_dead(gradient)
         return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), zeros, keep_better(best, bins, logits)
 
     outputs = jax.eval_shape(logits_fn, codes_of(start))
@@ -311,6 +312,21 @@ def dga(
     last, zeros, best = lax.fori_loop(0, num_steps, step, (start, zeros, (start, worst)))
     bins, logits = keep_better(best, last, logits_fn(codes_of(last)))
     return _result(_closest(images, bins, levels), logits, labels, targets, num_steps, zeros)
+
+
+def ls_pga_examples(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    *,
+    epsilon: float,
+    num_steps: int,
+    levels: int,
+) -> Float[Array, "B H W C"]:
+    """The adversarial images of `ls_pga`, for adversarial training of networks of codes with so many levels."""
+    settings = {"epsilon": epsilon, "num_steps": num_steps, "levels": levels}
+    return ls_pga(logits_fn, images, labels, key=keys, **settings).inputs
 
 
 def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
@@ -397,3 +413,6 @@ def _result(
     return contract.AttackResult(
         images, success, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients
     )
+
+
+ADVERSARIES = (DeclaredAdversary("ls_pga", ls_pga_examples),)

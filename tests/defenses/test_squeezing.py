@@ -173,7 +173,7 @@ def test_the_adaptive_attack_goes_undetected_where_the_plain_one_is_caught(detec
     threshold = float(squeezing.detector_scores(logits_fn, squeezers, clean).max()) + 0.05
     settings = {"learning_rate": 0.05, "initial_const": 0.1, "search_steps": 6, "num_steps": 150}
     caught = lambda result: squeezing.is_detected(
-        squeezing.detector_scores(logits_fn, squeezers, result.images), threshold
+        squeezing.detector_scores(logits_fn, squeezers, result.inputs), threshold
     )
     plain = attacks.carlini_wagner_l2(logits_fn, clean, labels, **settings)
     assert plain.success.all()
@@ -183,15 +183,15 @@ def test_the_adaptive_attack_goes_undetected_where_the_plain_one_is_caught(detec
     )(threshold)
     assert found.success.mean() > 0.7
     # To rounding of the scores.
-    scores = squeezing.detector_scores(logits_fn, squeezers, found.images)[found.success]
+    scores = squeezing.detector_scores(logits_fn, squeezers, found.inputs)[found.success]
     assert (scores <= threshold + 1e-5).all()
-    distance = lambda result: np.linalg.norm((result.images - clean).reshape(len(clean), -1), axis=1)
+    distance = lambda result: np.linalg.norm((result.inputs - clean).reshape(len(clean), -1), axis=1)
     assert (distance(found) >= distance(plain) - 1e-3)[np.asarray(found.success)].all()
     # A misclassified image that the detector knows is no success.
     wrong = (labels + 1) % 3
     none = squeezing.adaptive_attack(logits_fn, clean, wrong, squeezers, -1.0, **settings | {"search_steps": 1})
     assert not none.success.any()
-    np.testing.assert_array_equal(none.images, clean)
+    np.testing.assert_array_equal(none.inputs, clean)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 50.0])
@@ -219,17 +219,17 @@ def test_any_attack_on_the_detector_takes_the_closer_of_those_that_pass(detected
             attacks.ddn, logits_fn, clean, labels, key, squeezers, threshold, targets=targets, num_steps=60
         )
     )(threshold)
-    decisions = jnp.argmax(logits_fn(both.images), axis=1)
-    scores = squeezing.detector_scores(logits_fn, squeezers, both.images)
+    decisions = jnp.argmax(logits_fn(both.inputs), axis=1)
+    scores = squeezing.detector_scores(logits_fn, squeezers, both.inputs)
     passed = (decisions == targets if targeted else decisions != labels) & (scores <= threshold + 1e-5)
     np.testing.assert_array_equal(both.success, passed)
     assert both.success.mean() > 0.7
-    np.testing.assert_allclose(both.logits, logits_fn(both.images), atol=1e-4)
+    np.testing.assert_allclose(both.logits, logits_fn(both.inputs), atol=1e-4)
     # An attack on the views together ends on their boundary, where the detector fires.
     joint = squeezing.joint_classifier(logits_fn, squeezers)
-    alone = attacks.ddn(joint, clean, labels, key, targets=targets, num_steps=60)
-    unseen = ~squeezing.is_detected(squeezing.detector_scores(logits_fn, squeezers, alone.images), threshold)
-    wrong = jnp.argmax(logits_fn(alone.images), axis=1) != labels
+    alone = attacks.ddn(joint, clean, labels, key=key, targets=targets, num_steps=60)
+    unseen = ~squeezing.is_detected(squeezing.detector_scores(logits_fn, squeezers, alone.inputs), threshold)
+    wrong = jnp.argmax(logits_fn(alone.inputs), axis=1) != labels
     assert (unseen & wrong).mean() < both.success.mean()
     assert (both.gradients > alone.gradients).all()
 
@@ -241,7 +241,7 @@ def test_a_constraint_that_holds_changes_nothing_and_the_optimum_is_the_quadrati
     free = attacks.carlini_wagner_l2(
         logits_fn, clean[:2], labels[:2], constraint=lambda x: 0.0 * x[:, 0, 0, 0], **settings
     )
-    np.testing.assert_allclose(plain.images, free.images, atol=1e-6)
+    np.testing.assert_allclose(plain.inputs, free.inputs, atol=1e-6)
     # Two classes, and the mean of the image may not rise above where it was: a quadratic program.
     two = lambda x: logits_fn(x)[:, :2]
     image, label = clean[:1], jnp.argmax(two(clean[:1]), axis=1)
@@ -271,7 +271,7 @@ def test_a_constraint_that_holds_changes_nothing_and_the_optimum_is_the_quadrati
     )
     assert best.success
     assert found.success.all()
-    distance = np.linalg.norm(np.asarray(found.images, np.float64).ravel() - flat)
+    distance = np.linalg.norm(np.asarray(found.inputs, np.float64).ravel() - flat)
     assert distance == pytest.approx(np.sqrt(best.fun), rel=0.02)
     assert distance >= np.sqrt(best.fun) * 0.999
 

@@ -194,14 +194,14 @@ def test_finds_the_optimum_of_each_pixel_of_a_linear_classifier(name, targeted):
     logits_fn = linear(images.shape, levels, 2)
     labels = jnp.asarray([0, 1, 0, 1, 1, 0], jnp.int32)
     run = attack(name.split()[0], levels=levels, epsilon=epsilon, **STRONG[name])
-    result = jax.jit(lambda x, y, k: run(logits_fn, x, y, k, targets=1 - y if targeted else None))(
+    result = jax.jit(lambda x, y, k: run(logits_fn, x, y, key=k, targets=1 - y if targeted else None))(
         images, labels, jax.random.key(4)
     )
     weights = np.asarray(logits_fn.args[0], np.float64).reshape(4, 3, 2, levels, 2)
     towards = np.where(np.asarray(labels)[:, None, None, None, None] == 0, 1, -1) * (weights[..., 1] - weights[..., 0])
     promise = np.where(reachable(*ball(images, epsilon), levels), np.cumsum(towards, axis=4), -np.inf)
     expected = np.arange(levels) <= promise.argmax(4)[..., None]
-    codes = jitted_encode(result.images, levels=levels)
+    codes = jitted_encode(result.inputs, levels=levels)
     np.testing.assert_array_equal(np.reshape(codes, expected.shape), expected)
     assert (expected.sum(4) - 1 != bins).mean() > 0.5
 
@@ -243,15 +243,15 @@ def test_contract(network, batch, name):
     images, labels = batch
     keys = jax.random.split(jax.random.key(6), 12)
     epsilon = np.linspace(0.0, 0.4, 12, dtype=np.float32)
-    run = jax.jit(lambda x, y, k, e, t: of_name(name)(network, x, y, k, epsilon=e, targets=t))
+    run = jax.jit(lambda x, y, k, e, t: of_name(name)(network, x, y, key=k, epsilon=e, targets=t))
     logits = jax.jit(network)
     result = run(images, labels, keys, epsilon, None)
-    adversarial = np.asarray(result.images)
+    adversarial = np.asarray(result.inputs)
     low, high = ball(images, epsilon[:, None, None, None])
     assert (adversarial >= low).all()
     assert (adversarial <= high).all()
     # Each pixel is the point of its bin that is closest to where it was.
-    codes = np.asarray(jitted_encode(result.images, levels=8)).reshape(*images.shape, 8)
+    codes = np.asarray(jitted_encode(result.inputs, levels=8)).reshape(*images.shape, 8)
     before = np.asarray(jitted_encode(images, levels=8)).reshape(codes.shape)
     bins = codes.sum(4).astype(int) - 1
     lower, upper = np.float32(bins / 8), np.nextafter(np.float32((bins + 1) / 8), np.float32(0))
@@ -261,24 +261,24 @@ def test_contract(network, batch, name):
     assert down.any()
     np.testing.assert_array_equal(adversarial[0], images[0])
     # What the classifier of images says of them.
-    np.testing.assert_allclose(result.logits, logits(result.images), atol=1e-4)
+    np.testing.assert_allclose(result.logits, logits(result.inputs), atol=1e-4)
     np.testing.assert_array_equal(result.success, np.argmax(result.logits, axis=1) != labels)
     assert 0 < result.success.sum() < 12
     assert (np.asarray(result.steps) == 5).all()
     assert (np.asarray(result.gradients) == 5).all()
     # Neither the batch nor the compiler matters, and a target is another attack.
     few = run(images[3:5], labels[3:5], keys[3:5], epsilon[3:5], None)
-    np.testing.assert_array_equal(few.images, adversarial[3:5])
+    np.testing.assert_array_equal(few.inputs, adversarial[3:5])
     targets = (np.asarray(labels) + 1) % 4
     aimed = run(images, labels, keys, epsilon, targets)
-    np.testing.assert_array_equal(aimed.success, np.argmax(logits(aimed.images), axis=1) == targets)
-    assert (np.asarray(aimed.images) != adversarial).any()
+    np.testing.assert_array_equal(aimed.success, np.argmax(logits(aimed.inputs), axis=1) == targets)
+    assert (np.asarray(aimed.inputs) != adversarial).any()
 
 
 @pytest.mark.parametrize("name", ["ls_pga noisy", "dga random"])
 def test_eager_is_jit_is_vmap_and_keys_matter(network, batch, name):
     images, labels = batch
-    run = lambda x, key, epsilon: of_name(name)(network, x, labels, key, epsilon=epsilon).images
+    run = lambda x, key, epsilon: of_name(name)(network, x, labels, key=key, epsilon=epsilon).inputs
     compiled = jax.jit(run)
     found = compiled(images, jax.random.key(7), 0.2)
     np.testing.assert_array_equal(run(images, jax.random.key(7), 0.2), found)
@@ -296,7 +296,7 @@ def test_a_pixel_without_a_gradient_stays(name):
     flat = jax.tree_util.Partial(lambda codes: jnp.sum(codes, axis=(1, 2, 3))[:, None] * jnp.zeros((1, 3)))
     settings = {"levels": 8, "epsilon": 0.5, "num_steps": 2} | ({"random_start": False} if name == "dga" else {})
     result = jax.jit(lambda x: attack(name, **settings)(flat, x, jnp.zeros(2, jnp.int32)))(images)
-    np.testing.assert_array_equal(result.images, images)
+    np.testing.assert_array_equal(result.inputs, images)
     assert not result.success.any()
 
 
@@ -305,8 +305,8 @@ def test_a_network_without_finite_logits_breaks_nothing(name):
     images, _ = some((2, 3, 3, 1), 8)
     broken = jax.tree_util.Partial(lambda codes: jnp.sum(codes, axis=(1, 2, 3))[:, None] * jnp.full((1, 3), jnp.nan))
     run = attack(name, levels=8, epsilon=0.5, num_steps=2)
-    result = jax.jit(lambda x: run(broken, x, jnp.zeros(2, jnp.int32), jax.random.key(0)))(images)
-    assert np.isfinite(result.images).all()
+    result = jax.jit(lambda x: run(broken, x, jnp.zeros(2, jnp.int32), key=jax.random.key(0)))(images)
+    assert np.isfinite(result.inputs).all()
     assert not result.success.any()
 
 
@@ -316,7 +316,7 @@ def test_a_long_annealing_stays_finite(network, batch):
         lambda x: ls_pga(network, x, labels, levels=8, epsilon=0.3, num_steps=steps, anneal=2.0)
     )(images)
     short, long = run(6), run(400)
-    assert np.isfinite(long.images).all()
+    assert np.isfinite(long.inputs).all()
     # Infinite inverse temperatures undo nothing.
     assert int(long.success.sum()) >= int(short.success.sum()) > 0
 
@@ -342,9 +342,9 @@ def test_dga_keeps_the_best_of_what_it_has_visited(network, batch):
         (ls_pga, {"anneal": 0.0}, "anneal must be a finite number above 0"),
         (ls_pga, {"num_steps": 0}, "num_steps must be a finite number at least 1"),
         (ls_pga, {"levels": 1}, "levels must be a finite number at least 2"),
-        (ls_pga, {"noisy_start": True}, "ls_pga with a noisy start is random: it needs a key"),
+        (ls_pga, {"noisy_start": True}, "ls_pga with a noisy start .*needs a key"),
         (ls_pga, {"targets": jnp.zeros(1, jnp.int32)}, "a target must differ"),
-        (dga, {}, "dga with a random start is random: it needs a key"),
+        (dga, {}, "dga with a random start .*needs a key"),
         (dga, {"random_start": False, "num_steps": 0}, "num_steps must be"),
         (dga, {"random_start": False, "epsilon": float("nan")}, "epsilon must be"),
     ],
@@ -352,13 +352,13 @@ def test_dga_keeps_the_best_of_what_it_has_visited(network, batch):
 def test_attacks_refuse(function, settings, message):
     images = jnp.full((1, 2, 2, 1), 0.5)
     logits_fn = linear(images.shape, settings.get("levels", 16), 2)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         function(logits_fn, images, jnp.zeros(1, jnp.int32), **settings)
 
 
 def test_attacks_refuse_images_out_of_the_box():
     images = jnp.full((1, 2, 2, 1), 1.5)
-    with pytest.raises(ValueError, match="images must be finite and within"):
+    with pytest.raises(ValueError, match="must be finite and inside"):
         ls_pga(linear(images.shape, 16, 2), images, jnp.zeros(1, jnp.int32))
 
 

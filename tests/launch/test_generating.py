@@ -75,7 +75,6 @@ def test_a_density_is_trained_and_reported(density):
         np.testing.assert_allclose(255 * samples, np.round(255 * samples), atol=1e-4)
         assert 0 <= samples.min() < samples.max() <= 1
     page = (workdir / "report.html").read_text()
-    assert "A held-out image takes" in page
     assert {path.stem for path in (workdir / "figures").iterdir()} == {"training", "samples"}
     spec = checkpoints.read_spec(workdir / DENSITY)
     assert (spec.recipe, spec.role, spec.image_shape) == ("pixelcnn_mnist", "density", (8, 8, 1))
