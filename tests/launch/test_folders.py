@@ -167,7 +167,7 @@ def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, t
     assert "on 10 test images" in done.stdout
     assert "images a second:" in done.stdout
     state, spec = checkpoints.load_network(checkpoint(tmp_path / "run"))
-    assert (spec.network, spec.image_shape, spec.batch_size) == ("vgg10", (32, 32, 3), 32)
+    assert (spec.network, spec.image_shape, spec.batch_size) == ("ddjax.models:ConvNet", (32, 32, 3), 32)
     (mean, *_) = jax.tree.leaves(state.batch_stats)
     assert np.abs(mean).max() > 0
 
