@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jax.core import Tracer
 
+_LARGEST = 2**31 - 1
+
 
 def known_values(array: Any) -> np.ndarray | None:
     """The values of an array as NumPy has them; None for None and inside of a trace, where they are not known."""
@@ -64,6 +66,8 @@ def check_whole_number(name: str, value: Any, *, least: int) -> None:
         raise TypeError(f"{name} decides the structure of the program and cannot be traced; pass a Python integer")
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if value > _LARGEST:
+        raise ValueError(f"{name} must be at most {_LARGEST}, the largest integer of 32 bits, got {value}")
 
 
 def check_choice(name: str, value: Any, known: Collection[str]) -> None:

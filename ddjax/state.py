@@ -125,14 +125,14 @@ def _compiled_init(network: nn.Module) -> Callable[..., Any]:
 
 
 @functools.cache
-def training_arguments(network: nn.Module) -> dict[str, bool]:
+def training_arguments(network: Any) -> dict[str, bool]:
     """The keyword arguments of `network.__call__` that switch it to training; empty where it has none."""
     known = inspect.signature(type(network).__call__).parameters
     return {name: value for name, value in _MODES.items() if name in known}
 
 
 @functools.cache
-def evaluation_arguments(network: nn.Module) -> dict[str, bool]:
+def evaluation_arguments(network: Any) -> dict[str, bool]:
     """The keyword arguments that switch a network to evaluation, without those whose default does so."""
     known = inspect.signature(type(network).__call__).parameters
     return {

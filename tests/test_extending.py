@@ -79,7 +79,7 @@ def _run_examples(*parts):
 
 
 def test_attack_file_is_about_40_lines():
-    assert len(FILES["my_attacks.py"].splitlines()) <= 45
+    assert len(FILES["my_attacks.py"].splitlines()) <= 50
 
 
 def test_attack_runs_in_the_library(directory):
@@ -140,22 +140,6 @@ def test_attack_runs_in_launch_evaluate(command, checkpoint, tmp_path):
     command(line, f"--workdir={tmp_path}", "--num_examples=10")
     attacked = {record.get("attack") for record in runs.read_results(tmp_path)}
     assert {"my_attacks:sign_line", "pgd:epsilon=8/255"} <= attacked
-
-
-def test_defense_has_the_declared_gradient(directory):
-    found = _run_examples("ddjax.evaluate(", "ddjax.defenses.parse")
-    inputs, deployed = found["inputs"], found["deployed"]
-    np.testing.assert_allclose(deployed(inputs), found["logits_fn"](np.round(inputs * 2) / 2), atol=1e-5)
-    # Rounding has a zero gradient, which the result counts; BPDA has the identity's.
-    assert found["naive"].zero_gradients.all()
-    assert not found["aware"].zero_gradients.any()
-
-
-def test_defense_runs_in_launch_evaluate(command, checkpoint, tmp_path):
-    line = _command("my_defenses").replace("DIR", str(checkpoint))
-    command(line, f"--workdir={tmp_path}", "--num_examples=10")
-    defended = {record.get("defense") for record in runs.read_results(tmp_path)}
-    assert {"none", "my_defenses:levels:count=3"} <= defended
 
 
 def test_data_set_is_loaded_by_its_import_path(directory):

@@ -63,7 +63,7 @@ PARAMETERS = {
 }
 
 
-@pytest.mark.parametrize("name", models.NETWORKS)
+@pytest.mark.parametrize("name", [network.name for network in models.NETWORKS])
 def test_networks_have_the_papers_sizes(name):
     size, channels, expected = PARAMETERS[name]
     module = models.build(name, 10)

@@ -11,7 +11,6 @@ from jaxtyping import config
 from scipy import special
 
 from ddjax import data, layers, losses, training
-from ddjax.defenses import adversarial_training
 from ddjax.models import ConvNet
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -292,7 +291,7 @@ class TestAdversary:
         @jax.jit
         def attack(logits_fn, images, labels):
             keys = jax.random.split(jax.random.key(9), 50)
-            found = adversarial_training.pgd_examples(logits_fn, images, labels, keys, epsilon=0.1, num_steps=7)
+            found = training.pgd_examples(logits_fn, images, labels, keys, epsilon=0.1, num_steps=7)
             return found, jnp.mean(losses.cross_entropy(logits_fn(found), labels))
 
         def attacked_loss(state):
@@ -300,7 +299,7 @@ class TestAdversary:
             assert np.abs(np.asarray(found) - FLOATS).max() <= 0.1 + 1e-6
             return float(loss)
 
-        adversary = functools.partial(adversarial_training.pgd_examples, epsilon=0.1, num_steps=3)
+        adversary = functools.partial(training.pgd_examples, epsilon=0.1, num_steps=3)
         trained = []
         for given in (None, adversary):
             epoch = jax.jit(functools.partial(training.train_epoch, batch_size=25, adversary=given))

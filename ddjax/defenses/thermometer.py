@@ -22,6 +22,7 @@ from ddjax.attacks import contract, problem
 from ddjax.classifier import LogitsFn, transform, transformed
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.images import check_images
+from ddjax.training.adversaries import DeclaredAdversary
 
 
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
@@ -212,7 +213,7 @@ def ls_pga(
         # An inverse temperature that has grown to infinity ends the ascent, too; long before, the softmax is one-hot.
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         preferences = preferences + length * (jnp.sign(gradient) if use_sign else gradient)
-        return preferences, inverse * growth, zeros + problem.all_of(gradient == 0)
+        return preferences, inverse * growth, zeros + problem.is_dead(gradient)
 
     inverse = jnp.asarray(inverse_temperature, images.dtype)
     preferences, _, zeros = lax.fori_loop(0, num_steps, step, (preferences, inverse, jnp.zeros_like(labels, jnp.int32)))
@@ -290,7 +291,7 @@ def dga(
         gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
         # The code of bin k has the bits up to k, so its gain is their sum, up to a constant.
-        zeros = zeros + problem.all_of(gradient == 0)
+        zeros = zeros + problem.is_dead(gradient)
         return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), zeros, keep_better(best, bins, logits)
 
     outputs = jax.eval_shape(logits_fn, codes_of(start))
@@ -299,6 +300,21 @@ def dga(
     last, zeros, best = lax.fori_loop(0, num_steps, step, (start, zeros, (start, worst)))
     bins, logits = keep_better(best, last, logits_fn(codes_of(last)))
     return _result(_closest(images, bins, levels), logits, labels, targets, num_steps, zeros)
+
+
+def ls_pga_examples(
+    logits_fn: LogitsFn,
+    images: Float[Array, "B H W C"],
+    labels: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    *,
+    epsilon: float,
+    num_steps: int,
+    levels: int,
+) -> Float[Array, "B H W C"]:
+    """The adversarial images of `ls_pga`, for adversarial training of networks of codes with so many levels."""
+    settings = {"epsilon": epsilon, "num_steps": num_steps, "levels": levels}
+    return ls_pga(logits_fn, images, labels, key=keys, **settings).inputs
 
 
 def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
@@ -388,3 +404,4 @@ def _result(
 
 
 DEFENSES = (declare(encode, name="thermometer", gradient="substitute", substitute=ramp, view=decode, levels=16),)
+ADVERSARIES = (DeclaredAdversary("ls_pga", ls_pga_examples),)

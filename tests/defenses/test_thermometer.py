@@ -343,9 +343,9 @@ def test_dga_keeps_the_best_of_what_it_has_visited(network, batch):
         (ls_pga, {"anneal": 0.0}, "anneal must be a finite number above 0"),
         (ls_pga, {"num_steps": 0}, "num_steps must be a finite number at least 1"),
         (ls_pga, {"levels": 1}, "levels must be a finite number at least 2"),
-        (ls_pga, {"noisy_start": True}, "ls_pga with a noisy start is random: it needs a key"),
+        (ls_pga, {"noisy_start": True}, "ls_pga with a noisy start .*needs a key"),
         (ls_pga, {"targets": jnp.zeros(1, jnp.int32)}, "a target must differ"),
-        (dga, {}, "dga with a random start is random: it needs a key"),
+        (dga, {}, "dga with a random start .*needs a key"),
         (dga, {"random_start": False, "num_steps": 0}, "num_steps must be"),
         (dga, {"random_start": False, "epsilon": float("nan")}, "epsilon must be"),
     ],
@@ -353,13 +353,13 @@ def test_dga_keeps_the_best_of_what_it_has_visited(network, batch):
 def test_attacks_refuse(function, settings, message):
     images = jnp.full((1, 2, 2, 1), 0.5)
     logits_fn = linear(images.shape, settings.get("levels", 16), 2)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         function(logits_fn, images, jnp.zeros(1, jnp.int32), **settings)
 
 
 def test_attacks_refuse_images_out_of_the_box():
     images = jnp.full((1, 2, 2, 1), 1.5)
-    with pytest.raises(ValueError, match="images must be finite and within"):
+    with pytest.raises(ValueError, match="must be finite and inside"):
         ls_pga(linear(images.shape, 16, 2), images, jnp.zeros(1, jnp.int32))
 
 

@@ -296,7 +296,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def train_step():
-    return jax.jit(functools.partial(pixelcnn.train_step, memory=0.25))
+    return jax.jit(functools.partial(pixelcnn.train_step, ema_decay=0.25))
 
 
 @pytest.fixture(scope="module")
@@ -341,7 +341,7 @@ def test_loss_is_the_mean_of_bits_where_nothing_is_dropped(state, images, floats
         name: leaf if "first" in name or name == "last" else jax.tree.map(np.zeros_like, leaf)
         for name, leaf in state.params.items()
     }
-    state = state.replace(params=without, averages=without)
+    state = state.replace(params=without, ema_params=without)
     _, metrics = train_step(state, floats)
     assert float(metrics["bits_per_dimension"]) == pytest.approx(float(bits(state, images).mean()), rel=1e-5)
 
@@ -364,17 +364,17 @@ def test_epochs_resume(state, train_epoch):
     # As from a checkpoint: arrays alone.
     restored = {
         name: jax.device_put(jax.tree.map(np.asarray, getattr(once, name)))
-        for name in ("params", "averages", "opt_state", "step")
+        for name in ("params", "ema_params", "opt_state", "step")
     }
     resumed, _ = train_epoch(state.replace(**restored))
-    for name in ("params", "averages"):
+    for name in ("params", "ema_params"):
         jax.tree.map(np.testing.assert_array_equal, getattr(twice, name), getattr(resumed, name))
 
 
 def test_states_of_equal_settings_share_a_program(state, floats, train_step):
     train_step(state, floats)
     before = train_step._cache_size()
-    train_step(state.replace(model=network(1, dropout=0.2), optimizer=optimizer()), floats)
+    train_step(state.replace(network=network(1, dropout=0.2), optimizer=optimizer()), floats)
     assert train_step._cache_size() == before
     # Networks that are equal are one density to a program.
     densities = [random_density(network(1), (2, 2, 1), seed) for seed in (20, 21)]

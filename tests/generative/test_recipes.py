@@ -1,10 +1,11 @@
+import json
 import math
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from ddjax import checkpoints
+from ddjax import checkpoints, generative
 from ddjax.generative import gan, pixelcnn
 from launch import recipes
 from launch.recipes import generative as generative_recipes
@@ -21,9 +22,10 @@ def test_every_recipe_builds_its_model(name):
     assert recipe.name == name
     assert recipe.model in MODELS
     shape = SHAPES[recipe.dataset]
-    # As it is built from what is stored beside a checkpoint; shapes alone, since the largest has 50 million parameters.
-    spec = checkpoints.NetworkSpec(name, recipe.model, recipe.dataset, 10, shape, recipe.role, 1.0, 0, 1, 100, 10)
-    made = jax.eval_shape(spec.build, jax.random.key(0))
+    # Shapes alone, since the largest has 50 million parameters.
+    made = jax.eval_shape(lambda key: generative_recipes.create_state(recipe, shape, key), jax.random.key(0))
+    # A checkpoint describes it by JSON values, and builds it again from them.
+    assert checkpoints.build(json.loads(json.dumps(checkpoints.describe(made.network)))) == made.network
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made.params)) > 10_000
     if recipe.model == "gan":
         assert (recipe.role, generative.latent_of(made)) == ("generator", made.network.generator.latent)

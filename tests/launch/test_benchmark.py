@@ -8,8 +8,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddjax import data, models, recipes, runs, training
+from ddjax import data, models, runs, training
 from ddjax.attacks import jsma
+from launch import recipes
 from launch.benchmarks import adapters, attacks, measure, peers
 from tests.launch.processes import ROOT, SMALL
 
@@ -241,7 +242,7 @@ def test_converted_network_is_the_same_function(there, network, shape, memory_fo
     converted = peers.convert(state, shape, memory_format)
     with there.torch.no_grad():
         theirs = converted.module(converted.images(images)).numpy()
-    ours = np.asarray(training.logits_fn(state)(jax.numpy.asarray(images)))
+    ours = np.asarray(state.logits_fn(jax.numpy.asarray(images)))
     np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-4 * np.abs(ours).max())
 
 
@@ -278,7 +279,7 @@ def test_adapters_do_their_work(there, trained, name, peer):
         settings["num_steps"] = 5
     test = data.load("digits", "test")
     clean = data.to_float(test.images)
-    rows = np.flatnonzero(attacks.decide(training.logits_fn(trained), clean) == test.labels)[:4]
+    rows = np.flatnonzero(attacks.decide(trained.logits_fn, clean) == test.labels)[:4]
     clean, labels = clean[rows], test.labels[rows]
     targets = (labels + 1) % 10
     network = peers.convert(trained, (8, 8, 1))
@@ -292,7 +293,7 @@ def test_adapters_do_their_work(there, trained, name, peer):
     change = np.abs(found - clean)
     # Something was found, and more than the image itself. Not by art's Linf attack in so few steps: it starts again
     # from the clean image with each constant, where saturated tanh variables hardly move.
-    decisions = attacks.decide(training.logits_fn(trained), found)
+    decisions = attacks.decide(trained.logits_fn, found)
     success = decisions == targets if name == "jsma" or name.startswith("carlini") else decisions != labels
     if (name, peer) != ("carlini_wagner_linf", "art"):
         assert success.any()
@@ -306,13 +307,13 @@ def test_adapters_do_their_work(there, trained, name, peer):
 def test_batched_jsma_takes_the_pairs_that_ours_takes(there, trained):
     test = data.load("digits", "test")
     clean = data.to_float(test.images)
-    rows = np.flatnonzero(attacks.decide(training.logits_fn(trained), clean) == test.labels)[:8]
+    rows = np.flatnonzero(attacks.decide(trained.logits_fn, clean) == test.labels)[:8]
     clean, labels = clean[rows], test.labels[rows]
     targets = ((labels + 3) % 10).astype(np.int32)
     network = peers.convert(trained, (8, 8, 1))
     call = adapters.ADAPTERS["jsma"]["batched_torch"].make(network, SETTINGS["jsma"] | {"batch": 8})
     found = peers.on_host(call(network.images(clean), network.classes(labels), network.classes(targets)))
     ours = jax.jit(lambda f, x, y, t: jsma(f, x, y, targets=t, gamma=12 / 64, score_space="logits"))(
-        training.logits_fn(trained), clean, labels, targets
+        trained.logits_fn, clean, labels, targets
     )
     np.testing.assert_array_equal(found, np.asarray(ours.images))

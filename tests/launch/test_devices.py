@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from .conftest import ROOT, SMALL
+from .processes import ROOT, SMALL
 
 ARGUMENTS = [*SMALL, "--temperatures=20", "--checkpoint_seconds=0"]
 

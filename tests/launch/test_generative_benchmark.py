@@ -18,7 +18,7 @@ def density():
     # Untrained, it thinks much the same of all pixels.
     last = state.ema_params["last"]
     averages = state.ema_params | {"last": last | {"kernel": 5 * last["kernel"]}}
-    return "tiny_density", state.replace(averages=averages)
+    return "tiny_density", state.replace(ema_params=averages)
 
 
 def generator():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddjax import attacks, runs
+from ddjax import attacks, checkpoints, runs
 from launch import _errors, _help, _setup
 from tests.launch.processes import ROOT
 
@@ -58,7 +58,7 @@ def test_errors_become_one_sentence_and_a_status(error, sentence, status):
 
 
 def test_full_disk_is_found_behind_another_error():
-    error = runs.CheckpointError("the checkpoint is damaged")
+    error = checkpoints.CheckpointError("the checkpoint is damaged")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert _errors.explain(error)[0].startswith("no space is left on the disk; ")
 

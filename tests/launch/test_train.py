@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from ddjax import runs
+from ddjax import checkpoints, runs
 from tests.launch.processes import SMALL
 
 
@@ -11,7 +11,7 @@ def test_train_and_report(launch, tmp_path):
     (record,) = runs.read_results(tmp_path)
     assert record["n"] == 100
     assert record["accuracy"] > 0.5
-    _, spec = runs.load_network(tmp_path / "checkpoints" / "seed0_none" / "baseline")
+    _, spec = checkpoints.load_network(tmp_path / "checkpoints" / "seed0_none" / "baseline")
     assert (spec.role, spec.epochs, spec.num_train) == ("baseline", 3, 200)
     assert launch("train", f"--workdir={tmp_path}", *SMALL[:3]).stdout == done.stdout
     assert "report:" in launch("report", f"--workdir={tmp_path}").stdout
@@ -20,7 +20,7 @@ def test_train_and_report(launch, tmp_path):
 def test_distill_trains_teacher_and_student(distilled):
     records = runs.read_results(distilled)
     assert [(record["network"], record["temperature"]) for record in records] == [("teacher", 20.0), ("student", 20.0)]
-    _, spec = runs.load_network(distilled / "checkpoints" / "seed0_T20" / "teacher")
+    _, spec = checkpoints.load_network(distilled / "checkpoints" / "seed0_T20" / "teacher")
     assert (spec.role, spec.temperature) == ("teacher", 20.0)
 
 
@@ -68,10 +68,10 @@ def test_a_student_of_noisy_images_and_its_last_epochs_on_the_true_labels(launch
     assert [record["network"] for record in records] == ["teacher", "student"]
     folder = tmp_path / "checkpoints" / "seed0_T20"
     assert {path.name for path in folder.iterdir()} == {"teacher", "noisy_student", "finetuned"}
-    _, spec = runs.load_network(folder / "finetuned")
+    _, spec = checkpoints.load_network(folder / "finetuned")
     assert (spec.role, spec.epochs, spec.temperature) == ("finetuned", 2, 20.0)
     # The last epochs go on from the noisy student.
-    before, after = (runs.load_network(folder / role)[0].params for role in ("noisy_student", "finetuned"))
+    before, after = (checkpoints.load_network(folder / role)[0].params for role in ("noisy_student", "finetuned"))
     norm = lambda tree: sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(tree))
     assert 0 < norm(jax.tree.map(lambda a, b: a - b, before, after)) < norm(before)
     assert launch("distill", *arguments).stdout == done.stdout

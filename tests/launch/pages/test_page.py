@@ -7,8 +7,8 @@ import shutil
 import matplotlib
 import pytest
 
-from ddjax import recipes, runs
-from launch import pages
+from ddjax import runs
+from launch import pages, recipes
 from launch.pages import _page, sweep
 from launch.recipes import published
 from tests.launch.pages import reading, synthetic
