@@ -1,5 +1,7 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -73,8 +75,8 @@ def test_a_normalizing_classifier_is_attacked_in_either_space():
         outside = attack(pixels, images, labels, **settings)
         settings |= {"epsilon": 0.5}
         own = attack(network, inside, labels, bounds=bounds, **settings)
-        back = own.images * std[None, None, None] + mean[None, None, None]
-        np.testing.assert_allclose(back, outside.images, atol=1e-5)
+        back = own.inputs * std[None, None, None] + mean[None, None, None]
+        np.testing.assert_allclose(back, outside.inputs, atol=1e-5)
         np.testing.assert_array_equal(own.success, outside.success)
     assert len(jax.tree.leaves(pixels)) == 2
 
@@ -98,3 +100,46 @@ def test_bfloat16_is_the_same_classifier_in_eight_bits_of_precision():
     assert "bf16" in program
     with pytest.raises(ValueError, match="parameters are leaves"):
         in_bfloat16(lambda x: x)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_bfloat16_gives_logits_and_gradients_of_the_inputs_dtype(dtype):
+    with jax.enable_x64(dtype == "float64"):
+        network = in_bfloat16(make())
+        inputs = jnp.asarray(np.asarray(IMAGES)).astype(dtype)
+        assert network(inputs).dtype == dtype
+        assert jax.grad(lambda x: network(x)[:, 0].sum())(inputs).dtype == dtype
+        expected = np.asarray(network(jnp.asarray(np.asarray(IMAGES), jnp.float32)), np.float32)
+        np.testing.assert_allclose(np.asarray(network(inputs), np.float32), expected, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 4, 3), (5, 4, 4, 3), (5, 2, 4, 4, 3)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_normalization_takes_inputs_of_any_shape_and_dtype(shape, dtype):
+    values = np.random.default_rng(0).random(shape)
+    mean, std = np.array([0.4, 0.5, 0.6]), np.array([0.2, 0.3, 0.4])
+    with jax.enable_x64(dtype == "float64"):
+        found = normalized(lambda x: x, jnp.asarray(mean), jnp.asarray(std))(jnp.asarray(values).astype(dtype))
+        assert found.dtype == dtype
+        tolerance = 1e-12 if dtype == "float64" else 0.05
+        np.testing.assert_allclose(np.asarray(found, np.float64), (values - mean) / std, atol=tolerance)
+
+
+class NeedsTrain(nn.Module):
+    @nn.compact
+    def __call__(self, inputs, train):
+        return nn.Dense(3)(inputs.reshape(inputs.shape[0], -1))
+
+
+def test_bind_refuses_a_class_wrong_variables_and_a_missing_argument(monkeypatch):
+    module = NeedsTrain()
+    variables = module.init(jax.random.key(0), IMAGES, train=False)
+    # Without the type hints that tests have and users do not.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"not its class: bind\(NeedsTrain\(...\), variables\)"):
+        bind(NeedsTrain, variables, train=False)
+    with pytest.raises(ValueError, match='as {"params": ...}, as module.init returns them, got Dense_0'):
+        bind(module, variables["params"], train=False)
+    with pytest.raises(ValueError, match="NeedsTrain needs the argument 'train'"):
+        bind(module, variables)
+    assert bind(module, variables, train=False)(IMAGES).shape == (5, 3)

@@ -129,6 +129,24 @@ class TestExpectation:
         )
         assert len(set(np.asarray(classifier._digest(images)).tolist())) == 257
 
+    def test_draws_differ_where_the_last_bit_of_any_dtype_differs(self):
+        for dtype in ("bfloat16", "float32", "float64"):
+            with jax.enable_x64(dtype == "float64"):
+                one = jnp.full((1, 3), 0.7, dtype)
+                other = one.at[0, 1].set(jnp.nextafter(one[0, 1], jnp.asarray(1, dtype)))
+                assert classifier._digest(one)[0] != classifier._digest(other)[0]
+
+    def test_form_follows_the_platform_of_the_lowering(self, images, network):
+        """One draw after the other on a CPU, all at once elsewhere, whatever the process runs on."""
+        many = classifier.expectation(ddjax.randomized(network, NOISE), jax.random.key(4), num_samples=7)
+        traced = jax.jit(lambda x: many(x)).trace(images)
+        all_at_once = "tensor<7x6x64xf32>"
+        on = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda")}
+        assert all_at_once in on["cuda"]
+        assert all_at_once not in on["cpu"]
+        by_hand = jnp.stack([many.args[0](images, keys) for keys in classifier._keys_of(many.args[1], images, 7)])
+        np.testing.assert_allclose(many(images), by_hand.mean(0), rtol=1e-4, atol=1e-5)
+
     @pytest.mark.parametrize(
         ("settings", "message"),
         [

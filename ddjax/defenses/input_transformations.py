@@ -53,8 +53,9 @@ def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float
     """
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be from 1 to 8, got {bits}")
-    level = jnp.clip(jnp.round(255 * widened(inputs)), 0, 255).astype(jnp.int32)
-    kept = (level >> (8 - bits) << (8 - bits)).astype(jnp.float32)
+    wide = widened(inputs)
+    level = jnp.clip(jnp.round(255 * wide), 0, 255).astype(jnp.int32)
+    kept = (level >> (8 - bits) << (8 - bits)).astype(wide.dtype)
     return rounding.round_to_levels(kept / 255, 256).astype(inputs.dtype)
 
 

@@ -106,7 +106,8 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
     rows, columns, channels = images.shape[1:]
     if channels not in (1, 3):
         raise ValueError(f"JPEG needs images of one or three channels, got {channels}")
-    values = jnp.clip(jnp.round(255 * widened(images)), 0, 255).astype(jnp.int32)
+    wide = widened(images)
+    values = jnp.clip(jnp.round(255 * wide), 0, 255).astype(jnp.int32)
     luminance, chrominance = (quantization_table(table, quality) for table in (LUMINANCE, CHROMINANCE))
     if channels == 1:
         decoded = 128 + _quantize(values - 128, luminance)
@@ -120,7 +121,7 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
             color = _upsample(color[:, :, : -(-columns // 2)])[:, :rows, :columns]
         planes = jnp.concatenate([bright, color], axis=3)
         decoded = (jnp.einsum("ck,bijk->bijc", _TO_RGB, planes) + 2**15) >> 16
-    return rounding.round_to_levels(decoded.astype(jnp.float32) / 255, 256).astype(images.dtype)
+    return rounding.round_to_levels(decoded.astype(wide.dtype) / 255, 256).astype(images.dtype)
 
 
 def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:

@@ -64,7 +64,8 @@ def purify(
     if most_bits > 0:
         is_typical = pixelcnn.bits_per_dimension(density, nearest) < most_bits
         purified = jnp.where(is_typical[:, None, None, None], nearest, purified)
-    return rounding.round_to_levels(purified / 255, 256).astype(images.dtype)
+    # The density is in float32; the levels are exact in the dtype of the images.
+    return rounding.round_to_levels(purified.astype(widened(images).dtype) / 255, 256).astype(images.dtype)
 
 
 def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:

@@ -34,7 +34,7 @@ def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[A
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be from 1 to 16, got {bits}")
-    return rounding.round_to_levels(widened(inputs), 2**bits).astype(inputs.dtype)
+    return rounding.round_to_levels(inputs, 2**bits)
 
 
 def binarize(inputs: Float[Array, "B ..."], *, threshold: float = 0.5) -> Float[Array, "B ..."]:

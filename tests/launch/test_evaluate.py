@@ -119,7 +119,7 @@ def test_report_and_a_second_run_that_adds_an_attack(launch, matrix):
         ([], "--checkpoint must name"),
         (["--checkpoint=PAIR"], "--attack must name at least one attack; known: carlini_wagner_l0"),
         (["--checkpoint=PAIR", "--checkpoint=PAIR", "--attack=ddn"], "--checkpoint must be different ones"),
-        (["--checkpoint=PAIR", "--attack=ddn", "--defense=prayer"], "unknown defense 'prayer'; known: none, squeezing"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=prayer"], "unknown defense 'prayer'; known: activation_pruning"),
         (
             ["--checkpoint=PAIR", "--attack=ddn", "--defense=median:rows=2"],
             "no setting 'rows'; known: height=2, width=2",
@@ -127,10 +127,11 @@ def test_report_and_a_second_run_that_adds_an_attack(launch, matrix):
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=none:a=1"], "no setting 'a'; known: none"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=median:height=0"], "sides of at least 1, got 0 x 2"),
         (["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:squeezers=blur"], "unknown squeezer 'blur'"),
-        (["--checkpoint=PAIR", "--attack=ddn", "--defense=thermometer"], "needs a network of codes with 16 levels"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing"], "nothing is published for digits"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=thermometer"], "which this network does not take"),
         (
-            ["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:false_positive_rate=1"],
-            "must be in [0, 1), got 1",
+            ["--checkpoint=PAIR", "--attack=ddn", "--defense=squeezing:squeezers=median_2_2,false_positive_rate=1"],
+            "false_positive_rate must be a finite number at least 0 and below 1, got 1",
         ),
         (["--checkpoint=PAIR", "--attack=ddn", "--budget_l2=-1"], "--budget_l2 must be a finite number above 0"),
         (["--checkpoint=PAIR", "--attack=ddn", "--samples=0"], "must be at least 1"),

@@ -194,8 +194,8 @@ def test_models_that_do_not_fit_are_refused(launch, classifier, trained, other_s
     cases = [
         ("pixel_defend", tmp_path / "nothing", "train it with: python -m launch.train --recipe=pixelcnn_mnist"),
         ("defense_gan", tmp_path / "nothing", "train it with: python -m launch.train --recipe=gan_mnist"),
-        ("pixel_defend", trained / "train_gan_mnist" / GENERATOR, "holds a generator, not a density; recipes of one"),
-        ("pixel_defend", other_shape, "is of images of shape (28, 28, 1), not (8, 8, 1)"),
+        ("pixel_defend", trained / "train_gan_mnist" / GENERATOR, "holds a generator, not a density"),
+        ("pixel_defend", other_shape, "takes images of shape (28, 28, 1), not (8, 8, 1)"),
     ]
     for name, model, message in cases:
         done = launch("evaluate", *arguments, f"--defense={name}:model={model}", ok=False)
