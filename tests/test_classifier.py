@@ -104,8 +104,8 @@ def test_bfloat16_is_the_same_classifier_in_eight_bits_of_precision():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_bfloat16_gives_logits_and_gradients_of_the_inputs_dtype(dtype):
+    network = in_bfloat16(make())
     with jax.enable_x64(dtype == "float64"):
-        network = in_bfloat16(make())
         inputs = jnp.asarray(np.asarray(IMAGES)).astype(dtype)
         assert network(inputs).dtype == dtype
         assert jax.grad(lambda x: network(x)[:, 0].sum())(inputs).dtype == dtype

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from ddjax import layers
 from ddjax.attacks import carlini_wagner_l2, contract, problem
 from ddjax.checks import check_number
-from ddjax.classifier import LogitsFn
+from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.squeezing import calibrated_threshold
 
@@ -363,6 +363,7 @@ def fit(
       Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
     """
     check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
+    logits_fn = as_pytree(logits_fn)
     first, second = (round(len(images) * share) for share in (_REFERENCES, _REFERENCES + _FITTED))
     references, tried, rest = images[:first], images[first:second], images[second:]
     keys = jax.random.split(key, (2, len(tried)))

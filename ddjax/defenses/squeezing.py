@@ -356,6 +356,7 @@ def joint_detector(
       Xu et al., 2018 (arXiv 1704.01155).
     """
     del labels, key
+    logits_fn = as_pytree(logits_fn)
     check_settings(squeezers=squeezers, threshold=threshold, false_positive_rate=false_positive_rate)
     names = _squeezers(squeezers)
     if threshold is None:

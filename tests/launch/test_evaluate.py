@@ -119,7 +119,7 @@ def test_report_and_a_second_run_that_adds_an_attack(launch, matrix):
         ([], "--checkpoint must name"),
         (["--checkpoint=PAIR"], "--attack must name at least one attack; known: carlini_wagner_l0"),
         (["--checkpoint=PAIR", "--checkpoint=PAIR", "--attack=ddn"], "--checkpoint must be different ones"),
-        (["--checkpoint=PAIR", "--attack=ddn", "--defense=prayer"], "unknown defense 'prayer'; known: activation_pruning"),
+        (["--checkpoint=PAIR", "--attack=ddn", "--defense=prayer"], "unknown defense 'prayer'; known: activation"),
         (
             ["--checkpoint=PAIR", "--attack=ddn", "--defense=median:rows=2"],
             "no setting 'rows'; known: height=2, width=2",
