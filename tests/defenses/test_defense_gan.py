@@ -95,7 +95,8 @@ class TestReconstruct:
             )[1]
         )(many)
         errors = [np.asarray(run(20, restarts)) for restarts in (2, 3, 8)]
-        assert (np.diff(errors, axis=0) <= 0).all()
+        # Programs of different numbers of starts round differently in each of the steps.
+        assert (np.diff(errors, axis=0) <= 20 * np.finfo(np.float32).eps * errors[0][None]).all()
         assert errors[2].mean() < 0.9 * errors[0].mean()
         assert np.mean(run(60, 3) <= errors[1] + 1e-6) > 0.8
 
