@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, Problem, is_dead, prepare
-from ddjax.attacks.problem import norm as norm_of
+from ddjax.attacks.examples import Criterion, Examples, PerExample, is_dead
+from ddjax.attacks.examples import norm as norm_of
+from ddjax.attacks.problem import Bounds, Problem, prepare
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 

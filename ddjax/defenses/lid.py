@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from ddjax import layers
-from ddjax.attacks import problem
+from ddjax.attacks import examples
 from ddjax.classifier import LogitsFn
 
 # The modules whose outputs count as layers.
@@ -169,8 +169,8 @@ def noisy(
       Images within [0, 1]; where the box cuts the noise off, less of it is left.
     """
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
-    scale = problem.norm(like - images) / problem.norm(noise)
-    return jnp.clip(images + problem.per_example(scale, images) * noise, 0.0, 1.0)
+    scale = examples.norm(like - images) / examples.norm(noise)
+    return jnp.clip(images + examples.per_example(scale, images) * noise, 0.0, 1.0)
 
 
 @jax.tree_util.register_dataclass
