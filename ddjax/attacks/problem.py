@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 from ddjax import layers
 from ddjax.attacks.contract import AttackResult
 from ddjax.attacks.examples import Criterion, Examples, per_example
+from ddjax.attacks.precision import in_precision
 from ddjax.checks import known_values
 from ddjax.classifier import LogitsFn
 
@@ -271,13 +272,8 @@ def prepare(
         targets = None if targets is None else jnp.where(valid, targets, 1)
     is_half = jnp.finfo(outputs.dtype).bits < 32
     guard = (_GUARD_OF_HALF if is_half else _GUARD) * float(jnp.finfo(outputs.dtype).eps)
-    exact = logits_fn
-
-    def cast(inputs: Array) -> Array:
-        return exact(inputs.astype(original.dtype)).astype(dtype)
-
     return Problem(
-        logits_fn=logits_fn if dtype == original.dtype == outputs.dtype else cast,
+        logits_fn=in_precision(logits_fn, original.dtype, outputs.dtype, dtype),
         examples=Examples(clean, labels, targets, mask, criterion, guard),
         low=low,
         high=high,
