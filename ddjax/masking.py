@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from scipy import special
 
 from ddjax import checks, losses
-from ddjax.attacks import fgsm, pgd, problem
+from ddjax.attacks import examples, fgsm, pgd, problem
 from ddjax.classifier import LogitsFn
 
 # From the best to the worst; with "unknown" too little was measured to tell.
@@ -140,11 +140,11 @@ def probe(
     if substitute is not None:
         candidates.append(pgd(substitute, images, labels, key=of_transfer, epsilon=epsilon, num_steps=num_steps).inputs)
     logits = lax.map(judge, jnp.concatenate([jnp.stack(candidates), climbed]))
-    broken = jax.vmap(lambda of_one: problem.is_adversarial(of_one, labels))(logits)
+    broken = jax.vmap(lambda of_one: examples.is_adversarial(of_one, labels))(logits)
     by_radius = broken[len(candidates) : -1]
     return Probe(
         # With the label as the target, a success is to be right.
-        correct=problem.is_adversarial(logits[0], labels, labels),
+        correct=examples.is_adversarial(logits[0], labels, labels),
         one_step=broken[1],
         many_steps=by_radius[radii.index(1)],
         transfer=None if substitute is None else broken[3],
@@ -159,7 +159,7 @@ def _random_search(
     logits_fn: LogitsFn, images: Array, labels: Array, keys: Array, epsilon: float | Array, num_random: int
 ) -> Array:
     """The sample of each image's ball, within the box, that comes closest to a wrong decision or is furthest in it."""
-    radius = problem.per_example(epsilon, images)
+    radius = examples.per_example(epsilon, images)
     low, high = jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
 
     def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:

@@ -31,7 +31,7 @@ import numpy as np
 from absl import flags
 
 from ddjax import attacks, checkpoints, checks, data, defenses, evaluation, metrics, runs, training
-from ddjax.attacks import problem
+from ddjax.attacks import examples, problem
 from ddjax.defenses import defense_gan, thermometer
 from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow, Outcome
 
@@ -484,7 +484,7 @@ class _Row:
 
 def _gradient_norm(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
     asked = problem.prepare("the gradient's norm", logits_fn, images, labels)
-    return problem.norm(asked.examples.objective_and_gradient(asked.logits_fn, asked.clean)[2])
+    return examples.norm(asked.examples.objective_and_gradient(asked.logits_fn, asked.clean)[2])
 
 
 if __name__ == "__main__":

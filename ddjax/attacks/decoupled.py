@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses, rounding
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, is_dead, norm, prepare
+from ddjax.attacks.examples import Criterion, is_dead, norm
+from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 

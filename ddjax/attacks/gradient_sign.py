@@ -6,7 +6,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, PerExample, is_dead, prepare
+from ddjax.attacks.examples import Criterion, PerExample, is_dead
+from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 

@@ -10,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax import jacobian, layers
 from ddjax.attacks import loops
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, Problem, all_of, prepare
-from ddjax.attacks.problem import norm as norm_of
+from ddjax.attacks.examples import Criterion, Examples, all_of
+from ddjax.attacks.examples import norm as norm_of
+from ddjax.attacks.problem import Bounds, Problem, prepare
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 

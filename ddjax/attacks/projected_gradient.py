@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, Problem, is_dead, prepare
-from ddjax.attacks.problem import norm as norm_of
+from ddjax.attacks.examples import Criterion, Examples, PerExample, is_dead
+from ddjax.attacks.examples import norm as norm_of
+from ddjax.attacks.problem import Bounds, Problem, prepare
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 
@@ -22,8 +23,6 @@ LOSSES = ("cross_entropy", "margin", "dlr", "logit")
 _PATH = 2.5
 # The share of the values that an L1 step changes.
 _L1_SHARE = 0.01
-
-
 # Of the range, the radius without one that is given.
 _EPSILON = 0.3
 
@@ -107,19 +106,196 @@ def pgd(
       Tramer and Boneh, Adversarial Training and Robustness for Multiple Perturbations, 2019 (arXiv 1904.13000).
       Momentum: Dong et al., 2018 (arXiv 1710.06081).
     """
+    return _climb(
+        "pgd",
+        logits_fn,
+        inputs,
+        labels,
+        key=key,
+        targets=targets,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_steps=num_steps,
+        norm=norm,
+        loss=loss,
+        random_start=random_start,
+        num_restarts=num_restarts,
+        momentum=momentum,
+        start=start,
+        mask=mask,
+        criterion=criterion,
+        bounds=bounds,
+    )
+
+
+@refuses_old_calls
+def bim(
+    logits_fn: LogitsFn,
+    inputs: Float[Array, "B ..."],
+    labels: Int[Array, " B"],
+    *,
+    key: Key[Array, "..."] | None = None,
+    targets: Int[Array, " B"] | None = None,
+    epsilon: PerExample | None = None,
+    step_size: PerExample | None = None,
+    num_steps: int = 10,
+    norm: str = "linf",
+    loss: str = "cross_entropy",
+    mask: Bool[Array, "..."] | None = None,
+    criterion: Criterion | None = None,
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
+    """The basic iterative method, also called iterative FGSM: `pgd` from the image itself.
+
+    Args:
+      logits_fn: a classifier.
+      inputs: inside `bounds`.
+      labels: the true classes.
+      key: checked, but unused; the attack is deterministic.
+      targets: the classes to reach, for the targeted attack; none may be the true one.
+      epsilon: as in `pgd`.
+      step_size: as in `pgd`.
+      num_steps: as in `pgd`.
+      norm: as in `pgd`.
+      loss: as in `pgd`.
+      mask: as in `pgd`.
+      criterion: as in `pgd`.
+      bounds: as in `pgd`.
+
+    Returns:
+      As `pgd`.
+
+    Raises:
+      ValueError: as `pgd`.
+
+    Reference:
+      Kurakin et al., Adversarial Examples in the Physical World, 2017 (arXiv 1607.02533).
+
+    Departures from the paper:
+      The best of all iterates is returned, not the last.
+    """
+    return _climb(
+        "bim",
+        logits_fn,
+        inputs,
+        labels,
+        key=key,
+        targets=targets,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_steps=num_steps,
+        norm=norm,
+        loss=loss,
+        random_start=False,
+        mask=mask,
+        criterion=criterion,
+        bounds=bounds,
+    )
+
+
+@refuses_old_calls
+def mim(
+    logits_fn: LogitsFn,
+    inputs: Float[Array, "B ..."],
+    labels: Int[Array, " B"],
+    *,
+    key: Key[Array, "..."] | None = None,
+    targets: Int[Array, " B"] | None = None,
+    epsilon: PerExample | None = None,
+    step_size: PerExample | None = None,
+    num_steps: int = 10,
+    norm: str = "linf",
+    loss: str = "cross_entropy",
+    momentum: float | Float[Array, ""] = 1.0,
+    mask: Bool[Array, "..."] | None = None,
+    criterion: Criterion | None = None,
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
+    """The momentum iterative method: `pgd` from the image itself along a decaying sum of its gradients.
+
+    Args:
+      logits_fn: a classifier.
+      inputs: inside `bounds`.
+      labels: the true classes.
+      key: checked, but unused; the attack is deterministic.
+      targets: the classes to reach, for the targeted attack; none may be the true one.
+      epsilon: as in `pgd`.
+      step_size: as in `pgd`; the paper takes `epsilon / num_steps`.
+      num_steps: as in `pgd`.
+      norm: as in `pgd`.
+      loss: as in `pgd`.
+      momentum: as in `pgd`.
+      mask: as in `pgd`.
+      criterion: as in `pgd`.
+      bounds: as in `pgd`.
+
+    Returns:
+      As `pgd`.
+
+    Raises:
+      ValueError: as `pgd`.
+
+    Reference:
+      Dong et al., Boosting Adversarial Attacks with Momentum, 2018 (arXiv 1710.06081).
+
+    Departures from the paper:
+      The best of all iterates is returned, not the last.
+    """
+    return _climb(
+        "mim",
+        logits_fn,
+        inputs,
+        labels,
+        key=key,
+        targets=targets,
+        epsilon=epsilon,
+        step_size=step_size,
+        num_steps=num_steps,
+        norm=norm,
+        loss=loss,
+        random_start=False,
+        momentum=momentum,
+        mask=mask,
+        criterion=criterion,
+        bounds=bounds,
+    )
+
+
+def _climb(
+    name: str,
+    logits_fn: LogitsFn,
+    inputs: Float[Array, "B ..."],
+    labels: Int[Array, " B"],
+    *,
+    key: Key[Array, "..."] | None,
+    targets: Int[Array, " B"] | None,
+    epsilon: PerExample | None,
+    step_size: PerExample | None,
+    num_steps: int,
+    norm: str,
+    loss: str,
+    random_start: bool,
+    mask: Bool[Array, "..."] | None,
+    criterion: Criterion | None,
+    bounds: Bounds,
+    num_restarts: int = 1,
+    momentum: float | Float[Array, ""] = 0.0,
+    start: Float[Array, "B ..."] | None = None,
+) -> AttackResult:
+    """`pgd`, under the name that its errors give."""
     check_choice("norm", norm, NORMS)
     check_choice("loss", loss, LOSSES)
-    for name, value in (("epsilon", epsilon), ("step_size", step_size), ("momentum", momentum)):
+    for setting, value in (("epsilon", epsilon), ("step_size", step_size), ("momentum", momentum)):
         if value is not None:
-            check_number(name, value, least=0.0)
-    for name, value in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-        check_whole_number(name, value, least=1)
+            check_number(setting, value, least=0.0)
+    for setting, value in (("num_steps", num_steps), ("num_restarts", num_restarts)):
+        check_whole_number(setting, value, least=1)
     if num_restarts > 1 and not random_start:
         raise ValueError(f"{num_restarts} restarts without a random start would all be the same")
     if random_start and key is None:
-        raise TypeError("pgd with a random start needs a key as jax.random.key makes it, got none")
+        raise TypeError(f"{name} with a random start needs a key as jax.random.key makes it, got none")
     problem = prepare(
-        "pgd",
+        name,
         logits_fn,
         inputs,
         labels,
@@ -200,137 +376,6 @@ def pgd(
     )
 
 
-@refuses_old_calls
-def bim(
-    logits_fn: LogitsFn,
-    inputs: Float[Array, "B ..."],
-    labels: Int[Array, " B"],
-    *,
-    key: Key[Array, "..."] | None = None,
-    targets: Int[Array, " B"] | None = None,
-    epsilon: PerExample | None = None,
-    step_size: PerExample | None = None,
-    num_steps: int = 10,
-    norm: str = "linf",
-    loss: str = "cross_entropy",
-    mask: Bool[Array, "..."] | None = None,
-    criterion: Criterion | None = None,
-    bounds: Bounds = (0.0, 1.0),
-) -> AttackResult:
-    """The basic iterative method, also called iterative FGSM: `pgd` from the image itself.
-
-    Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      epsilon: as in `pgd`.
-      step_size: as in `pgd`.
-      num_steps: as in `pgd`.
-      norm: as in `pgd`.
-      loss: as in `pgd`.
-      mask: as in `pgd`.
-      criterion: as in `pgd`.
-      bounds: as in `pgd`.
-
-    Returns:
-      As `pgd`.
-
-    Raises:
-      ValueError: as `pgd`.
-
-    Reference:
-      Kurakin et al., Adversarial Examples in the Physical World, 2017 (arXiv 1607.02533).
-
-    Departures from the paper:
-      The best of all iterates is returned, not the last.
-    """
-    return pgd(
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        loss=loss,
-        random_start=False,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
-
-
-@refuses_old_calls
-def mim(
-    logits_fn: LogitsFn,
-    inputs: Float[Array, "B ..."],
-    labels: Int[Array, " B"],
-    *,
-    key: Key[Array, "..."] | None = None,
-    targets: Int[Array, " B"] | None = None,
-    epsilon: PerExample | None = None,
-    step_size: PerExample | None = None,
-    num_steps: int = 10,
-    norm: str = "linf",
-    loss: str = "cross_entropy",
-    momentum: float | Float[Array, ""] = 1.0,
-    mask: Bool[Array, "..."] | None = None,
-    criterion: Criterion | None = None,
-    bounds: Bounds = (0.0, 1.0),
-) -> AttackResult:
-    """The momentum iterative method: `pgd` from the image itself along a decaying sum of its gradients.
-
-    Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      epsilon: as in `pgd`.
-      step_size: as in `pgd`; the paper takes `epsilon / num_steps`.
-      num_steps: as in `pgd`.
-      norm: as in `pgd`.
-      loss: as in `pgd`.
-      momentum: as in `pgd`.
-      mask: as in `pgd`.
-      criterion: as in `pgd`.
-      bounds: as in `pgd`.
-
-    Returns:
-      As `pgd`.
-
-    Raises:
-      ValueError: as `pgd`.
-
-    Reference:
-      Dong et al., Boosting Adversarial Attacks with Momentum, 2018 (arXiv 1710.06081).
-
-    Departures from the paper:
-      The best of all iterates is returned, not the last.
-    """
-    return pgd(
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        loss=loss,
-        random_start=False,
-        momentum=momentum,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
-
-
 def _loss(name: str, logits: Array, examples: Examples) -> Array:
     """What the attack raises, for each example."""
     labels, targets = examples.labels, examples.targets
@@ -378,6 +423,8 @@ def _steepest(slope: Array, current: Array, norm: str, low: Array, high: Array) 
 
 def _restrict(moved: Array, problem: Problem, radius: Array, norm: str) -> Array:
     """The closest point of the ball, then of the box."""
+    # optax.projections has both balls, too. With a radius of 0 they give NaN, that of L1 for any change and that of L2
+    # for no change; and that of L1 mixes integers with floats, which strict promotion refuses.
     clean = problem.clean
     if norm == "linf":
         return problem.clip(jnp.clip(moved, clean - radius, clean + radius))

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax.attacks import loops
 from ddjax.attacks.contract import AttackResult, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, PerExample, prepare
+from ddjax.attacks.examples import Criterion, Examples, PerExample
+from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 

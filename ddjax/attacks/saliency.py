@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax import jacobian
 from ddjax.attacks import loops
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, Examples, is_dead, prepare
+from ddjax.attacks.examples import Criterion, Examples, is_dead
+from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_choice, check_number, known_values
 from ddjax.classifier import LogitsFn
 

@@ -123,7 +123,7 @@ def declare(
       ValueError: for an unknown kind; a transform or a wrapper that does not say what its gradient is; a gradient that
         the kind does not have; a substitute without `gradient="substitute"`, or the latter without a substitute.
     """
-    name = getattr(function, "__name__", "") if name is None else name
+    name = str(getattr(function, "__name__", "")) if name is None else name
     check_choice("kind of a defense", kind, KINDS)
     if kind in ("transform", "wrapper"):
         if gradient is None:

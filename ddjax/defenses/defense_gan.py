@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key
 
 from ddjax import checks
-from ddjax.attacks import carlini_wagner, contract, problem
+from ddjax.attacks import carlini_wagner, contract, examples, problem
 from ddjax.attacks.carlini_wagner import search
 from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses import models
@@ -232,7 +232,7 @@ def manifold_attack(
     latent: int,
     codes: Float[Array, "B L"] | None = None,
     targets: Int[Array, " B"] | None = None,
-    confidence: problem.PerExample = 0.0,
+    confidence: examples.PerExample = 0.0,
     learning_rate: Scalar = 0.1,
     initial_const: Scalar = 1.0,
     search_steps: int = 5,
@@ -329,8 +329,8 @@ def carried_attack(
     key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,
     latent: int,
-    epsilon: problem.PerExample,
-    confidence: problem.PerExample = 5.0,
+    epsilon: examples.PerExample,
+    confidence: examples.PerExample = 5.0,
     inversion_steps: int = 200,
     restarts: int = 10,
     inversion_rate: Scalar = 10.0,
@@ -380,8 +380,8 @@ def carried_attack(
     through = {"generator_fn": generator_fn, "latent": latent, "codes": codes, "confidence": confidence}
     found = manifold_attack(logits_fn, made, labels, **through, **settings)
     change = found.inputs - made
-    length = problem.norm(change)[:, None, None, None]
-    scale = jnp.where(length > 0, problem.per_example(epsilon, images) / jnp.where(length > 0, length, 1.0), 0.0)
+    length = examples.norm(change)[:, None, None, None]
+    scale = jnp.where(length > 0, examples.per_example(epsilon, images) / jnp.where(length > 0, length, 1.0), 0.0)
     return dataclasses.replace(found, inputs=jnp.clip(images + scale * change, 0.0, 1.0))
 
 

@@ -22,7 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from ddjax import layers
-from ddjax.attacks import carlini_wagner_l2, contract, problem
+from ddjax.attacks import carlini_wagner_l2, contract, examples
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses.declaration import declare
@@ -173,8 +173,8 @@ def noisy(
       Images within [0, 1]; clipping shortens the noise.
     """
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
-    scale = problem.norm(like - images) / problem.norm(noise)
-    return jnp.clip(images + problem.per_example(scale, images) * noise, 0.0, 1.0)
+    scale = examples.norm(like - images) / examples.norm(noise)
+    return jnp.clip(images + examples.per_example(scale, images) * noise, 0.0, 1.0)
 
 
 @jax.tree_util.register_dataclass

@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from ddjax.attacks import carlini_wagner_l2, contract, problem
+from ddjax.attacks import carlini_wagner_l2, contract, examples
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transformed
 from ddjax.defenses.declaration import declare
@@ -275,8 +275,8 @@ def attack_detector(
     def judged(result: contract.AttackResult) -> tuple[contract.AttackResult, Array]:
         logits = guarded(result.inputs)
         classes = logits.shape[1] - 1
-        success = problem.is_adversarial(logits, labels, targets) & (jnp.argmax(logits, axis=1) < classes)
-        distance = jnp.where(success, problem.norm(result.inputs - images), jnp.inf)
+        success = examples.is_adversarial(logits, labels, targets) & (jnp.argmax(logits, axis=1) < classes)
+        distance = jnp.where(success, examples.norm(result.inputs - images), jnp.inf)
         return dataclasses.replace(result, success=success, logits=logits[:, :classes]), distance
 
     (first, near), (second, nearer) = judged(first), judged(second)

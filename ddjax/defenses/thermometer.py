@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import checks, losses
-from ddjax.attacks import contract, problem
+from ddjax.attacks import contract, examples, problem
 from ddjax.classifier import LogitsFn, transform, transformed
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.images import check_images
@@ -195,7 +195,7 @@ def ls_pga(
     low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
     keys = problem.example_keys("ls_pga with a noisy start", key, images.shape[0]) if noisy_start else None
     allowed = _allowed(low, high, levels)
-    length = problem.per_example(step_size, images)[..., None]
+    length = examples.per_example(step_size, images)[..., None]
     preferences = jnp.zeros_like(images, shape=allowed.shape)
     if keys is not None:
         preferences = jax.vmap(lambda key: jax.random.normal(key, allowed.shape[1:], images.dtype))(keys)
@@ -213,7 +213,7 @@ def ls_pga(
         # An inverse temperature that has grown to infinity ends the ascent, too; long before, the softmax is one-hot.
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
         preferences = preferences + length * (jnp.sign(gradient) if use_sign else gradient)
-        return preferences, inverse * growth, zeros + problem.is_dead(gradient)
+        return preferences, inverse * growth, zeros + examples.is_dead(gradient)
 
     inverse = jnp.asarray(inverse_temperature, images.dtype)
     preferences, _, zeros = lax.fori_loop(0, num_steps, step, (preferences, inverse, jnp.zeros_like(labels, jnp.int32)))
@@ -291,7 +291,7 @@ def dga(
         gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
         gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
         # The code of bin k has the bits up to k, so its gain is their sum, up to a constant.
-        zeros = zeros + problem.is_dead(gradient)
+        zeros = zeros + examples.is_dead(gradient)
         return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), zeros, keep_better(best, bins, logits)
 
     outputs = jax.eval_shape(logits_fn, codes_of(start))
@@ -355,7 +355,7 @@ def _ball(
     of_images = transformed(logits_fn, transform(encode, levels=levels))
     problem.prepare("thermometer", of_images, images, labels, targets=targets)
     # A traced radius may be anything; one out of range moves nothing.
-    radius = problem.per_example(epsilon, images)
+    radius = examples.per_example(epsilon, images)
     radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0)
     return jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
 
@@ -396,7 +396,7 @@ def _margin(logits: Array, labels: Array, targets: Array | None) -> Array:
 def _result(
     images: Array, logits: Array, labels: Array, targets: Array | None, num_steps: int, zero_gradients: Array
 ) -> contract.AttackResult:
-    success = problem.is_adversarial(logits, labels, targets)
+    success = examples.is_adversarial(logits, labels, targets)
     count = jnp.full_like(labels, num_steps, jnp.int32)
     return contract.AttackResult(
         images, success, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients

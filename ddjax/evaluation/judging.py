@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num
 
-from ddjax.attacks import problem
+from ddjax.attacks import examples
 from ddjax.checks import check_whole_number
 from ddjax.classifier import Randomized, as_pytree
 from ddjax.evaluation.attempts import key_data
@@ -86,8 +86,8 @@ def judge(
 
 
 def decisions(logits: Float[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
-    """The class of each input; -1 where the logits are no decision, see `attacks.problem.is_decision`."""
-    is_decision = np.asarray(problem.is_decision(jnp.asarray(logits)))
+    """The class of each input; -1 where the logits are no decision, see `attacks.examples.is_decision`."""
+    is_decision = np.asarray(examples.is_decision(jnp.asarray(logits)))
     return np.where(is_decision, logits.argmax(1), -1).astype(np.int32)
 
 

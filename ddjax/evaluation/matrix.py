@@ -26,6 +26,11 @@ from ddjax.parallel import Evaluator
 class Detector(Protocol):
     """A fitted detector of adversarial inputs."""
 
+    @property
+    def threshold(self) -> Any:
+        """The score above which an input is taken for adversarial."""
+        ...
+
     def scores(self, inputs: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, " N"]:
         """How adversarial each input looks; larger is more."""
         ...

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ddjax.attacks import loops, problem
+from ddjax.platforms import for_cpu
 
 
 def test_one_key_is_one_for_each_row_and_more_are_taken_as_they_are():
@@ -55,7 +56,13 @@ def test_where_an_example_ends_the_next_takes_its_place(lanes):
         return jnp.where(live, count + 1, count), limit, name, keys
 
     state = (jnp.zeros(50, jnp.int32), jnp.asarray(limits, jnp.int32), jnp.arange(50), keys)
-    loop = jax.jit(lambda s: loops.while_live(step, lambda s: s[0] < s[1], s, lanes=lanes))
+
+    @jax.jit
+    def loop(state):
+        # Other platforms keep all examples at work; their form would be traced, too.
+        with for_cpu():
+            return loops.while_live(step, lambda state: state[0] < state[1], state, lanes=lanes)
+
     count, limit, name, after = loop(state)
     jax.effects_barrier()
     np.testing.assert_array_equal(count, limits)
@@ -69,3 +76,17 @@ def test_where_an_example_ends_the_next_takes_its_place(lanes):
     if lanes == 6:
         # Few turns are lost: to examples that need none, and at the end.
         assert len(steps) < limits.sum() / 6 + 20
+
+
+def test_other_platforms_keep_all_examples_at_work():
+    def run(count):
+        step = lambda state: (jnp.minimum(state[0] + 1, state[1]), state[1])
+        return loops.while_live(step, lambda state: state[0] < state[1], (count, count + 5), lanes=6)
+
+    texts = {
+        platform: jax.jit(run).trace(jnp.zeros(50, jnp.int32)).lower(lowering_platforms=(platform,)).as_text()
+        for platform in ("cpu", "cuda")
+    }
+    # Only the form for CPU has arrays of six examples.
+    assert "tensor<6xi32>" in texts["cpu"]
+    assert "tensor<6xi32>" not in texts["cuda"]

@@ -298,3 +298,36 @@ def test_bad_settings_are_refused(network, batch, settings, message):
 def test_random_start_without_key_is_refused(network, batch):
     with pytest.raises(TypeError, match="pgd with a random start needs a key as jax.random.key makes it, got none"):
         pgd(network, *batch[:2])
+
+
+@pytest.mark.parametrize("attack", [bim, mim])
+def test_relatives_of_pgd_name_themselves_in_errors(attack):
+    logits_fn, images, labels = linear.problem(*linear.CASES[1])
+    with pytest.raises(ValueError, match=f"^{attack.__name__} needs epsilon"):
+        attack(logits_fn, images, labels, bounds=(-np.inf, np.inf))
+    with pytest.raises(ValueError, match=f"^{attack.__name__} needs one key or 3"):
+        attack(logits_fn, images, labels, key=jax.random.split(jax.random.key(0), 5))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_radius_of_zero_moves_nothing_beside_other_radii(norm):
+    # The library's own projections take a radius of 0, with and without a change.
+    logits_fn, images, labels = linear.problem(*linear.CASES[2])
+    radii = jnp.asarray([0.0, 0.1] * 4, jnp.float32)
+    for random_start in (False, True):
+        result = pgd(
+            logits_fn,
+            images,
+            labels,
+            key=jax.random.key(0),
+            epsilon=radii,
+            num_steps=3,
+            norm=norm,
+            step_size=0.05,
+            random_start=random_start,
+        )
+        change = np.asarray(result.inputs) - np.asarray(images)
+        assert np.isfinite(change).all()
+        np.testing.assert_array_equal(change[::2], 0.0)
+        assert (linear.size(change[1::2], norm) > 0.01).all()
+        assert (linear.size(change[1::2], norm) <= 0.1001).all()

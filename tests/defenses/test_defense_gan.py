@@ -217,7 +217,7 @@ class TestManifoldAttack:
         assert close.all() if not targeted else close.any()
         np.testing.assert_allclose(result.logits, network(result.inputs), atol=1e-5)
         np.testing.assert_array_equal(
-            result.success, attacks.problem.is_adversarial(result.logits, jnp.asarray(labels, jnp.int32), wanted)
+            result.success, attacks.examples.is_adversarial(result.logits, jnp.asarray(labels, jnp.int32), wanted)
         )
         # They are the generator's.
         flat = np.asarray(result.inputs, np.float64).reshape(4, 12) - 0.5

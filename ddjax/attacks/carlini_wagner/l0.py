@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax.attacks import loops
 from ddjax.attacks.carlini_wagner import search
 from ddjax.attacks.contract import AttackResult, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, PerExample, prepare
+from ddjax.attacks.examples import Criterion, PerExample
+from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_choice, check_number
 from ddjax.classifier import LogitsFn
 

@@ -8,7 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax.attacks import loops
 from ddjax.attacks.carlini_wagner import search
 from ddjax.attacks.contract import AttackResult, refuses_old_calls
-from ddjax.attacks.problem import Bounds, Criterion, PerExample, norm, prepare
+from ddjax.attacks.examples import Criterion, PerExample, norm
+from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ddjax.attacks.problem import Examples, PerExample, Problem, is_dead
+from ddjax.attacks.examples import Examples, PerExample, is_dead
+from ddjax.attacks.problem import Problem
 from ddjax.checks import check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 
