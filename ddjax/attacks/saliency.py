@@ -1,5 +1,6 @@
 """JSMA, the Jacobian-based saliency map attack: it changes the most salient pair of features again and again."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -167,7 +168,8 @@ def jsma(
     # Every carry is derived from the inputs, so that it has their sharding.
     zeros = problem.zeros
     start = _State(
-        examples=problem.examples,
+        # Without what a step does not read: each array of the state is sorted and written back with the examples.
+        examples=dataclasses.replace(problem.examples, clean=None, mask=None),
         inputs=clean,
         unused=is_free.reshape(flat.shape),
         logits=jnp.zeros_like(flat, shape=(flat.shape[0], problem.num_classes)),
