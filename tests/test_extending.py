@@ -54,7 +54,7 @@ def command(directory, environment, tmp_path_factory):  # noqa: F811
 def checkpoint(command, tmp_path_factory):
     """The network of the page's command that trains on its data set."""
     workdir = tmp_path_factory.mktemp("train")
-    command(_command("launch.train").replace("RUN", str(workdir)), "--num_train=200", "--num_test=100", "--epochs=3")
+    command(_command("launch.train", "my_data").replace("RUN", str(workdir)), "--num_train=200", "--num_test=100", "--epochs=3")
     (found,) = (workdir / "checkpoints").glob("*/*")
     return found
 
@@ -142,8 +142,45 @@ def test_attack_runs_in_launch_evaluate(command, checkpoint, tmp_path):
     assert {"my_attacks:sign_line", "pgd:epsilon=8/255"} <= attacked
 
 
+def test_defense_has_the_declared_gradient(directory):
+    found = _run_examples("ddjax.evaluate(", "ddjax.defenses.parse")
+    inputs, deployed = found["inputs"], found["deployed"]
+    np.testing.assert_allclose(deployed(inputs), found["logits_fn"](np.round(inputs * 2) / 2), atol=1e-5)
+    # Rounding has a zero gradient, which the result counts; BPDA has the identity's.
+    assert found["naive"].zero_gradients.all()
+    assert not found["aware"].zero_gradients.any()
+
+
+def test_defense_runs_in_launch_evaluate(command, checkpoint, tmp_path):
+    line = _command("my_defenses").replace("DIR", str(checkpoint))
+    command(line, f"--workdir={tmp_path}", "--num_examples=10")
+    defended = {record.get("defense") for record in runs.read_results(tmp_path)}
+    assert {"none", "my_defenses:levels:count=3"} <= defended
+
+
+def test_network_is_distilled_in_the_library(directory):
+    found = _run_examples("ddjax.evaluate(", "ddjax.distill(")
+    assert found["accuracy"] > 0.9
+    # The temperature of the training scales the logits of the student.
+    sizes = [np.abs(state.logits_fn(found["images"])).mean() for state in (found["teacher"], found["student"])]
+    assert min(sizes) > 20
+
+
+def test_network_runs_in_launchers(command, tmp_path):
+    trained, attacked, swept = (tmp_path / name for name in ("trained", "attacked", "swept"))
+    line = _command("launch.train", "my_networks").replace("NETWORK", str(trained))
+    command(line, "--num_train=300", "--num_test=100", "--epochs=5")
+    (found,) = (trained / "checkpoints").glob("*/*")
+    command(f"python -m launch.attack --checkpoint={found} --attack=fgsm --workdir={attacked}", "--num_examples=10")
+    (record,) = runs.read_results(attacked)
+    assert record["n"] + record["misclassified"] == 10
+    line = _command("launch.sweep", "my_networks").replace("SWEEP", str(swept))
+    command(line, "--num_train=300", "--num_test=100", "--epochs=2", "--num_examples=10")
+    assert {record.get("temperature") for record in runs.read_results(swept)} == {None, 20.0}
+
+
 def test_data_set_is_loaded_by_its_import_path(directory):
-    test = _run_examples("data.load(")["test"]
+    test = _run_examples("my_data:")["test"]
     assert test.name == "my_data:stripes:noise=0.2"
     assert test.images.shape == (20, 8, 8, 1)
     assert np.bincount(test.labels).tolist() == [10, 10]
