@@ -1,8 +1,8 @@
-"""The check for masked gradients: does a classifier withstand attacks, or do its gradients only mislead them?
+"""Tests for signs of masked gradients.
 
-Gradient attacks on a sound classifier behave in ways that can be tested. Where they do not, the gradients hide how to
-fool the classifier, and what it withstands says little: attack it otherwise, by BPDA, by expectation over
-transformation, through its logits, or through another network. The reverse does not hold: green lights are no proof of
+Gradient attacks on a classifier with useful gradients behave in ways that can be tested. If they do not, the gradients
+are masked, and a low success rate does not mean robustness. Then attack the classifier in another way: by BPDA, by
+expectation over transformation, through its logits, or by transfer from another network. Green lights are no proof of
 robustness.
 
 `probe` measures a batch; the caller compiles it, maps it over batches and puts the results together. `lights` then
@@ -44,7 +44,7 @@ LEAST = 20
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """What was measured of each image. Broken is an image on whose attacked version the judge decides wrongly.
+    """The measurements of each image. An image is broken if the judge misclassifies its attacked version.
 
     The fields are not typed more closely because a pytree's leaves also live as NumPy arrays and specifications.
 
@@ -56,7 +56,7 @@ class Probe:
       random: broken by random search with the same radius, `[B]` bools.
       whole_box: broken by PGD with radius 1, `[B]` bools.
       by_radius: broken by PGD with each radius, ascending, `[B, R]` bools.
-      zeros: the share of the gradient's values that tell nothing, `[B]` floats: exactly zero or not finite.
+      zeros: the share of the gradient's values that are exactly zero or not finite, `[B]` floats.
     """
 
     correct: Any
@@ -211,7 +211,7 @@ def lights(probe: Probe) -> tuple[Light, ...]:
       `LEVEL` divided by their number. The smallest and the largest multiple are also compared the other way: where the
       largest breaks neither more nor all, the light is red if the whole box does not break all either, and else yellow,
       since the radii may just be too small.
-    * `zero_gradient`: images whose whole gradient is zero or not finite. No gradient attack sees anything there.
+    * `zero_gradient`: images whose whole gradient is zero or not finite. A gradient attack does not move there.
 
     Args:
       probe: of all images together, as NumPy or JAX arrays.
@@ -255,7 +255,7 @@ def lights(probe: Probe) -> tuple[Light, ...]:
         ),
     ]
     if count < LEAST:
-        few = f"Only {count} images are classified correctly; it takes {LEAST} to tell."
+        few = f"Only {count} images are classified correctly; at least {LEAST} are needed."
         found = [light._replace(color="unknown", explanation=few) for light in found]
     return tuple(found)
 

@@ -1,4 +1,4 @@
-"""What attacks and classifiers achieved, measured from outside: distances, rates with intervals, robustness."""
+"""Measures of attacks and classifiers: distances, rates with intervals, robustness."""
 
 import math
 from typing import NamedTuple
@@ -14,8 +14,8 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     """The 95 percent Wilson score interval of a rate.
 
     Args:
-      successes: how often it happened, from 0 to n.
-      n: how often it could have; 0 gives the interval that knows nothing, (0, 1).
+      successes: the number of successes, from 0 to n.
+      n: the number of trials; without trials the interval is (0, 1).
 
     Returns:
       The lower and the upper end, within [0, 1].
@@ -44,8 +44,8 @@ def rate_fields(name: str, successes: int, n: int) -> dict[str, float | int | No
 
     Args:
       name: of the share.
-      successes: how often it happened.
-      n: how often it could have; the share of none is None.
+      successes: the number of successes.
+      n: the number of trials; without trials the share is None.
     """
     low, high = wilson_interval(successes, n)
     return {name: successes / n if n else None, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
@@ -59,7 +59,7 @@ def auc(clean: Float[np.ndarray, " N"], adversarial: Float[np.ndarray, " M"]) ->
       adversarial: scores of adversarial ones, which should be higher.
 
     Returns:
-      From 0 to 1; None where there is nothing to tell apart.
+      From 0 to 1; None if either kind is missing.
     """
     if not len(clean) or not len(adversarial):
         return None
@@ -70,7 +70,7 @@ def auc(clean: Float[np.ndarray, " N"], adversarial: Float[np.ndarray, " M"]) ->
 
 
 class Rate(NamedTuple):
-    """A count out of n; its value is 0 where n is."""
+    """A count out of n; its value is 0 if n is 0."""
 
     successes: int
     n: int

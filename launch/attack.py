@@ -3,15 +3,15 @@
 An attack is its name, alone or with settings as `name:key=value,key=value`; `temperature=T` sends any of them through
 softmax(Z / T), and with `forward=bfloat16` it sees the classifier in that precision, while success is judged in
 float32. Each writes one line to `results.jsonl` and its images to `images/`. `--num_examples` correctly and wrongly
-classified test images are attacked, 100 by default, spread evenly over the classes; the misclassified leave the count
-of successes.
+classified test images are attacked, 100 by default, spread evenly over the classes; the success rate
+is over the correctly classified ones.
 
 `--targets` says which classes are aimed at: `auto` leaves an attack untargeted where it can be and else aims at all
 other classes; `all`; `random`, one other class for each image; `next`, the class after the label; `least_likely`, the
 one with the smallest logit. With all targets come the best, the average and the worst case over them.
 
-`--certify` also proves, in Linf and in L2, how far each image is from any that is decided otherwise, and brackets the
-truth between that and the closest adversarial image that any of the attacks has found.
+`--certify` also proves, in Linf and in L2, a radius within which each image keeps its class. The true distance lies
+between this radius and the closest adversarial image that any of the attacks has found.
 """
 
 import dataclasses
@@ -34,8 +34,10 @@ FLAGS = flags.FLAGS
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one network's checkpoints.")
 _ATTACKS = flags.DEFINE_multi_string("attack", [], "An attack, name or name:key=value,...; repeats.")
 _TARGETS = flags.DEFINE_enum("targets", "auto", evaluation.TARGETS, "The classes aimed at.")
-_CERTIFY = flags.DEFINE_bool("certify", False, "Proves a distance from below, too.")
-_CERTIFY_METHOD = flags.DEFINE_enum("certify_method", "crown", certify.METHODS, "How tightly, and how slowly.")
+_CERTIFY = flags.DEFINE_bool("certify", False, "Also proves a lower bound of each distance.")
+_CERTIFY_METHOD = flags.DEFINE_enum(
+    "certify_method", "crown", certify.METHODS, "The method of proof; tighter ones are slower."
+)
 _CERTIFIED_NORMS = ("linf", "l2")
 
 

@@ -3,18 +3,18 @@
 Trains a network, or takes `--checkpoint`, converts it to PyTorch, and lets each work be done by ddjax and by what users
 would otherwise use: PyTorch itself, foolbox, torchattacks, adversarial-library and the Adversarial Robustness Toolbox.
 All sides have the same weights, images, settings and cores, and take turns in one process; the first call, which may
-compile, is told apart. Success and mean distance stand beside every time, so that nobody wins by doing less. What is
-not installed, or breaks, is named; what is missing comes with
+compile, is measured apart. Success and mean distance stand beside every time: a star marks a lower success rate or a
+larger distance. A library that is not installed, or that fails, is named. The libraries are installed by
 
     pip install -e '.[peers]'
     pip install --no-deps foolbox==3.3.4 torchattacks==3.5.1 adv-lib==0.2.8 adversarial-robustness-toolbox==1.20.1
 
-`--work` chooses what is measured (repeats; default all), `--batches` how many examples at once; among them, `largest`
-is the largest power of two that fits, for the attacks that are used so. `--cores=N` holds the process to N cores.
-`--density=DIR` and `--generator=DIR` are the models that `--work=purify` and `--work=reconstruct` search with; without
-them they are untrained, which takes as long. `--quick` does less of everything and ends within minutes. A run that was
-stopped goes on when it is started again, and one with other `--work` or `--batches` adds to it. Only the ratios mean
-anything on a machine that others use, too.
+`--work` chooses what is measured (repeats; default: all), `--batches` the numbers of examples at once; `largest` is the
+largest power of two that fits, for the attacks that are used so. `--cores=N` limits the process to N cores.
+`--density=DIR` and `--generator=DIR` are the models for `--work=purify` and `--work=reconstruct`; without them the models
+are untrained, which takes the same time. `--quick` measures less of everything and ends within minutes. A run that was
+stopped continues when it is started again; a run with other `--work` or `--batches` adds to it. On a machine with other
+users, only the ratios are meaningful.
 """
 
 import dataclasses
@@ -43,8 +43,8 @@ _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growt
 _SLOW = ("carlini_wagner_linf",)
 _WORKS = flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "128"], "Examples at once; a number each, or `largest`.")
-_LARGEST = flags.DEFINE_integer("largest_batch", 4096, "`largest` is not larger.", lower_bound=1)
-_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Turns of each side.", lower_bound=1)
+_LARGEST = flags.DEFINE_integer("largest_batch", 4096, "The upper limit of `largest`.", lower_bound=1)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Measurements of each side.", lower_bound=1)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "A network's checkpoints, of the recipe; default: one is trained."
 )
@@ -52,7 +52,7 @@ _MODELS = {
     role: flags.DEFINE_string(role, None, f"A {role}'s checkpoints, for --work={work}; default: one before training.")
     for role, work in (("density", "purify"), ("generator", "reconstruct"))
 }
-_CORES = flags.DEFINE_integer("cores", None, "Processor cores to use, of those there are.", lower_bound=1)
+_CORES = flags.DEFINE_integer("cores", None, "The number of processor cores to use; default: all.", lower_bound=1)
 _QUICK = flags.DEFINE_bool("quick", False, "Batches of 1 and 16, three turns, fewer steps.")
 # The share of the free memory that the largest batch may take.
 _SHARE = 0.8

@@ -6,7 +6,7 @@ smallest radius at which they succeed. All but DeepFool, which has no targets, a
 table has the best, the average and the worst case over targets, beside the published one where there is one.
 
 The first `--num_examples` test images are attacked, 20 by default, the misclassified included, as the paper's code
-does. `--quick` takes fewer and larger steps, `--num_steps` as many as one likes. A run that was stopped goes on when it
+does. `--quick` takes fewer and larger steps, `--num_steps` sets their number. A run that was stopped goes on when it
 is started again.
 """
 

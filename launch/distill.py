@@ -1,9 +1,9 @@
 """Defensive distillation at one temperature: `python -m launch.distill --recipe=mnist_quick --temperature=100`.
 
 Trains a teacher at the temperature and a student on its soft labels. With `--label_noise` the student learns the soft
-labels of images with small random noise, and with `--finetune_epochs` then the true labels of the images without it:
-what a public re-implementation describes beside the paper's method. Writes `config.json`, `results.jsonl` with both
-test accuracies, and a checkpoint of each under `checkpoints/` for `launch.attack`.
+labels of images with small random noise, and with `--finetune_epochs` then the true labels of the images without it.
+Both are described by a public re-implementation, and are not part of the paper's method. Writes `config.json`,
+`results.jsonl` with both test accuracies, and a checkpoint of each under `checkpoints/` for `launch.attack`.
 """
 
 from absl import flags
@@ -15,7 +15,9 @@ from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The softmax temperature of teacher and student in training.")
-_LABEL_NOISE = flags.DEFINE_float("label_noise", 0.0, "Deviation of the noise on the student's images in [0, 1].")
+_LABEL_NOISE = flags.DEFINE_float(
+    "label_noise", 0.0, "The standard deviation of the noise on the student's images, which are in [0, 1]."
+)
 _FINETUNE_EPOCHS = flags.DEFINE_integer("finetune_epochs", 0, "Epochs of a noisy student on the true labels.")
 
 

@@ -1,9 +1,9 @@
 """Attacks against defenses: `python -m launch.evaluate --checkpoint=DIR --defense=squeezing --attack=ddn`.
 
-Puts every network of `--checkpoint`, behind every `--defense`, before every `--attack`, twice: as the attack that knows
-of no defense finds its images on the bare network, and as one that knows the defense finds them, through BPDA, an
-expectation over `--samples` draws, or against network and detector at once. Against a network that was trained at a
-temperature, the attack that knows undoes it.
+Attacks every network of `--checkpoint` behind every `--defense` with every `--attack`, twice. The unaware attacker makes
+its images on the undefended network. The aware attacker knows the defense, and uses BPDA, an expectation over `--samples`
+draws, or attacks network and detector together. If the network was trained at a temperature, the aware attacker divides
+the logits by it.
 
 What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
 there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,
@@ -12,7 +12,7 @@ are broken from the start. Attacks that look for the least distance break an exa
 of both kinds, since they can still attack as if it were not there. Detectors are calibrated on `--num_calibration`
 training images and judged on test images.
 
-`--masking` looks for the behaviors that give masked gradients away, by `ddjax.masking` with the network's own gradients
+`--masking` tests for signs of masked gradients, by `ddjax.masking` with the network's own gradients
 and a substitute that is trained on its answers; each is a light, green, yellow or red.
 
 `--quick` takes 8 draws. Writes `results.jsonl`, `matrix.csv` and `report.html`. A run that was stopped goes on when it
@@ -50,7 +50,7 @@ _BUDGETS = {
 _SAMPLES = flags.DEFINE_integer("samples", 30, "The draws of an expectation.")
 _CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training images for a detector's threshold.")
 _EIGHT_BITS = flags.DEFINE_bool("eight_bits", False, "Rounds adversarial images to 8 bits before they are judged.")
-_MASKING = flags.DEFINE_bool("masking", False, "Looks for the behaviors that give masked gradients away.")
+_MASKING = flags.DEFINE_bool("masking", False, "Tests for signs of masked gradients.")
 _QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
 _QUICK_SAMPLES = 8
 

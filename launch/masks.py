@@ -10,9 +10,9 @@ from ddjax import data, masking, runs
 
 from . import common
 
-# Keys of what is random in it are others than the attacks'.
+# The check draws from other keys than the attacks do.
 _PURPOSE = 0x3A5C
-# Of a random classifier that judges: so many that few images break by themselves.
+# Draws of a random classifier that is the judge: enough that few images are misclassified by chance alone.
 DRAWS = 10
 
 
@@ -54,10 +54,10 @@ def measure(
     Args:
       run: that is added to.
       where: the fields by which the classifier is known.
-      logits_fn: the classifier as an attack sees it that takes its gradients for what they are.
-      judge: the classifier as it is deployed; where it is random, by `DRAWS` draws.
+      logits_fn: the classifier as a defense-unaware attacker sees it, with its own gradients.
+      judge: the classifier as it is deployed; a random one is judged by `DRAWS` draws.
       test: the images.
-      substitute: another network, whose adversarial images are shown to the classifier; None for none.
+      substitute: another network, whose adversarial images are transferred to the classifier; None for none.
       epsilon: the radius in Linf.
       num_steps: of the attacks.
       num_random: samples of the random search.
@@ -74,6 +74,6 @@ def measure(
     for light in lights:
         if run.find(measure="light", **where, name=light.name) is None:
             run.append(measure="light", **where, **light._asdict())
-    # Last, so that a run that was stopped before has nothing whole, and measures anew.
+    # This record comes last: a run that was stopped before it measures again.
     n = int(np.asarray(found.correct).sum())
     run.append(measure="masking", **where, color=masking.overall(lights), n=n, epsilon=epsilon)

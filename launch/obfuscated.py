@@ -39,7 +39,7 @@ from . import attacking, common, defending, loading, masks, recipes, substitutes
 from .recipes import generative as generative_recipes
 
 FLAGS = flags.FLAGS
-_RUNS = flags.DEFINE_string("runs", "runs", "Where launch.train has left its runs.")
+_RUNS = flags.DEFINE_string("runs", "runs", "The directory of the runs of launch.train.")
 _DEFENSE = flags.DEFINE_multi_string("defense", [], "A row of the table; repeats. Default: all.")
 _EPSILON = flags.DEFINE_float("epsilon", 0.031, "The radius in Linf.")
 _NUM_CLEAN = flags.DEFINE_integer("num_clean", 1000, "Test images for the clean accuracy.", lower_bound=1)
@@ -50,7 +50,9 @@ _NUM_STEPS = flags.DEFINE_integer(
     "num_steps", None, "Steps of the attacks; default: 150, or 100 if --quick.", lower_bound=2
 )
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
-_LIGHTS = flags.DEFINE_bool("lights", True, "The lights of masked gradients; without, they may be added later.")
+_LIGHTS = flags.DEFINE_bool(
+    "lights", True, "Tests for signs of masked gradients; --nolights leaves them for a later run."
+)
 _QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 100 steps, 2 draws.")
 # The attack that the detector is fitted on, see `lid.fitting_attack`.
 _FITTED_ON = ConfiguredAttack(

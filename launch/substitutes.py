@@ -1,4 +1,4 @@
-"""Substitutes for classifiers that can only be asked: networks trained on their answers."""
+"""Substitutes for the label-only black-box attacker: networks trained on the answers of a classifier."""
 
 import dataclasses
 import functools
@@ -14,9 +14,13 @@ from . import attacking, common, loading, recipes
 from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
-_QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose answers a substitute learns.", lower_bound=10)
-_ROUNDS = flags.DEFINE_integer("substitute_rounds", 1, "How often these are doubled by augmentation.", lower_bound=0)
-_EPOCHS = flags.DEFINE_integer("substitute_epochs", 10, "Of each training of a substitute.", lower_bound=1)
+_QUERIES = flags.DEFINE_integer(
+    "num_queries", 1000, "Images on whose predicted labels a substitute is trained.", lower_bound=10
+)
+_ROUNDS = flags.DEFINE_integer(
+    "substitute_rounds", 1, "How often the images are doubled by Jacobian augmentation.", lower_bound=0
+)
+_EPOCHS = flags.DEFINE_integer("substitute_epochs", 10, "Epochs of each training of a substitute.", lower_bound=1)
 # Lambda: by how much augmentation moves every value.
 _STEP_SIZE = 0.1
 

@@ -3,7 +3,7 @@
 Trains the undistilled network and, at each temperature, a teacher and its student; measures accuracy, logits and
 adversarial gradients; attacks each network with FGSM and with JSMA, the latter on the probabilities at temperature 1
 and on those at the training temperature; writes `table.csv`, `figures/` and `report.html` beside `results.jsonl`. A
-sweep that was stopped goes on where it was when it is started again with the same flags.
+sweep that was stopped continues when it is started again with the same flags.
 
 All networks are trained first, as one program: the undistilled ones and the teachers, then the students.
 `--shard=i/n` trains and measures every n-th of them alone, for job arrays; `launch.report` with the same `--workdir`

@@ -1,4 +1,4 @@
-"""Do confident adversarial examples transfer? `python -m launch.transfer --recipe=mnist_quick`.
+"""Measures the transfer of confident adversarial examples: `python -m launch.transfer --recipe=mnist_quick`.
 
 Trains a source network on the first half of the training set and, on the second half, a plain network and one distilled
 at `--temperature`. Images made on the source by C&W L2 with each confidence of `--kappas` are then shown to the other
@@ -27,10 +27,10 @@ from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
-_KAPPAS = flags.DEFINE_list("kappas", "0,5,10,15,20,25,30,35,40", "The confidences of the attack.")
+_KAPPAS = flags.DEFINE_list("kappas", "0,5,10,15,20,25,30,35,40", "The confidences of the attack, kappa in the paper.")
 _SEARCH_STEPS = flags.DEFINE_integer("search_steps", 4, "Constants tried by the attack.", lower_bound=1)
 _NUM_STEPS = flags.DEFINE_integer("num_steps", 200, "Steps of the attack for each constant.", lower_bound=1)
-_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "Of the attack.")
+_LEARNING_RATE = flags.DEFINE_float("learning_rate", 0.1, "The learning rate of the attack.")
 _INITIAL_CONST = flags.DEFINE_float("initial_const", 1.0, "The first constant of the attack.")
 
 

@@ -54,7 +54,12 @@ def command(directory, environment, tmp_path_factory):  # noqa: F811
 def checkpoint(command, tmp_path_factory):
     """The network of the page's command that trains on its data set."""
     workdir = tmp_path_factory.mktemp("train")
-    command(_command("launch.train", "my_data").replace("RUN", str(workdir)), "--num_train=200", "--num_test=100", "--epochs=3")
+    command(
+        _command("launch.train", "my_data").replace("RUN", str(workdir)),
+        "--num_train=200",
+        "--num_test=100",
+        "--epochs=3",
+    )
     (found,) = (workdir / "checkpoints").glob("*/*")
     return found
 
