@@ -11,10 +11,10 @@ larger distance. A library that is not installed, or that fails, is named. The l
 
 `--work` chooses what is measured (repeats; default: all), `--batches` the numbers of examples at once; `largest` is the
 largest power of two that fits, for the attacks that are used so. `--cores=N` limits the process to N cores.
-`--density=DIR` and `--generator=DIR` are the models for `--work=purify` and `--work=reconstruct`; without them the models
-are untrained, which takes the same time. `--quick` measures less of everything and ends within minutes. A run that was
-stopped continues when it is started again; a run with other `--work` or `--batches` adds to it. On a machine with other
-users, only the ratios are meaningful.
+`--density=DIR` and `--generator=DIR` are the models for `--work=purify` and `--work=reconstruct`; without them the
+models are untrained, which takes the same time. `--quick` measures less of everything and ends within minutes. A run
+that was stopped continues when it is started again; a run with other `--work` or `--batches` adds to it. On a machine
+with other users, only the ratios are meaningful.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 """Attacks against defenses: `python -m launch.evaluate --checkpoint=DIR --defense=squeezing --attack=ddn`.
 
-Attacks every network of `--checkpoint` behind every `--defense` with every `--attack`, twice. The unaware attacker makes
-its images on the undefended network. The aware attacker knows the defense, and uses BPDA, an expectation over `--samples`
-draws, or attacks network and detector together. If the network was trained at a temperature, the aware attacker divides
-the logits by it.
+Attacks every network of `--checkpoint` behind every `--defense` with every `--attack`, twice. The unaware attacker
+makes its images on the undefended network. The aware attacker knows the defense, and uses BPDA, an expectation over
+`--samples` draws, or attacks network and detector together. If the network was trained at a temperature, the aware
+attacker divides the logits by it.
 
 What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
 there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,

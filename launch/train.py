@@ -2,9 +2,9 @@
 
 Writes `config.json`, `results.jsonl` with the test accuracy, and a checkpoint under `checkpoints/` for `launch.attack`.
 `--temperature` divides the logits in training, as for the teacher of defensive distillation. Photographs are trained on
-by `--recipe=animals10 --dataset=folder:PATH`, where PATH holds a directory of images for each class; the images decoded,
-read and trained on in a second are printed and recorded. The density of PixelDefend and the generator of Defense-GAN are
-trained by their recipes, such as `pixelcnn_mnist` and `gan_mnist`, which leave a report with samples.
+by `--recipe=animals10 --dataset=folder:PATH`, where PATH holds a directory of images for each class; the images
+decoded, read and trained on in a second are printed and recorded. The density of PixelDefend and the generator of
+Defense-GAN are trained by their recipes, such as `pixelcnn_mnist` and `gan_mnist`, which leave a report with samples.
 """
 
 from absl import flags
