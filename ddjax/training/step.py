@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
+from ddjax.platforms import by_platform
 from ddjax import layers, losses
 from ddjax.classifier import LogitsFn
 from ddjax.rounding import to_float
@@ -106,7 +107,7 @@ def train_step(
         return jax.value_and_grad(total)(state.params)
 
     part_keys = jax.random.split(step_key, count // size)
-    value, gradients = lax.platform_dependent(columns, part_keys, cpu=one_by_one, default=at_once)
+    value, gradients = by_platform(columns, part_keys, cpu=one_by_one, default=at_once)
     return state.apply_gradients(gradients), value
 
 
