@@ -114,7 +114,9 @@ def main() -> None:
     flags_of_run |= substitutes.flags_of_run()
     runs.check_workdir(workdir, flags_of_run)
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
-    test, calibration = load("test", num_examples), load("train", _CALIBRATION.value)
+    test = load("test", num_examples)
+    calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known.values())
+    calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
     for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
         data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
     loaded = [checkpoints.load_network(directory)[0] for directory in _CHECKPOINTS.value]
@@ -128,7 +130,6 @@ def main() -> None:
     resolved = {
         "class_names": test.class_names,
         "test_fingerprint": common.fingerprint(test.images, test.labels),
-        "calibration_fingerprint": common.fingerprint(calibration.images, calibration.labels),
     }
     run = runs.Run(workdir, flags_of_run, resolved)
     run.save_arrays("images/clean", images=test.images, labels=test.labels)
@@ -224,7 +225,8 @@ class _Row:
         if detector is not None:
             file = self._file("clean")
             self._run.save_arrays(file, scores=np.asarray(self._judge.clean.scores))
-            record |= {"threshold": detector.threshold, "scores": f"{file}.npz"}
+            fingerprint = common.fingerprint(self._calibration.images, self._calibration.labels)
+            record |= {"threshold": detector.threshold, "scores": f"{file}.npz", "calibration_fingerprint": fingerprint}
         self._run.append(measure="clean", **record)
 
     def _file(self, *words: str) -> str:

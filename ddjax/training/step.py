@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
-from ddjax.platforms import by_platform
 from ddjax import layers, losses
 from ddjax.classifier import LogitsFn
+from ddjax.platforms import by_platform
 from ddjax.rounding import to_float
 from ddjax.state import TrainState, training_arguments
 

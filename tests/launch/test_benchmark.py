@@ -118,6 +118,7 @@ def test_compare_goes_on_where_it_was_stopped(run):
     # The base runs again beside the new side, and its record stays.
     assert len(first) > done
     done = len(first), len(second)
+    run.close()
     again = runs.Run(run.workdir, {"launcher": "benchmark"}, {})
     measure.compare(again, WHERE, sides, repetitions=2)
     assert (len(first), len(second)) == done

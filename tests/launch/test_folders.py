@@ -168,7 +168,7 @@ def test_animals10_trains_its_network_with_augmentation_and_statistics(launch, t
     assert "images a second:" in done.stdout
     state, spec = checkpoints.load_network(checkpoint(tmp_path / "run"))
     assert (spec.network, spec.image_shape, spec.batch_size) == ("ddjax.models:ConvNet", (32, 32, 3), 32)
-    (mean, *_) = jax.tree.leaves(state.batch_stats)
+    (mean, *_) = jax.tree.leaves(state.statistics["batch_stats"])
     assert np.abs(mean).max() > 0
 
 
