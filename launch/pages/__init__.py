@@ -20,15 +20,9 @@ from . import _page, attack, benchmark, carlini, evaluate, generative, generic, 
 __all__ = ["table", "write"]
 
 _OF_LAUNCHER: dict[object, ModuleType] = {
-    "attack": attack,
-    "benchmark": benchmark,
-    "carlini": carlini,
-    "evaluate": evaluate,
-    "generate": generative,
-    "obfuscated": obfuscated,
-    "sweep": sweep,
-    "transfer": transfer,
-}
+    "attack": attack, "benchmark": benchmark, "carlini": carlini, "evaluate": evaluate, "generate": generative,
+    "obfuscated": obfuscated, "sweep": sweep, "transfer": transfer,
+}  # fmt: skip
 
 
 def write(workdir: runs.PathLike) -> Path:
@@ -47,12 +41,12 @@ def write(workdir: runs.PathLike) -> Path:
     page = _page_of(run)
     for name, rows in getattr(page, "files", _page.plain_files)(run).items():
         _page.write_csv(rows, run.workdir / name)
-    runs.write_atomically(run.workdir / "table.md", page.table(run).markdown().encode() + b"\n")
+    runs.write_atomically(run.workdir / "table.md", _page.markdown(page.table(run)).encode() + b"\n")
     sections = page.sections(run)
     for name in ("flags", "resolved", "environment"):
         sections.append(_page.Section(f"Configuration, {name}", _page.pairs(run.config.get(name) or {})))
-    seeds = run.flags.get("seeds") or sorted({record["seed"] for record in run.records if "seed" in record})
-    named = {"recipe": run.flags.get("recipe"), "data set": run.dataset, "seeds": ", ".join(map(str, seeds))}
+    seeds = run.setting("seeds") or sorted({record["seed"] for record in run.records if "seed" in record})
+    named = {"recipe": run.setting("recipe"), "data set": run.setting("dataset"), "seeds": ", ".join(map(str, seeds))}
     subtitle = ", ".join(f"{name} {value}" for name, value in named.items() if value)
     _page.write_html(run.workdir / "report.html", page.HEADING, subtitle or run.workdir.name, sections)
     return run.workdir / "report.html"
@@ -68,11 +62,12 @@ def table(workdir: runs.PathLike) -> str:
       runs.RunError: if the directory holds no run, or a damaged one.
     """
     run = _page.Run.read(workdir)
-    return _page_of(run).table(run).markdown()
+    return _page.markdown(_page_of(run).table(run))
 
 
 def _page_of(run: _page.Run) -> ModuleType:
     """The module with this run's page."""
+    flags = run.config.get("flags", {})
     # The flags of a sweep do not name their launcher.
-    launcher = run.flags.get("launcher", "sweep" if "temperatures" in run.flags else None)
+    launcher = flags.get("launcher", "sweep" if "temperatures" in flags else None)
     return _OF_LAUNCHER.get(launcher, generic)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from ._page import Record, Section, Table
+from ._page import Record, Row, Section, field, table_of
 
 _SIGNS = {"green": "🟢", "yellow": "🟡", "red": "🔴", "unknown": "⚪"}
 _NAMES = {
@@ -13,7 +13,7 @@ _NAMES = {
     "radius": "a larger radius does not help",
     "zero_gradient": "gradients are zero",
 }
-NOTE = (
+_NOTE = (
     "The lights are six signs of masked gradients (Athalye, Carlini and Wagner 2018, section 3.1), in this order: "
     f"{'; '.join(_NAMES.values())}. Green: not seen. Yellow: seen, but chance can explain it. Red: seen, beyond chance "
     "at the 5 % level. White: not known. They are measured with the classifier's own gradients. Green lights do not "
@@ -29,10 +29,10 @@ def row(lights: Sequence[Record]) -> str:
 
 def section(lights: Sequence[Record], *where: str) -> Section:
     """All lights with their explanations, a row for each classifier; `where` are the fields that name a classifier."""
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    rows: dict[tuple[str, ...], Row] = {}
     for light in lights:
-        text = f"{_SIGNS[light['color']]}\n{light['explanation']}"
-        cells.setdefault(tuple(light[field] for field in where), {})[light["name"]] = text
-    shown = [name for name in _NAMES if any(name in found for found in cells.values())]
-    rows = [[*known, *(found.get(name, "") for name in shown)] for known, found in cells.items()]
-    return Section("Masked gradients", Table([*where, *(_NAMES[name] for name in shown)], rows, words=True), NOTE)
+        known = {name: light[name] for name in where}
+        explained = f"{_SIGNS[light['color']]}\n{light['explanation']}"
+        rows.setdefault(tuple(known.values()), known)[light["name"]] = explained
+    columns = {name: field(name) for name in where} | {title: field(name) for name, title in _NAMES.items()}
+    return Section("Masked gradients", table_of(rows.values(), columns), _NOTE)

@@ -1,10 +1,9 @@
-"""What all pages share: reading a run, formats of numbers, tables, and the writing of a report."""
+"""What all pages share: reading a run, cells and tables of text, and the writing of a page."""
 
 import base64
 import dataclasses
-import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,16 @@ from matplotlib.figure import Figure
 
 from ddjax import metrics, runs
 
-from . import _style
+from . import _figures
 
 Record = Mapping[str, Any]
 Row = dict[str, Any]
-# A figure, or None where there is nothing to show, and its caption.
-Picture = tuple[Figure | None, str]
+# The text of a record in one column. The lines after the first are set small, or in parentheses in Markdown.
+Cell = Callable[[Any], str]
+
+# Whether an attack knows the defense, to the word for it.
+KNOWLEDGE = {False: "unaware", True: "aware"}
+CASES = ("best", "average", "worst")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,25 +45,10 @@ class Run:
         """Reads a directory, finished or not."""
         return cls(Path(workdir), runs.read_config(workdir), runs.read_results(workdir))
 
-    @property
-    def flags(self) -> Mapping[str, Any]:
-        """The flags that determine the numbers."""
-        return self.config.get("flags", {})
-
-    @property
-    def resolved(self) -> Mapping[str, Any]:
-        """What the launcher derived from the flags and the data."""
-        return self.config.get("resolved", {})
-
-    @property
-    def dataset(self) -> str | None:
-        """The name of the data set."""
-        return self.flags.get("dataset") or self.resolved.get("dataset")
-
-    @property
-    def class_names(self) -> list[str]:
-        """The classes of the data set; empty where the run does not say."""
-        return list(self.resolved.get("class_names") or [])
+    def setting(self, name: str) -> Any:
+        """A flag, or else what the launcher derived from the flags and the data; None where neither has this name."""
+        flag = self.config.get("flags", {}).get(name)
+        return self.config.get("resolved", {}).get(name) if flag is None else flag
 
     def of(self, *measures: str) -> list[Record]:
         """The records of these measures."""
@@ -68,102 +56,42 @@ class Run:
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """Saved arrays, by the path of their file in the directory; empty where there is no such file."""
-        if not (self.workdir / name).exists():
+        if not (self.workdir / name).is_file():
             return {}
         with np.load(self.workdir / name) as data:
             return dict(data)
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
-    """A table of text.
-
-    Attributes:
-      header: the titles of the columns.
-      rows: the cells; the lines of a cell after its first are set small, or in parentheses in Markdown.
-      groups: titles above the header, each with the number of columns below it.
-      words: whether the cells are words, which are aligned to the left.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    groups: Sequence[tuple[str, int]] = ()
-    words: bool = False
-
-    def markdown(self) -> str:
-        """The table as Markdown, without a newline at its end."""
-        groups = [name for name, width in self.groups for _ in range(width)] or [""] * len(self.header)
-        header = [", ".join(filter(None, names)) for names in zip(groups, self.header, strict=True)]
-        lines = [header, ["---:"] * len(header), *([_in_one_line(cell) for cell in row] for row in self.rows)]
-        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
-
-    def without_empty_columns(self, kept: int) -> "Table":
-        """The table without the columns that no row fills; the first `kept` columns stay."""
-        filled = [i for i in range(len(self.header)) if i < kept or any(row[i] for row in self.rows)]
-        return dataclasses.replace(
-            self, header=[self.header[i] for i in filled], rows=[[row[i] for i in filled] for row in self.rows]
-        )
-
-
-def _in_one_line(cell: str) -> str:
-    first, *rest = cell.split("\n")
-    return f"{first} ({', '.join(rest)})".strip() if rest else first
-
-
-@dataclasses.dataclass(frozen=True)
 class Section:
-    """A titled part of a page.
+    """A titled part of a page. It is left out if its table has no rows and none of its figures shows anything.
 
     Attributes:
       title: its title.
-      table: its table; a section whose table has no rows, and without figures, is left out.
+      table: its table, as `table_of` makes it.
       note: one or more sentences below the table.
-      figures: name to figure and caption.
+      figures: name to figure and caption; the figure is None where there is nothing to show.
     """
 
     title: str
-    table: Table | None = None
+    table: pd.DataFrame | None = None
     note: str = ""
-    figures: Mapping[str, Picture] = dataclasses.field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The section's anchor on the page."""
-        return self.title.lower().replace(",", "").replace(" ", "-")
+    figures: Mapping[str, tuple[Figure | None, str]] = dataclasses.field(default_factory=dict)
 
 
-def percent(share: float | None) -> str:
-    """A share in percent with one decimal; empty for None."""
-    return "" if share is None else f"{100 * share:.1f} %"
+def percent(share: float) -> str:
+    """A share in percent with one decimal."""
+    return f"{100 * share:.1f} %"
 
 
-def number(value: float | int | None) -> str:
-    """A distance or a count to three digits; empty for None."""
-    return "" if value is None else f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def points(difference: float) -> str:
+    """A difference of two shares in percentage points, with its sign."""
+    return f"{100 * difference:+z.1f}"
 
 
-def points(difference: float | None) -> str:
-    """A difference of two shares in percentage points, with its sign; empty for None."""
-    return "" if difference is None else f"{100 * difference + 0.0:+.1f}"
-
-
-def rate(share: float | None, n: int | None, low: float | None, high: float | None) -> str:
-    """A share with its 95 % interval and the number of trials; empty without a trial."""
-    if not n or share is None or low is None or high is None:
-        return ""
-    return f"{percent(share)}\n{100 * low:.1f} to {100 * high:.1f}\nn = {n}"
-
-
-def rate_of(record: Record, field: str, n: str = "n") -> str:
-    """`rate` of the fields `field`, `field_low` and `field_high` of a record."""
-    return rate(record.get(field), record.get(n), record.get(f"{field}_low"), record.get(f"{field}_high"))
-
-
-def count_rate(record: Record, hits: str, n: str = "n") -> str:
-    """`rate` of two counts of a record, with the Wilson interval."""
-    if not record.get(n) or record.get(hits) is None:
-        return ""
-    return rate(record[hits] / record[n], record[n], *metrics.wilson_interval(record[hits], record[n]))
+def number(value: float) -> str:
+    """A distance or a count to three digits."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def temperature_name(temperature: float | None) -> str:
@@ -171,28 +99,98 @@ def temperature_name(temperature: float | None) -> str:
     return "none" if temperature is None else f"{temperature:g}"
 
 
-def accuracies(run: Run, names: Mapping[str, str]) -> Table:
+def in_lines(attack: str) -> str:
+    """An attack with its settings in small print, a line each, which keeps a column narrow."""
+    return attack.replace(":", "\n").replace(",", "\n")
+
+
+def field(name: str, form: Callable[[Any], str | None] = str) -> Cell:
+    """A cell with a field of a record, formatted by `form`; empty where the field is None or missing."""
+    return lambda record: "" if record.get(name) is None else form(record[name]) or ""
+
+
+def rate(name: str) -> Cell:
+    """A cell with a share, its 95 % interval and the number of trials, from `metrics.rate_fields`."""
+
+    def cell(record: Record) -> str:
+        if not record.get(f"{name}_n") or record.get(name) is None:
+            return ""
+        low, high = (100 * record[f"{name}_{end}"] for end in ("low", "high"))
+        return f"{percent(record[name])}\n{low:.1f} to {high:.1f}\nn = {record[f'{name}_n']}"
+
+    return cell
+
+
+def counts(hits: str, n: str = "n") -> Cell:
+    """A cell with a share as `rate` shows it, from the numbers of hits and of trials."""
+
+    def cell(record: Record) -> str:
+        known = record.get(hits) is not None
+        return rate("share")(metrics.rate_fields("share", record[hits], record[n])) if known else ""
+
+    return cell
+
+
+def stack(*cells: Cell) -> Cell:
+    """A cell with the texts of several, one below the other."""
+    return lambda record: "\n".join(filter(None, (cell(record) for cell in cells)))
+
+
+# Columns that several pages have, and what stands below their tables.
+COSTS = {
+    "zero gradients": field("zero_gradient_share", percent),
+    "steps": field("mean_steps", number),
+    "gradients": field("mean_gradients", number),
+    "seconds": field("seconds_per_example", number),
+}
+ZERO_GRADIENTS = (
+    "Zero gradients: share of the attack's gradients that were exactly zero; an attack cannot follow such a gradient, "
+    "and its failure is no sign of robustness."
+)
+COSTS_NOTE = f"{ZERO_GRADIENTS} Steps, gradients and seconds: mean for one attempt."
+DETECTION = {
+    "attack": field("attack"),
+    "knowledge": field("aware", KNOWLEDGE.get),
+    "detected": rate("detection"),
+    "AUC": field("auc", "{:.3f}".format),
+}
+
+
+def table_of(records: Iterable[Any], columns: Mapping[str, Cell]) -> pd.DataFrame:
+    """A table of text: a row for each record, a column for each cell; a column that no row fills is left out."""
+    rows = [[cell(record) for cell in columns.values()] for record in records]
+    table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    return table.loc[:, (table != "").any()] if rows else table
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table as Markdown, without a newline at its end."""
+    lines = [list(table.columns), ["---:"] * len(table.columns)]
+    lines += [[_in_one_line(cell) for cell in row] for row in table.itertuples(index=False)]
+    return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines)
+
+
+def _in_one_line(cell: str) -> str:
+    first, *rest = cell.split("\n")
+    return f"{first} ({', '.join(rest)})".strip() if rest else first
+
+
+def accuracies(run: Run, names: Mapping[str, str]) -> pd.DataFrame:
     """The test accuracies of networks, by their names in the results and on the page."""
-    rows = []
-    for record in run.of("accuracy"):
-        if record["network"] in names:
-            temperature = temperature_name(record.get("temperature"))
-            rows.append([names[record["network"]], temperature, count_rate(record, "correct")])
-    return Table(["network", "T", "test accuracy"], rows)
+    columns = {
+        "network": lambda record: names[record["network"]],
+        "T": lambda record: temperature_name(record.get("temperature")),
+        "test accuracy": counts("correct"),
+    }
+    return table_of([record for record in run.of("accuracy") if record["network"] in names], columns)
 
 
-def pairs(settings: Mapping[str, Any]) -> Table:
+def pairs(settings: Mapping[str, Any]) -> pd.DataFrame:
     """Names and values."""
-    return Table(["name", "value"], [[name, _text(value)] for name, value in settings.items()], words=True)
+    return table_of(settings.items(), {"name": lambda pair: pair[0], "value": lambda pair: text(pair[1])})
 
 
-def records_table(records: Sequence[Record]) -> Table:
-    """A table of any records: the union of their fields in order of first appearance."""
-    header = list(dict.fromkeys(key for record in records for key in record))
-    return Table(header, [[_text(record[key]) if key in record else "" for key in header] for record in records])
-
-
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
     """A JSON value as a person reads it: strings without quotes, nothing for null."""
     if value is None or isinstance(value, str):
         return value or ""
@@ -212,18 +210,17 @@ def plain_files(run: Run) -> dict[str, list[Row]]:
 def write_csv(rows: Iterable[Record], path: Path) -> None:
     """Writes rows as CSV, byte for byte the same for the same rows; the columns are the union of their keys."""
     rows = list(rows)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [{column: _csv_cell(column, row.get(column)) for column in columns} for row in rows]
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    cells = [[_csv_cell(column, row.get(column)) for column in columns] for row in rows]
     runs.write_atomically(path, pd.DataFrame(cells, columns=columns).to_csv(index=False).encode())
 
 
-def _csv_cell(column: str, value: Any) -> str:
+def _csv_cell(column: str, value: Any) -> str | None:
     if column == "temperature" and (value is None or isinstance(value, int | float)):
         return temperature_name(value)
     if isinstance(value, float):
-        # Adding zero to the rounded value turns -0.0 and everything that rounds to it into 0.0.
-        return f"{round(value, 6) + 0.0:.6f}"
-    return "" if value is None else str(value)
+        return f"{value:z.6f}"
+    return None if value is None else str(value)
 
 
 def write_html(path: Path, heading: str, subtitle: str, sections: Iterable[Section]) -> None:
@@ -231,37 +228,22 @@ def write_html(path: Path, heading: str, subtitle: str, sections: Iterable[Secti
 
     Figures are also written to `figures/` beside the page. A figure that has nothing to show is removed there.
     """
-    shown = []
-    for section in sections:
-        table = section.table if section.table and section.table.rows else None
-        if table or section.figures:
-            pictures = _write_figures(section.figures, path.parent / "figures")
-            part = {"title": section.title, "name": section.name, "note": section.note if table or pictures else ""}
-            shown.append(part | {"table": table, "pictures": pictures})
-    written = _template().render(heading=heading, subtitle=subtitle, sections=shown)
-    runs.write_atomically(path, written.strip().encode() + b"\n")
-
-
-def _write_figures(figures: Mapping[str, Picture], folder: Path) -> list[dict[str, str]]:
+    folder = path.parent / "figures"
     folder.mkdir(exist_ok=True)
     shown = []
-    for name, (figure, caption) in figures.items():
-        if figure is None:
-            (folder / f"{name}.png").unlink(missing_ok=True)
-            continue
-        png = _style.to_png(figure)
-        runs.write_atomically(folder / f"{name}.png", png)
-        shown.append({"name": name, "caption": caption, "data": base64.b64encode(png).decode()})
-    return shown
-
-
-@functools.cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
+    for section in sections:
+        pictures = []
+        for name, (figure, caption) in section.figures.items():
+            if figure is None:
+                (folder / f"{name}.png").unlink(missing_ok=True)
+                continue
+            png = _figures.to_png(figure)
+            runs.write_atomically(folder / f"{name}.png", png)
+            pictures.append({"name": name, "caption": caption, "data": base64.b64encode(png).decode()})
+        table = None if section.table is None or section.table.empty else section.table
+        if table is not None or pictures:
+            shown.append({"title": section.title, "note": section.note, "table": table, "pictures": pictures})
+    text = Path(__file__).with_name("report.html.j2").read_text()
+    settings = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    page = jinja2.Environment(**settings).from_string(text).render(heading=heading, subtitle=subtitle, sections=shown)
+    runs.write_atomically(path, page.strip().encode() + b"\n")

@@ -1,44 +1,37 @@
 """The page of `launch.carlini`: Carlini and Wagner's comparison of attacks with and without distillation."""
 
-from collections.abc import Mapping, Sequence
+import functools
+import itertools
+from collections.abc import Mapping
 
-import numpy as np
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from ..recipes import published
-from . import _page, _style
-from ._page import Record, Row, number, percent
-from ._style import BLUE, RED, styled
+from . import _figures, _page
+from ._figures import BLUE, PUBLISHED, RED, Look
+from ._page import CASES, COSTS, COSTS_NOTE, Cell, Record, Row, counts, field, number, percent
 
 HEADING = "Attacks with and without distillation"
 
 # The attacks in the order of the paper's table, and their names.
 _ATTACKS = {
-    "carlini_wagner_l0": "C&W L0",
-    "jsma_z": "JSMA-Z",
-    "jsma_f": "JSMA-F",
-    "carlini_wagner_l2": "C&W L2",
-    "deepfool": "DeepFool",
-    "carlini_wagner_linf": "C&W Linf",
-    "fgsm": "FGSM",
-    "bim": "iterative FGSM",
-}
+    "carlini_wagner_l0": "C&W L0", "jsma_z": "JSMA-Z", "jsma_f": "JSMA-F", "carlini_wagner_l2": "C&W L2",
+    "deepfool": "DeepFool", "carlini_wagner_linf": "C&W Linf", "fgsm": "FGSM", "bim": "iterative FGSM",
+}  # fmt: skip
 _STRONG = ("carlini_wagner_l0", "carlini_wagner_l2", "carlini_wagner_linf")
 _NORMS = {"l0_pixels": "L0, pixels", "l2": "L2", "linf": "Linf"}
 _NETWORKS = {"baseline": "undistilled", "student": "distilled"}
-_CASES = ("best", "average", "worst")
 # The temperature of the published distilled networks.
 _PUBLISHED_TEMPERATURE = 100
-_MAX_CLASSES = 10
-# Series of the figure: (network, published or not) to offset from the attack's line, color and marker.
-_LOOKS = {
-    ("undistilled", False): (-0.27, BLUE, "o"),
-    ("undistilled", True): (-0.10, BLUE, "D"),
-    ("distilled", False): (0.10, RED, "s"),
-    ("distilled", True): (0.27, RED, "D"),
+_LOOKS: dict[str, Look] = {
+    "undistilled": {"color": BLUE, "marker": "o"},
+    "undistilled, published": {"color": BLUE, "marker": "D", **PUBLISHED},
+    "distilled": {"color": RED, "marker": "s"},
+    "distilled, published": {"color": RED, "marker": "D", **PUBLISHED},
 }
+_attack = field("attack", lambda attack: _ATTACKS.get(attack, attack))
+_norm = field("norm", lambda norm: _NORMS.get(norm, norm))
 
 _DISTANCES_NOTE = (
     "Mean distance over the successes; the share of successes follows where it is below 100 %. Best case: the nearest "
@@ -47,197 +40,121 @@ _DISTANCES_NOTE = (
     "distilled network over that on the undistilled one, for attacks that are made to succeed on both. Published: "
     "Tables IV and VI of Carlini and Wagner 2017 (arXiv 1608.04644), in the same units."
 )
+_SUCCESS = {
+    "attack": _attack,
+    "network": field("network", _NETWORKS.get),
+    "targeted": field("targeted", {True: "yes", False: "no"}.get),
+    "images": field("images"),
+    **{f"{case} case": counts(f"{case}_successes", f"{case}_n") for case in CASES},
+    "after 8-bit rounding": field("success_8_bits", percent),
+    **COSTS,
+}
 _SUCCESS_NOTE = (
     "Success with its 95 % Wilson interval and the number of attempts. After 8-bit rounding: success with pixels "
-    "rounded to the values that an image file can hold. Steps, gradients and seconds: mean for one attempt. An attack "
-    "may fail for want of a gradient; its failure is no sign of robustness where another attack succeeds."
+    f"rounded to the values that an image file can hold. {COSTS_NOTE}"
 )
 _COMPARISON_CAPTION = (
     "Mean distance of each attack's successes, from best to worst case; the mark is the average case, or the only one. "
     "A larger distance means a network that is harder to attack only if the attack succeeds as often: compare the "
-    "table of successes. Thin with a hollow mark: published by Carlini and Wagner 2017, Tables IV and VI."
+    "table of successes. Hollow: published by Carlini and Wagner 2017, Tables IV and VI."
 )
-_GRID_CAPTION = "The first image of each source class (row), turned into each target class (column)."
+_GRID_CAPTION = (
+    "The first correctly classified image of each source class (row), turned into each target class (column). Solid "
+    "green: target reached. Dashed red: not reached."
+)
 
 
 def sections(run: _page.Run) -> list[_page.Section]:
-    """Distances, successes, figures, networks and missing measurements."""
-    measured = _measured(run)
-    figure = comparison_figure(measured, run.dataset)
-    lacking = [[_name(attack), name] for attack, found in measured.items() for key, name in _NETWORKS.items()
-               if key not in found]  # fmt: skip
+    """Distances, successes, figures, networks and examples."""
+    pairs = _pairs(run)
+    successes = _page.table_of([record for pair in pairs for record in pair.values()], _SUCCESS)
+    clean, grids = run.arrays("images/clean.npz"), {}
+    for attack, (network, name) in itertools.product(_STRONG, _NETWORKS.items()):
+        attempts = run.arrays(f"images/{network}_{attack}.npz")
+        title = f"{_ATTACKS[attack]}, {name} network"
+        figure = _figures.attempts_grid(clean, attempts, run.setting("class_names"), title)
+        grids[f"grid_{network}_{attack}"] = (figure, _GRID_CAPTION)
+    comparison = (comparison_figure(pairs, run.setting("dataset")), _COMPARISON_CAPTION)
     return [
         _page.Section("Distances", table(run), _DISTANCES_NOTE),
-        _page.Section("Success and costs", _success_table(measured), _SUCCESS_NOTE),
-        _page.Section("Missing measurements", _page.Table(["attack", "network"], lacking, words=True)),
-        _page.Section("Figures", figures={"comparison": (figure, _COMPARISON_CAPTION)}),
+        _page.Section("Success and costs", successes, _SUCCESS_NOTE),
+        _page.Section("Figures", figures={"comparison": comparison}),
         _page.Section("Networks", _page.accuracies(run, _NETWORKS)),
-        _page.Section("Examples", figures=_grids(run, measured)),
+        _page.Section("Examples", figures=grids),
     ]
 
 
-def table(run: _page.Run) -> _page.Table:
+def table(run: _page.Run) -> pd.DataFrame:
     """The distances, published values below ours."""
-    header = ["attack", "distance", *(list(_NETWORKS.values()) * len(_CASES)), "ratio"]
-    rows = []
-    for attack, found in _measured(run).items():
-        norm = next(iter(found.values()))["norm"]
-        row = [_name(attack), _NORMS.get(norm, norm)]
-        row += [_cell(found.get(network), case, run.dataset) for case in _CASES for network in _NETWORKS]
-        rows.append([*row, _ratio(found, run.dataset)])
-    return _page.Table(header, rows, [("", 2), *((f"{case} case", 2) for case in _CASES), ("", 1)])
+    dataset = run.setting("dataset")
+    columns: dict[str, Cell] = {"attack": lambda pair: _attack(_any(pair)), "distance": lambda pair: _norm(_any(pair))}
+    for case, (network, name) in itertools.product(CASES, _NETWORKS.items()):
+        columns[f"{case} case, {name}"] = functools.partial(_distance, network, case, dataset)
+    return _page.table_of(_pairs(run), {**columns, "ratio": lambda pair: _ratio(pair, dataset)})
 
 
 def files(run: _page.Run) -> dict[str, list[Row]]:
     """All records without their times, with the published values beside ours."""
     rows = [_page.without_seconds(record) for record in run.records]
     for row in rows:
-        if row.get("measure") == "carlini":
-            for case, (distance, share) in _published(row, run.dataset).items():
-                row |= {f"{case}_published_distance": distance, f"{case}_published_success": share / 100}
+        for case, (distance, share) in _published(row, run.setting("dataset")).items():
+            row |= {f"{case}_published_distance": distance, f"{case}_published_success": share / 100}
     return {"table.csv": rows}
 
 
-def _measured(run: _page.Run) -> dict[str, dict[str, Record]]:
-    """Attack to network to record, in the order of the paper's table."""
-    found: dict[str, dict[str, Record]] = {}
-    for record in run.of("carlini"):
-        found.setdefault(record["attack"], {})[record["network"]] = record
-    return {name: found[name] for name in sorted(found, key=lambda name: [*_ATTACKS, *found].index(name))}
+def _pairs(run: _page.Run) -> list[dict[str, Record]]:
+    """The records of each attack by network, in the order of the paper's table."""
+    found: dict[str, dict[str, Record]] = {attack: {} for attack in _ATTACKS}
+    for network, record in itertools.product(_NETWORKS, run.of("carlini")):
+        if record["network"] == network:
+            found.setdefault(record["attack"], {})[network] = record
+    return [pair for pair in found.values() if pair]
+
+
+def _any(pair: Mapping[str, Record]) -> Record:
+    return next(iter(pair.values()))
 
 
 def _published(record: Record, dataset: str | None) -> published.Cases:
     """The published cases that a record can be compared with."""
-    if record["network"] == "student" and record["temperature"] != _PUBLISHED_TEMPERATURE:
+    if record.get("network") == "student" and record.get("temperature") != _PUBLISHED_TEMPERATURE:
         return {}
-    return published.DISTANCES.get(dataset or "", {}).get(record["network"], {}).get(record["attack"], {})
+    known = published.DISTANCES.get(dataset or "", {}).get(record.get("network", ""), {})
+    return known.get(record.get("attack", ""), {})
 
 
-def _name(attack: str) -> str:
-    return _ATTACKS.get(attack, attack)
-
-
-def _cell(record: Record | None, case: str, dataset: str | None) -> str:
-    if record is None or not record.get(f"{case}_n"):
+def _distance(network: str, case: str, dataset: str | None, pair: Mapping[str, Record]) -> str:
+    record = pair.get(network, {})
+    if not record.get(f"{case}_n"):
         return ""
-    cell = number(record[f"{case}_distance"]) or "none"
+    lines = [field(f"{case}_distance", number)(record) or "none"]
     if record[f"{case}_successes"] < record[f"{case}_n"]:
-        cell += f"\n{percent(record[f'{case}_success'])}"
-    known = _published(record, dataset).get(case)
-    if known is not None:
-        share = f" at {known.percent:g} %" if known.percent < 100 else ""
-        cell += f"\npublished {number(known.distance) or 'none'}{share}"
-    return cell
+        lines.append(percent(record[f"{case}_success"]))
+    for distance, share in [known for name, known in _published(record, dataset).items() if name == case]:
+        rare = f" at {share:g} %" if share < 100 else ""
+        lines.append(f"published {'none' if distance is None else number(distance)}{rare}")
+    return "\n".join(lines)
 
 
-def _ratio(found: Mapping[str, Record], dataset: str | None) -> str:
+def _ratio(pair: Mapping[str, Record], dataset: str | None) -> str:
     """Average distance, distilled over undistilled, ours and published, for attacks that are made to succeed."""
-    pair = [found[network] for network in _NETWORKS if network in found and found[network]["attack"] in _STRONG]
-    ours = [record["average_distance"] for record in pair]
-    if len(pair) < 2 or not all(ours):
+    ours = [record["average_distance"] for record in pair.values() if record["attack"] in _STRONG]
+    if len(ours) < 2 or not all(ours):
         return ""
-    known = [_published(record, dataset).get("average") for record in pair]
-    theirs = [case.distance for case in known if case is not None and case.distance]
-    return f"{ours[1] / ours[0]:.2f}" + (f"\npublished {theirs[1] / theirs[0]:.2f}" if len(theirs) == 2 else "")
+    known = [_published(record, dataset).get("average") for record in pair.values()]
+    theirs = [case.distance for case in known if case and case.distance]
+    both = f"\npublished {theirs[1] / theirs[0]:.2f}" if len(theirs) == 2 else ""
+    return f"{ours[1] / ours[0]:.2f}{both}"
 
 
-def _success_table(measured: Mapping[str, Mapping[str, Record]]) -> _page.Table:
-    header = ["attack", "network", "targeted", "images", *(f"{case} case" for case in _CASES), "after 8-bit rounding"]
-    rows = []
-    for attack, found in measured.items():
-        for network in (name for name in _NETWORKS if name in found):
-            record = found[network]
-            row = [_name(attack), _NETWORKS[network], "yes" if record["targeted"] else "no", str(record["images"])]
-            row += [_page.count_rate(record, f"{case}_successes", f"{case}_n") for case in _CASES]
-            row.append(percent(record.get("success_8_bits")))
-            row.append(percent(record.get("zero_gradient_share")))
-            names = ("mean_steps", "mean_gradients", "seconds_per_example")
-            rows.append(row + [number(record.get(name)) for name in names])
-    header += ["zero gradients", "steps", "gradients", "seconds"]
-    return _page.Table(header, rows).without_empty_columns(len(header) - 4)
-
-
-def _grids(run: _page.Run, measured: Mapping[str, Mapping[str, Record]]) -> dict[str, _page.Picture]:
-    """Grids of source and target classes for the strong attacks on both networks."""
-    clean, drawn = run.arrays("images/clean.npz"), {}
-    for attack in _STRONG:
-        for network, name in _NETWORKS.items():
-            arrays, figure = run.arrays(f"images/{network}_{attack}.npz"), None
-            if clean and "targets" in arrays and network in measured.get(attack, {}):
-                figure = _grid(clean, arrays, run.class_names, f"{_name(attack)}, {name} network")
-            drawn[f"grid_{network}_{attack}"] = (figure, _GRID_CAPTION)
-    return drawn
-
-
-def _grid(
-    clean: Mapping[str, np.ndarray], arrays: Mapping[str, np.ndarray], class_names: Sequence[str], title: str
-) -> Figure | None:
-    rows, targets = arrays["rows"], arrays["targets"]
-    classes = min(max(int(clean["labels"].max()), int(targets.max(initial=0))) + 1, _MAX_CLASSES)
-    images = np.zeros((classes, classes, *clean["images"].shape[1:]), np.float32)
-    reached, shown = np.zeros((2, classes, classes), bool)
-    for source in range(classes):
-        attacked = rows[clean["labels"][rows] == source]
-        if not len(attacked):
-            continue
-        row = attacked.min()
-        images[source, source], shown[source, source] = clean["images"][row] / 255, True
-        for attempt in np.flatnonzero(rows == row):
-            target = int(targets[attempt])
-            if target < classes:
-                images[source, target], shown[source, target] = arrays["images"][attempt], True
-                reached[source, target] = arrays["success"][attempt]
-    return _style.class_grid(images, reached, shown, class_names, title)
-
-
-@styled()
-def comparison_figure(measured: Mapping[str, Mapping[str, Record]], dataset: str | None) -> Figure | None:
-    """Distance of each attack on both networks, a panel for each norm; None if no attack succeeded."""
-    panels: dict[str, dict[str, list[tuple[tuple[str, bool], list[float | None]]]]] = {}
-    for attack, found in measured.items():
-        for network in (name for name in _NETWORKS if name in found):
-            record = found[network]
-            ours = [record.get(f"{case}_distance") for case in _CASES]
-            known = _published(record, dataset)
-            theirs = [known[case].distance if case in known else None for case in _CASES]
-            panel = panels.setdefault(_NORMS.get(record["norm"], str(record["norm"])), {})
-            lines = [((_NETWORKS[network], False), ours), ((_NETWORKS[network], True), theirs)]
-            panel.setdefault(_name(attack), []).extend(line for line in lines if any(line[1]))
-    every = [line for panel in panels.values() for lines in panel.values() for line in lines]
-    present = {look for look, _ in every}
-    if all(hollow for _, hollow in present):
-        return None
-    panels = {norm: {name: lines for name, lines in panel.items() if lines} for norm, panel in panels.items()}
-    panels = {norm: panel for norm, panel in panels.items() if panel}
-    heights = [len(panel) for panel in panels.values()]
-    figure = Figure(figsize=(7.6, 0.72 * sum(heights) + 0.75 * len(panels) + 0.7), layout="constrained")
-    grid = figure.subplots(len(panels), 1, squeeze=False, gridspec_kw={"height_ratios": [n + 0.3 for n in heights]})
-    for axes, (norm, panel) in zip(grid[:, 0], panels.items(), strict=True):
-        for place, lines in enumerate(panel.values()):
-            for look, distances in lines:
-                _draw_line(axes, place, look, distances)
-        axes.set_xscale("log")
-        _style.label_log_axis(axes.xaxis)
-        axes.grid(axis="x")
-        axes.grid(visible=False, axis="y")
-        axes.set_yticks(range(len(panel)), map(_style.plain, panel))
-        axes.set(ylim=(len(panel) - 0.5, -0.5), title=_style.plain(norm))
-        axes.tick_params(axis="y", length=0)
-    handles = [
-        Line2D([], [], color=color, marker=marker, markerfacecolor="white" if hollow else color,
-               linewidth=1 if hollow else 2, label=f"{network}{', published' if hollow else ''}")
-        for (network, hollow), (_, color, marker) in _LOOKS.items() if (network, hollow) in present
-    ]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
-    return figure
-
-
-def _draw_line(axes: Axes, place: int, look: tuple[str, bool], distances: Sequence[float | None]) -> None:
-    """A line from the best to the worst case, with a mark at the average or the only one."""
-    (offset, color, marker), hollow = _LOOKS[look], look[1]
-    ends = [distance for distance in distances if distance]
-    axes.plot([min(ends), max(ends)], [place + offset] * 2, color=color, linewidth=1 if hollow else 2)
-    for distance, sign in zip(distances, ("|" if len(ends) > 1 else marker, marker, "|"), strict=True):
-        if distance:
-            face = "white" if hollow else color
-            axes.plot(distance, place + offset, sign, color=color, markerfacecolor=face, markersize=6.5)
+def comparison_figure(pairs: list[dict[str, Record]], dataset: str | None) -> Figure | None:
+    """Distance of each attack on both networks, ours and published; None if no attack succeeded."""
+    rows: list[tuple[str, str, list[float | None]]] = []
+    for network, record in [item for pair in pairs for item in pair.items()]:
+        ours = {case: record.get(f"{case}_distance") for case in CASES}
+        theirs = {case: known.distance for case, known in _published(record, dataset).items()}
+        for suffix, distances in (("", ours), (", published", theirs)):
+            ends = [distance for distance in distances.values() if distance] or [None]
+            values = [distances.get("average") or ends[0], ends[0], ends[-1]]
+            rows.append((f"{_attack(record)} ({_norm(record)})", f"{_NETWORKS[network]}{suffix}", values))
+    return _figures.dots(rows, _LOOKS, "mean distance", xscale="log")

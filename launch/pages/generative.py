@@ -1,18 +1,17 @@
 """The page of the training of a generative model, of `launch.train`."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from . import _page, _style
-from ._page import Record
-from ._style import BLUE, GREEN, PURPLE, RED, row_of_axes, styled
+from . import _figures, _page
+from ._figures import LOOKS, Series
+from ._page import Record, field
 
 HEADING = "Generative model"
 
 _SHOWN = 12
+_four = "{:.4f}".format
 # What is drawn of each kind of model: field to label, and the unit.
 _CURVES: dict[str, tuple[dict[str, str], str]] = {
     "pixelcnn": (
@@ -23,54 +22,52 @@ _CURVES: dict[str, tuple[dict[str, str], str]] = {
         "critic's score",
     ),
 }  # fmt: skip
-_LOOKS = ((BLUE, "-", "o"), (RED, "--", "s"), (GREEN, "-.", "^"), (PURPLE, ":", "D"))
-_CAPTIONS = {
-    "training": "Loss values after each epoch of training.",
-    "samples": "Samples during training. The images of a column are drawn with the same key.",
-    "reconstructions": "Held-out images, and the nearest images that the search found among the generator's, by the "
-    "search's steps and starts.",
+_RECONSTRUCTIONS = {
+    "steps": field("num_steps"),
+    "starts": lambda record: str(_starts(record)),
+    "mean squared error": field("mean_error", _four),
+    "median": field("median_error", _four),
+    "images": field("n"),
 }
 _RECONSTRUCTIONS_NOTE = (
     "Mean and median over held-out images of the mean squared difference, per pixel, to the nearest generated image "
     "that the search found."
 )
+_RECONSTRUCTIONS_CAPTION = (
+    "Held-out images, and the nearest images that the search found among the generator's, by the search's steps and "
+    "starts."
+)
+_SAMPLES_CAPTION = "Samples during training. The images of a column are drawn with the same key."
 
 
 def sections(run: _page.Run) -> list[_page.Section]:
     """Figures, reconstructions and epochs."""
-    epochs = run.of("epoch")
-    fields, unit = _CURVES.get(run.resolved.get("model", ""), ({}, ""))
-    curves = {label: [r[name] for r in epochs] for name, label in fields.items() if epochs and name in epochs[0]}
     drawn = {
-        "training": curves_figure([record["epoch"] for record in epochs], curves, unit),
-        "samples": images_figure(_samples(run)),
-        "reconstructions": images_figure(_reconstructions(run)),
+        "training": (curves_figure(run), "Loss values after each epoch of training."),
+        "samples": (_figures.image_grid(_samples(run)), _SAMPLES_CAPTION),
+        "reconstructions": (_figures.image_grid(_reconstructed(run)), _RECONSTRUCTIONS_CAPTION),
     }
     return [
-        _page.Section("Figures", figures={name: (figure, _CAPTIONS[name]) for name, figure in drawn.items()}),
-        _page.Section("Reconstructions", _reconstructions_table(run), _RECONSTRUCTIONS_NOTE),
-        _page.Section("Epochs", _epochs_table(run)),
+        _page.Section("Figures", figures=drawn),
+        _page.Section("Reconstructions", _reconstructions(run), _RECONSTRUCTIONS_NOTE),
+        _page.Section("Epochs", _epochs(run)),
     ]
 
 
-def table(run: _page.Run) -> _page.Table:
+def table(run: _page.Run) -> pd.DataFrame:
     """The errors of reconstructions where there are any; else the epochs."""
-    return _reconstructions_table(run) if run.of("reconstruction") else _epochs_table(run)
+    return _reconstructions(run) if run.of("reconstruction") else _epochs(run)
 
 
-def _reconstructions_table(run: _page.Run) -> _page.Table:
-    rows = []
-    for record in run.of("reconstruction"):
-        errors = [f"{record[name]:.4f}" for name in ("mean_error", "median_error")]
-        rows.append([str(record["num_steps"]), str(_starts(record)), *errors, str(record["n"])])
-    return _page.Table(["steps", "starts", "mean squared error", "median", "images"], rows)
+def _reconstructions(run: _page.Run) -> pd.DataFrame:
+    return _page.table_of(run.of("reconstruction"), _RECONSTRUCTIONS)
 
 
-def _epochs_table(run: _page.Run) -> _page.Table:
+def _epochs(run: _page.Run) -> pd.DataFrame:
     epochs = run.of("epoch")
     names = [name for name in (epochs[0] if epochs else {}) if name not in ("measure", "epoch", "seconds")]
-    rows = [[str(r["epoch"]), *(f"{r[name]:.4f}" for name in names), f"{r['seconds']:.0f}"] for r in epochs]
-    return _page.Table(["epoch", *(name.replace("_", " ") for name in names), "seconds"], rows)
+    losses = {name.replace("_", " "): field(name, _four) for name in names}
+    return _page.table_of(epochs, {"epoch": field("epoch"), **losses, "seconds": field("seconds", "{:.0f}".format)})
 
 
 def _starts(record: Record) -> int:
@@ -84,48 +81,26 @@ def _samples(run: _page.Run) -> list[tuple[str, np.ndarray]]:
     return [(f"epoch {epoch}", run.arrays(f"samples/epoch{epoch}.npz")["images"][:_SHOWN]) for epoch in epochs]
 
 
-def _reconstructions(run: _page.Run) -> list[tuple[str, np.ndarray]]:
+def _reconstructed(run: _page.Run) -> list[tuple[str, np.ndarray]]:
     """Held-out images, and a row of reconstructions for each setting of the search."""
-    lines = []
+    rows = []
     for record in run.of("reconstruction"):
         steps, starts = record["num_steps"], _starts(record)
         arrays = run.arrays(f"reconstructions/steps{steps}_starts{starts}.npz")
-        if arrays and not lines:
-            lines.append(("held out", arrays["originals"][:_SHOWN] / 255))
+        if arrays and not rows:
+            rows.append(("held out", arrays["originals"][:_SHOWN] / 255))
         if arrays:
             name = f"{steps} steps, {starts} {'start' if starts == 1 else 'starts'}"
-            lines.append((name, arrays["images"][:_SHOWN]))
-    return lines
+            rows.append((name, arrays["images"][:_SHOWN]))
+    return rows
 
 
-@styled()
-def curves_figure(epochs: Sequence[int], curves: Mapping[str, Sequence[float]], unit: str) -> Figure | None:
-    """Values against epochs, at most four curves by name; None without epochs."""
-    if not epochs:
-        return None
-    figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-    (axes,) = row_of_axes(figure, 1)
-    for (name, values), (color, line, marker) in zip(curves.items(), _LOOKS, strict=False):
-        axes.plot(epochs, values, label=name, color=color, linestyle=line, marker=marker)
-    axes.set(xlabel="epoch", ylabel=unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
-    return figure
-
-
-@styled()
-def images_figure(lines: Sequence[tuple[str, np.ndarray]]) -> Figure | None:
-    """Rows of images, `[N, H, W, C]` in [0, 1] of the same shape, by name; None without rows."""
-    if not lines:
-        return None
-    mosaic = _style.Mosaic(len(lines), len(lines[0][1]), lines[0][1].shape[1:], 2)
-    for row, (_, images) in enumerate(lines):
-        for column, image in enumerate(images):
-            mosaic.put(row, column, image)
-    side = 0.6
-    height = 0.3 + side * len(lines) * mosaic.pitch[0] / mosaic.pitch[1]
-    figure = Figure(figsize=(1.4 + side * len(lines[0][1]), height), layout="constrained")
-    (axes,) = row_of_axes(figure, 1)
-    mosaic.draw(axes)
-    axes.set_yticks(mosaic.centers(0, len(lines)), [name for name, _ in lines])
-    return figure
+def curves_figure(run: _page.Run) -> Figure | None:
+    """The losses against epochs; None without epochs."""
+    fields, unit = _CURVES.get(run.setting("model"), ({}, ""))
+    epochs = run.of("epoch")
+    series = [
+        Series(label, [record["epoch"] for record in epochs], [record.get(name) for record in epochs], look)
+        for (name, label), look in zip(fields.items(), LOOKS, strict=False)
+    ]
+    return _figures.lines({"Training": series}, "epoch", unit)

@@ -1,36 +1,46 @@
 """The page of `launch.obfuscated`: defenses that rest on hidden gradients."""
 
+import itertools
 from collections.abc import Sequence
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from ..recipes import published
-from . import _lights, _page, _style
-from ._page import Row, number, points, rate_of
-from ._style import BLUE, GRAY, GREEN, PURPLE, RED, styled
+from . import _figures, _lights, _page
+from ._figures import BLUE, GRAY, GREEN, PURPLE, RED
+from ._page import DETECTION, KNOWLEDGE, Row, field, number, points, rate
 
 HEADING = "Obfuscated gradients"
 
-_ATTACKERS = ("clean", "unaware", "aware", "transfer")
-# Column to color, mark and size of the mark.
-_MARKS = {
-    "clean": (GRAY, "o", 6),
-    "unaware": (GREEN, "o", 6),
-    "transfer": (PURPLE, "D", 5),
-    "aware": (RED, "o", 6),
-    "published": (BLUE, "|", 12),
+# Column to the look of its marks.
+_LOOKS = {
+    "clean": {"color": GRAY, "marker": "o"},
+    "unaware": {"color": GREEN, "marker": "^"},
+    "transfer": {"color": PURPLE, "marker": "D"},
+    "aware": {"color": RED, "marker": "s"},
+    "published": {"color": BLUE, "marker": "|", "markersize": 10},
 }
-
 _CAPTION = (
-    "Accuracy of each defense on clean images and under each attacker. Unaware: uses the gradient of the deployed "
-    "classifier as it is. Aware: knows the defense and attacks through it; includes the unaware attacker's images. "
-    "Transfer: a label-only black-box attacker with a substitute network. Published: accuracy under the attack of "
-    "Athalye, Carlini and Wagner 2018, at full scale, on the data sets that the table names."
+    "Accuracy of each defense on clean images and under each attacker, with 95 % Wilson intervals. Unaware: uses the "
+    "gradient of the deployed classifier as it is. Aware: knows the defense and attacks through it; includes the "
+    "unaware attacker's images. Transfer: a label-only black-box attacker with a substitute network. Published: "
+    "accuracy under the attack of Athalye, Carlini and Wagner 2018, at full scale, on the data sets that the table "
+    "names."
 )
 _GALLERY_CAPTION = (
     "The first image that the aware attack broke: clean, adversarial, and as the defended network sees it. Random "
     "defenses are shown by one draw."
 )
+_TABLE = {
+    "defense": field("defense"),
+    "data set, radius": field("threat"),
+    **{attacker: rate(attacker) for attacker in ("clean", "unaware", "aware", "transfer")},
+    "gap": field("gap", points),
+    "published": field("defense", lambda defense: _published(defense)),
+    "gradient": field("gradient"),
+    "lights": field("lights"),
+}
 _NOTE = (
     "Accuracy with its 95 % Wilson interval and the number of images. Gap: unaware minus aware, in percentage points. "
     "Published: the data set and the radius stand below the number. Gradient: median L2 norm of the margin's gradient "
@@ -38,6 +48,13 @@ _NOTE = (
     "are small and images few: compare rows with each other, not with the published numbers. Slow rows have fewer "
     "steps and no lights; there are no lights in L2."
 )
+_REPARAMETERIZATION = {
+    "defense": field("row"),
+    "found": rate("success"),
+    "mean L2": field("mean_l2", number),
+    "within the radius": field("within"),
+    "still wrong": rate("kept"),
+}
 _REPARAMETERIZATION_NOTE = (
     "The attack searches the generator's codes for an image that the network misclassifies. Found: share of the "
     "images for which there is one, then its mean L2 distance and how many are within the radius. Still wrong: share "
@@ -52,28 +69,26 @@ def sections(run: _page.Run) -> list[_page.Section]:
         "accuracy": (accuracy_figure(rows_of(run)), _CAPTION),
         "gallery": (_gallery(run), _GALLERY_CAPTION),
     }
+    searches = _page.table_of(run.of("reparameterization"), _REPARAMETERIZATION)
+    detected = [record for record in run.of("attack") if "detection" in record]
+    detections = _page.table_of(detected, {"defense": field("row"), **DETECTION})
     return [
         _page.Section("Table", table(run), _NOTE),
         _page.Section("Figures", figures=drawn),
         _lights.section(run.of("light"), "row"),
-        _page.Section("Reparameterization", _reparameterizations(run), _REPARAMETERIZATION_NOTE),
-        _page.Section("Detector", _detections(run), _DETECTOR_NOTE),
+        _page.Section("Reparameterization", searches, _REPARAMETERIZATION_NOTE),
+        _page.Section("Detector", detections, _DETECTOR_NOTE),
     ]
 
 
-def table(run: _page.Run) -> _page.Table:
+def table(run: _page.Run) -> pd.DataFrame:
     """A row for each defense."""
-    rows = []
-    for row in rows_of(run):
-        threat = f"{row['dataset']}, {row['epsilon']:.3g} {row['norm'].capitalize()}" if "norm" in row else ""
-        cells = [row["defense"], threat, *(rate_of(row, name, f"{name}_n") for name in _ATTACKERS)]
-        unaware, aware = row.get("unaware"), row.get("aware")
-        cells.append(points(None if unaware is None or aware is None else unaware - aware))
-        known = published.BROKEN.get(row["defense"])
-        cells.append("" if known is None else f"{known.percent:g} %\n{known.dataset}, {known.distance}")
-        norms = [number(row.get(name)) for name in ("norm_unaware", "norm_aware")]
-        rows.append([*cells, " / ".join(norms) if any(norms) else "", row["lights"]])
-    return _page.Table(["defense", "data set, radius", *_ATTACKERS, "gap", "published", "gradient", "lights"], rows)
+    return _page.table_of(rows_of(run), _TABLE)
+
+
+def _published(defense: str) -> str:
+    known = published.BROKEN.get(defense)
+    return "" if known is None else f"{known.percent:g} %\n{known.dataset}, {known.distance}"
 
 
 def rows_of(run: _page.Run) -> list[Row]:
@@ -85,68 +100,38 @@ def rows_of(run: _page.Run) -> list[Row]:
             continue
         row, measure = found.setdefault(name, {"defense": name}), record["measure"]
         if measure == "network" and "norm" in record:
-            row |= {field: record[field] for field in ("dataset", "norm", "epsilon")}
-        elif measure in ("clean", "transfer", "worst"):
-            column = measure if measure != "worst" else "aware" if record["aware"] else "unaware"
-            row |= {f"{column}{end}": record.get(f"accuracy{end}") for end in ("", "_n", "_low", "_high")}
+            row["threat"] = f"{record['dataset']}, {record['epsilon']:.3g} {record['norm'].capitalize()}"
         elif measure == "gradient":
-            row |= {field: record[field] for field in ("norm_unaware", "norm_aware")}
+            row["gradient"] = " / ".join(number(record[f"norm_{word}"]) for word in KNOWLEDGE.values())
+        elif measure in ("clean", "transfer", "worst"):
+            column = KNOWLEDGE[record["aware"]] if measure == "worst" else measure
+            row |= {f"{column}{end}": record.get(f"accuracy{end}") for end in ("", "_n", "_low", "_high")}
     for name, row in found.items():
+        if None not in (row.get("unaware"), row.get("aware")):
+            row["gap"] = row["unaware"] - row["aware"]
         if name in published.BROKEN:
             row["published"] = published.BROKEN[name].percent / 100
         row["lights"] = _lights.row([light for light in run.of("light") if light["row"] == name])
     return list(found.values())
 
 
-def _reparameterizations(run: _page.Run) -> _page.Table:
-    rows = [
-        [record["row"], rate_of(record, "success", "success_n"), number(record["mean_l2"]), str(record["within"]),
-         rate_of(record, "kept", "kept_n")]
-        for record in run.of("reparameterization")
-    ]  # fmt: skip
-    return _page.Table(["defense", "found", "mean L2", "within the radius", "still wrong"], rows)
-
-
-def _detections(run: _page.Run) -> _page.Table:
-    rows = [
-        [record["row"], record["attack"], "aware" if record["aware"] else "unaware",
-         rate_of(record, "detection", "detection_n"), "" if record.get("auc") is None else f"{record['auc']:.3f}"]
-        for record in run.of("attack") if "detection" in record
-    ]  # fmt: skip
-    return _page.Table(["defense", "attack", "knowledge", "detected", "AUC"], rows)
-
-
 def _gallery(run: _page.Run) -> Figure | None:
-    lines = {}
+    rows = {}
     for record in run.of("attack"):
-        if not record["aware"] or record["row"] in lines:
+        if not record["aware"] or record["row"] in rows:
             continue
         clean, shown = run.arrays(f"images/{record['row']}_clean.npz"), run.arrays(record["file"])
         fresh = (shown["broken"] & ~shown["lost"]).nonzero()[0].tolist() if clean and shown else []
-        if fresh:
-            first = fresh[0]
-            seen = shown["defended"][first] if "defended" in shown else shown["images"][first]
-            lines[record["row"]] = [clean["images"][first] / 255, shown["images"][first], seen]
-    return _style.gallery(list(lines.items()))
+        for first in fresh[:1]:
+            images = [clean["images"][first] / 255, shown["images"][first]]
+            rows[record["row"]] = [*images, shown["defended"][first] if "defended" in shown else images[1]]
+    return _figures.image_grid(list(rows.items()), ("clean", "adversarial", "as defended"))
 
 
-@styled()
 def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
-    """The accuracies of `rows_of`, a line for each defense; None if nothing was measured."""
-    rows = [row for row in rows if any(row.get(name) is not None for name in _MARKS)]
-    if not rows:
-        return None
-    figure = Figure(figsize=(7.6, 1.5 + 0.36 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(rows):
-        ends = [100 * row[name] for name in ("unaware", "aware") if row.get(name) is not None]
-        axes.plot(ends, [place] * len(ends), color=RED, linewidth=1, alpha=0.5)
-    for name, (color, mark, size) in _MARKS.items():
-        found = [(place, row[name]) for place, row in enumerate(rows) if row.get(name) is not None]
-        if found:
-            places, shares = zip(*found, strict=True)
-            axes.plot([100 * share for share in shares], places, mark, color=color, markersize=size, label=name)
-    axes.set_yticks(range(len(rows)), [_style.plain(row["defense"]) for row in rows])
-    axes.set(xlabel="accuracy (%)", xlim=(-3, 103), ylim=(len(rows) - 0.5, -0.5))
-    figure.legend(loc="outside upper center", ncols=5, fontsize=8)
-    return figure
+    """The accuracies of `rows_of`, a group for each defense; None if nothing was measured."""
+    dots = []
+    for row, name in itertools.product(rows, _LOOKS):
+        values = [row.get(f"{name}{end}") for end in ("", "_low", "_high")]
+        dots.append((row["defense"], name, [100 * value for value in values if value is not None] or [None]))
+    return _figures.dots(dots, _LOOKS, "accuracy (%)", xlim=(-3, 103))

@@ -1,11 +1,10 @@
 """The page of `launch.attack`, from synthetic records."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from launch import pages
+from launch.pages import _page
 from launch.pages import attack as page_of_attack
 from tests.launch.pages import reading
 from tests.launch.pages.synthetic import attack, certify, figures, rows, save_clean, save_images, save_run, write
@@ -43,10 +42,13 @@ def test_page_has_attacks_cases_proofs_and_examples(run):
     assert attacks.column("zero gradients") == ["", "75.0 %", ""]
     # Where a pixel is one value, both counts are the same; without a lower precision, nothing is claimed.
     assert not {"L0, values", "claimed"} & set(attacks.rows[0])
-    cases = page.sections["best-average-and-worst-case"].rows
-    assert cases[0] == ["", "best case", "average case", "worst case"]
     rate = "97.0 %\n91.5 to 99.0\nn = 100"
-    assert cases[2] == ["jsma", rate, "2.5", "0.75", "0.15", rate, "5", "1.5", "0.3", rate, "10", "3", "0.6"]
+    assert page.sections["best-average-and-worst-case"].rows == [
+        ["attack", "case", "success", "L0, pixels", "L2", "Linf"],
+        ["jsma", "best", rate, "2.5", "0.75", "0.15"],
+        ["jsma", "average", rate, "5", "1.5", "0.3"],
+        ["jsma", "worst", rate, "10", "3", "0.6"],
+    ]
     proofs = page.sections["certified-distances"]
     assert proofs.column("proved") == ["92.0 %\n85.0 to 95.9\nn = 100", "0.0 %\n0.0 to 3.7\nn = 100"]
     assert proofs.column("violations") == ["0", "0"]
@@ -67,7 +69,7 @@ def test_csv_has_no_seconds(run):
 
 def test_table_is_that_of_the_page(run):
     header, pgd, *_ = reading.markdown(pages.table(run))
-    assert header[:5] == ["attack", "targets", "success", "after 8-bit rounding", "zero gradients"]
+    assert header[:5] == ["attack", "targets", "success", "after 8-bit rounding", "L0, pixels"]
     assert pgd[:4] == ["pgd (epsilon=0.3)", "untargeted", "90.0 % (82.6 to 94.5, n = 100)", "90.0 %"]
 
 
@@ -90,8 +92,8 @@ def test_attack_without_correctly_classified_images_has_no_rate(tmp_path):
     save_clean(tmp_path, size=2, wrong=(0, 1))
     save_images(tmp_path, "0_pgd", targeted=False)
     page = write(tmp_path)
-    assert page.sections["attacks"].column("success") == [""]
-    assert page.sections["examples"].figures == []
+    assert "success" not in page.sections["attacks"].rows[0]
+    assert "examples" not in page.sections
 
 
 def test_stopped_run_without_its_images_keeps_its_tables(run):
@@ -115,39 +117,14 @@ def test_single_color_image_is_shown(tmp_path):
     )  # fmt: skip
 
 
-def test_brackets_mark_what_is_proved_and_found():
-    figure = page_of_attack.brackets(np.array([0.1, 0.0, 0.2]), np.array([0.3, np.inf, 0.15]), "Linf")
+def test_proofs_stand_in_order_with_what_was_found(run):
+    proofs = page_of_attack.sections(_page.Run.read(run))[2].figures
+    figure = proofs["certify_linf"][0]
     assert figure is not None
     (axes,) = figure.axes
-    assert axes.get_yscale() == "log"
-    # Proved, nothing proved, found, not found, and one attack that is nearer than the proof.
-    marks = {str(points.get_label()): np.asarray(points.get_offsets()) for points in axes.collections[2:]}
-    assert [len(points) for points in marks.values()] == [2, 1, 2, 1, 1]
-    np.testing.assert_allclose(marks["attack nearer than the proof"], [[3, 0.15]])
-    assert page_of_attack.brackets(np.zeros(2), np.full(2, np.inf), "L2") is None
-
-
-def test_strip_names_the_outcome_of_each_attempt():
-    images = np.random.default_rng(0).random((3, 4, 4, 1))
-    examples: dict[str, Any] = {
-        "clean": images, "adversarial": images[::-1], "labels": np.array([7, 1, 2]), "predictions": np.array([3, 1, 0]),
-        "success": np.array([True, False, False]), "targets": np.array([3, 4, 5]),
-    }  # fmt: skip
-    figure = page_of_attack.strip(examples, [str(digit) for digit in range(10)], "jsma $x")
-    assert figure is not None
-    (axes,) = figure.axes
-    assert [text.get_text() for text in axes.texts] == ["7 to 3", "✗ 1 to 1\nnot 4", "✗ 2 to 0\nnot 5"]
-    mosaic = np.asarray(axes.images[0].get_array())
-    # Pixels of the second example: clean, adversarial, and the difference, here none, in gray.
-    np.testing.assert_allclose([mosaic[row, 8, 0] for row in (2, 8, 14)], [images[1, 1, 1, 0]] * 2 + [0.5])
-    assert page_of_attack.strip({name: array[:0] for name, array in examples.items()}, [], "none") is None
-
-
-def test_gallery_shows_each_class_and_no_misclassified_image():
-    labels = np.array([0, 0, 1, 1, 2])
-    correct = np.array([False, True, True, True, True])
-    chosen = page_of_attack.choose(labels, np.arange(5), correct)
-    assert chosen.tolist() == [1, 2, 4, 3]
-    many = page_of_attack.choose(np.repeat(labels, 9), np.repeat(np.arange(5), 9), correct)
-    assert (many // 9).tolist() == [1, 2, 4, 3]
-    assert len(set(many % 9)) == 4
+    assert (axes.get_yscale(), axes.get_ylabel()) == ("log", "Linf distance")
+    proved, found = (np.asarray(line.get_ydata()) for line in axes.lines)
+    np.testing.assert_allclose(proved, [np.nan, 0.01, 0.02, 0.03])
+    np.testing.assert_allclose(found, [0.04, 0.05, np.nan, 0.06])
+    # Nothing was proved or found in L2.
+    assert proofs["certify_l2"][0] is None

@@ -45,7 +45,7 @@ def run(tmp_path):
 
 def test_page_has_distances_beside_published_ones(run):
     page = write(run)
-    _, _, l0, l2, deepfool, fgsm = page.sections["distances"].rows
+    _, l0, l2, deepfool, fgsm = page.sections["distances"].rows
     assert [line[0] for line in (l0, l2, deepfool, fgsm)] == ["C&W L0", "C&W L2", "DeepFool", "FGSM"]
     assert l2[1:4] == ["L2", "1\npublished 1.36", "1.25\npublished 1.7"]
     assert l2[4:6] == ["2\npublished 1.76", "2.5\npublished 2.2"]
@@ -61,7 +61,6 @@ def test_page_has_distances_beside_published_ones(run):
         ["undistilled", "none", "99.0 %\n94.6 to 99.8\nn = 100"],
         ["distilled", "100", "97.0 %\n91.5 to 99.0\nn = 100"],
     ]
-    assert "missing-measurements" not in page.sections
     grids = [f"grid_{network}_carlini_wagner_{norm}" for norm in ("l0", "l2") for network in ("baseline", "student")]
     assert page.sections["examples"].figures == grids
     assert figures(run) == {"comparison", *grids}
@@ -98,7 +97,7 @@ def test_markdown_names_case_and_network_in_each_column(run):
 )
 def test_published_values_belong_to_data_set_and_temperature(tmp_path, settings, temperature, expected):
     save_run(tmp_path, "carlini", both(*L2, temperature=temperature), **settings)
-    assert write(tmp_path).sections["distances"].rows[2][4:6] == expected
+    assert write(tmp_path).sections["distances"].rows[1][4:6] == expected
     published = "average_published_distance" in rows(tmp_path)[0]
     assert published == ("published" in expected[0])
 
@@ -109,19 +108,19 @@ def test_ratio_is_of_attacks_that_are_made_to_succeed(tmp_path):
     assert write(tmp_path).sections["distances"].column("ratio") == ["", "1.50", ""]
 
 
-def test_stopped_run_names_what_is_missing(tmp_path):
+def test_stopped_run_has_what_was_measured(tmp_path):
     save_run(tmp_path, "carlini", both(*L2)[:1])
     page = write(tmp_path)
-    assert page.sections["missing-measurements"].rows == [["attack", "network"], ["C&W L2", "distilled"]]
-    assert page.sections["distances"].rows[2][3] == ""
+    cases = [f"{case} case, undistilled" for case in ("best", "average", "worst")]
+    assert page.sections["distances"].rows[0] == ["attack", "distance", *cases]
     assert page.sections["figures"].figures == ["comparison"]
 
 
 def test_no_attack_succeeded(tmp_path):
     save_run(tmp_path, "carlini", both(*L2, base=FAIL, student=FAIL), dataset="digits")
     page = write(tmp_path)
-    assert page.sections["distances"].rows[2][2] == "none\n0.0 %"
-    assert page.sections["figures"].figures == []
+    assert page.sections["distances"].rows[1][2] == "none\n0.0 %"
+    assert "figures" not in page.sections
 
 
 def test_single_image_is_shown(tmp_path):
@@ -131,20 +130,20 @@ def test_single_image_is_shown(tmp_path):
     assert write(tmp_path).sections["examples"].figures == ["grid_student_carlini_wagner_l2"]
 
 
-def test_comparison_figure_has_a_panel_for_each_norm():
+def test_comparison_figure_has_a_line_from_best_to_worst():
     base, student = both(*L2)
-    measured = {"carlini_wagner_l2": {"baseline": base, "student": student}}
-    measured["new"] = {"baseline": carlini("baseline", "new", "l7")}
-    figure = page_of_carlini.comparison_figure(measured, "mnist")
+    new = carlini("baseline", "new", "l7", (100, None, None))
+    figure = page_of_carlini.comparison_figure([{"baseline": base, "student": student}, {"baseline": new}], "mnist")
     assert figure is not None
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["L2", "l7"]
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["C&W L2 (L2)", "new (l7)"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         "undistilled", "undistilled, published", "distilled", "distilled, published"
     ]  # fmt: skip
-    # Four series, each a line from best to worst and three marks.
-    lines = figure.axes[0].lines
-    assert len(lines) == 4 * 4
-    np.testing.assert_allclose(np.asarray(lines[4].get_xdata()), [1.36, 2.60])
-    failed = {"carlini_wagner_l2": {"baseline": carlini("baseline", *L2, FAIL)}}
-    assert page_of_carlini.comparison_figure(failed, "mnist") is None
-    assert page_of_carlini.comparison_figure({}, "mnist") is None
+    # A mark and a line each.
+    assert len(axes.lines) == 2 * 5
+    np.testing.assert_allclose(np.asarray(axes.lines[2].get_xdata()), [1.76])
+    np.testing.assert_allclose(np.asarray(axes.lines[3].get_xdata()), [1.36, 2.60])
+    np.testing.assert_allclose(np.asarray(axes.lines[9].get_xdata()), [1, 1])
+    assert page_of_carlini.comparison_figure([{"baseline": carlini("baseline", *L2, FAIL)}], "digits") is None
+    assert page_of_carlini.comparison_figure([], "mnist") is None

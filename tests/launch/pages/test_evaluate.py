@@ -6,7 +6,7 @@ import pytest
 from launch import pages
 from launch.pages import evaluate
 from tests.launch.pages import reading
-from tests.launch.pages.synthetic import figures, run_of, save_clean, save_run, share, write
+from tests.launch.pages.synthetic import figures, save_clean, save_run, share, write
 
 WHERE = {"network": "baseline abc", "defense": "squeezing"}
 LIGHT = {"measure": "light", **WHERE, "name": "radius", "color": "red", "explanation": "It does not <help>."}
@@ -28,9 +28,6 @@ RECORDS = [
 def run(tmp_path):
     save_run(tmp_path, "evaluate", RECORDS)
     save_clean(tmp_path)
-    np.savez(tmp_path / "images" / "clean_scores.npz", scores=np.linspace(0, 0.02, 100))
-    fooled = np.arange(80) % 2 == 0
-    np.savez(tmp_path / "images" / "judged.npz", scores=np.linspace(0, 2, 80), fooled=fooled, broken=fooled)
     np.savez(tmp_path / "images" / "views.npz", row=2, adversarial=np.zeros((6, 6, 1)), defended=np.ones((6, 6, 1)))
     return tmp_path
 
@@ -51,8 +48,8 @@ def test_page_has_matrix_accuracies_and_detectors(run):
         "0.01", "4.0 %\n1.6 to 9.8\nn = 100", "ddn", "unaware", "95.0 %\n87.8 to 98.0\nn = 80", "0.990"
     ]  # fmt: skip
     assert detectors[2][4:] == ["ddn", "aware", "", ""]
-    assert page.sections["figures"].figures == ["matrix", "roc", "gallery"]
-    assert figures(run) == {"matrix", "roc", "gallery"}
+    assert page.sections["figures"].figures == ["matrix", "gallery"]
+    assert figures(run) == {"matrix", "gallery"}
     # The latest worst case replaces the earlier one, and stands last.
     assert (run / "matrix.csv").read_text().splitlines() == [
         "network,defense,clean,ddn unaware,ddn aware,worst unaware,worst aware",
@@ -70,7 +67,7 @@ def test_signs_of_masked_gradients_have_their_explanations(tmp_path):
     assert page.sections["matrix"].column("lights") == ["🟢🔴"]
     header, first, second = page.sections["masked-gradients"].rows
     assert header == ["network", "defense", "one step beats many", "a larger radius does not help"]
-    assert first == ["baseline abc", "squeezing", "🟢\nIt does not <help>.", "🔴\nIt does not <help>."]
+    assert first == ["baseline", "squeezing", "🟢\nIt does not <help>.", "🔴\nIt does not <help>."]
     assert second[1:] == ["none", "", "⚪\nIt does not <help>."]
 
 
@@ -83,7 +80,7 @@ def test_networks_with_one_title_keep_their_names(tmp_path):
 def test_attacks_with_one_name_keep_their_settings(tmp_path):
     attack = next(record for record in RECORDS if record["measure"] == "evaluate")
     save_run(tmp_path, "evaluate", [attack | {"attack": "pgd:epsilon=0.1"}, attack | {"attack": "pgd:epsilon=0.2"}])
-    assert reading.markdown(pages.table(tmp_path))[0][3:] == ["pgd:epsilon=0.1", "pgd:epsilon=0.2"]
+    assert reading.markdown(pages.table(tmp_path))[0][2:] == ["pgd:epsilon=0.1", "pgd:epsilon=0.2"]
 
 
 @pytest.mark.parametrize(
@@ -97,12 +94,3 @@ def test_attacks_with_one_name_keep_their_settings(tmp_path):
 )
 def test_titles_have_no_directories(defense, expected):
     assert evaluate.without_directory(defense) == expected
-
-
-def test_matrix_figure_leaves_out_what_was_not_measured():
-    figure = evaluate.matrix_figure(["a", "b"], ["x", "y"], np.array([[1.0, np.nan], [0.254, 0.5]]))
-    assert figure is not None
-    assert [text.get_text() for text in figure.axes[0].texts] == ["100", "25", "50"]
-    assert evaluate.matrix_figure(["a"], ["x"], np.array([[np.nan]])) is None
-    assert evaluate.roc_figure({}) is None
-    assert evaluate.table(run_of([])).rows == []

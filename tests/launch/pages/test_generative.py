@@ -78,26 +78,15 @@ def test_stopped_run_without_arrays_keeps_its_tables(generator):
     assert page.sections["figures"].figures == ["training"]
 
 
-def test_samples_stand_by_epoch_and_images_in_row_and_column(density):
+def test_samples_stand_by_epoch(density):
     figure = generative.sections(_page.Run.read(density))[0].figures["samples"][0]
     assert figure is not None
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["epoch 2", "epoch 10"]
-    images = [np.stack([np.full((4, 5, 1), value) for value in values]) for values in ((0.0, 0.25), (0.5, 0.75))]
-    figure = generative.images_figure([("first", images[0]), ("second", images[1])])
-    assert figure is not None
-    mosaic = np.asarray(figure.axes[0].images[0].get_array())
-    assert mosaic.shape[:2] == (12, 14)
-    # Middles of the four images, and the gap between them.
-    assert [[float(mosaic[row, column, 0]) for column in (3, 10)] for row in (3, 9)] == [[0.0, 0.25], [0.5, 0.75]]
-    assert np.all(mosaic[5:7] == 1)
-    assert generative.images_figure([]) is None
 
 
-def test_curves_are_those_of_the_epochs():
-    curves = {"training": [4.8, 4.5], "held out": [4.6, 4.4]}
-    figure = generative.curves_figure([1, 2], curves, "bits")
+def test_curves_are_those_of_the_epochs(density):
+    figure = generative.curves_figure(_page.Run.read(density))
     assert figure is not None
     (axes,) = figure.axes
-    assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == list(curves.values())
-    assert axes.get_legend_handles_labels()[1] == list(curves)
-    assert generative.curves_figure([], {}, "bits") is None
+    assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [[4.8, 4.5, 4.3], [4.6, 4.4, 4.25]]
+    assert axes.get_legend_handles_labels()[1] == ["training", "held out"]

@@ -68,10 +68,12 @@ def test_page_has_claims_and_breaks(run):
     assert figures(run) == {"accuracy", "gallery"}
 
 
-def test_search_that_finds_nothing_has_empty_cells(tmp_path):
+def test_search_that_finds_nothing_has_no_distance(tmp_path):
     record = {"measure": "reparameterization", "row": "defense_gan", "mean_l2": None, "within": 0}
     save_run(tmp_path, "obfuscated", [record | share("success", 0, 10) | share("kept", 0, 0)])
-    assert write(tmp_path).sections["reparameterization"].rows[1][1:] == ["0.0 %\n0.0 to 27.8\nn = 10", "", "0", ""]
+    assert write(tmp_path).sections["reparameterization"].rows == [
+        ["defense", "found", "within the radius"], ["defense_gan", "0.0 %\n0.0 to 27.8\nn = 10", "0"]
+    ]  # fmt: skip
 
 
 def test_markdown_has_a_line_for_each_defense(run):
@@ -82,15 +84,15 @@ def test_markdown_has_a_line_for_each_defense(run):
 
 def test_figure_shows_what_was_measured():
     rows = [
-        {"defense": "a", "clean": 0.9, "aware": 0.1},
+        {"defense": "a", "clean": 0.9, "clean_low": 0.8, "clean_high": 0.95, "aware": 0.1},
         {"defense": "b", "unaware": 0.5, "aware": 0.0},
         {"defense": "c"},
     ]
     figure = obfuscated.accuracy_figure(rows)
     assert figure is not None
     (axes,) = figure.axes
-    marks = {str(line.get_label()): line for line in axes.lines}
-    assert [np.asarray(marks[name].get_xdata()).tolist() for name in ("clean", "aware")] == [[90.0], [10.0, 0.0]]
-    assert "published" not in marks
+    shown = [np.asarray(line.get_xdata(), float).tolist() for line in axes.lines]
+    assert shown == [[90.0], [80.0, 95.0], [10.0], [], [50.0], [], [0.0], []]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["clean", "unaware", "aware"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
     assert obfuscated.accuracy_figure([{"defense": "c"}]) is None

@@ -95,19 +95,31 @@ def test_csv_has_six_decimals_and_no_negative_zero(tmp_path):
 
 
 def test_markdown_is_one_line_a_row():
-    table = _page.Table(["a|b", "c"], [["1\n2\n3", ""], ["|", "x"]], [("", 1), ("over", 1)])
-    assert table.markdown() == "| a\\|b | over, c |\n| ---: | ---: |\n| 1 (2, 3) |  |\n| \\| | x |"
+    columns = {"a|b": _page.field("first"), "c": _page.field("second")}
+    table = _page.table_of([{"first": "1\n2\n3"}, {"first": "|", "second": "x"}], columns)
+    assert _page.markdown(table) == "| a\\|b | c |\n| ---: | ---: |\n| 1 (2, 3) |  |\n| \\| | x |"
+
+
+def test_columns_that_no_row_fills_are_left_out():
+    columns = {"a": _page.field("a"), "b": _page.field("b", lambda value: None), "c": _page.field("c")}
+    assert list(_page.table_of([{"a": 0, "b": 1}, {"a": None}], columns).columns) == ["a"]
+    assert list(_page.table_of([], columns).columns) == ["a", "b", "c"]
+
+
+RATE = {"share": 0.5, "share_n": 4, "share_low": 0.15, "share_high": 0.85}
 
 
 @pytest.mark.parametrize(
     ("formatted", "expected"),
     [
-        (_page.number(None), ""), (_page.number(1234.5), "1234"), (_page.number(0.012345), "0.0123"),
-        (_page.percent(None), ""), (_page.percent(0.12345), "12.3 %"),
+        (_page.number(1234.5), "1234"), (_page.number(0.012345), "0.0123"), (_page.percent(0.12345), "12.3 %"),
         (_page.points(-0.004), "-0.4"), (_page.points(-0.0), "+0.0"),
-        (_page.rate(0.5, 0, 0.0, 1.0), ""), (_page.rate(0.5, 4, 0.15, 0.85), "50.0 %\n15.0 to 85.0\nn = 4"),
-        (_page.count_rate({"hits": 90, "n": 100}, "hits"), "90.0 %\n82.6 to 94.5\nn = 100"),
-        (_page.count_rate({"hits": None, "n": 100}, "hits"), ""),
+        (_page.field("x", _page.number)({"x": None}), ""), (_page.field("x", _page.number)({}), ""),
+        (_page.rate("share")(RATE | {"share_n": 0}), ""),
+        (_page.rate("share")(RATE), "50.0 %\n15.0 to 85.0\nn = 4"),
+        (_page.counts("hits")({"hits": 90, "n": 100}), "90.0 %\n82.6 to 94.5\nn = 100"),
+        (_page.counts("hits")({"hits": None, "n": 100}), ""), (_page.counts("hits")({"hits": 0, "n": 0}), ""),
+        (_page.stack(_page.field("a"), _page.field("b"), _page.field("c"))({"a": 1, "c": 2}), "1\n2"),
     ],
 )  # fmt: skip
 def test_formats(formatted, expected):

@@ -4,12 +4,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from matplotlib import colors
-from matplotlib.collections import PatchCollection
 
 from ddjax import metrics
 from launch import pages
-from launch.pages import _style, sweep
+from launch.pages import sweep
 from tests.launch.pages import reading
 from tests.launch.pages.synthetic import figures, rows, run_of, save_run, write
 
@@ -105,7 +103,6 @@ def test_seeds_are_pooled():
     assert (row["jsma_success"], row["jsma_success_n"]) == (50 / 150, 150)
     assert (row["jsma_success_low"], row["jsma_success_high"]) == metrics.wilson_interval(50, 150)
     assert (row["robustness"], row["robustness_capped_share"], row["jsma_mean_features"]) == (0.5, 8 / 20, 4.0)
-    assert sweep.gradient_decades(run_of(records))[10.0][-1] == 120
 
 
 def test_repeated_measurement_counts_once():
@@ -135,18 +132,16 @@ def test_page_has_rates_with_intervals_and_all_figures(masked_run):
     assert results.column("zero gradients")[2] == "98.0 %\n93.0 to 99.4\nn = 100"
     assert results.column("FGSM, transferred") == ["", *["60.0 %\n50.2 to 69.1\nn = 100"] * 2]
     assert results.column("change") == ["+0.0"] * 3
-    assert page.sections["attacks"].rows[1] == ["JSMA", "theta", "1"]
     assert page.sections["figures"].figures == [
-        "success", "accuracy_variation", "gradients", "robustness", "jsma_grid", "jsma_grid_distilled", "fgsm"
+        "success", "accuracy", "gradients", "robustness", "jsma_grid", "jsma_grid_distilled"
     ]  # fmt: skip
     assert figures(masked_run) == set(page.sections["figures"].figures)
-    assert len(page.sections["figures"].captions) == 7
-    assert not {"missing-measurements", "other-records"} & page.sections.keys()
+    assert len(page.sections["figures"].captions) == 6
     # A figure without data goes away.
     for path in (masked_run / "examples").iterdir():
         path.unlink()
-    assert write(masked_run).sections["figures"].figures == ["success", "accuracy_variation", "gradients", "robustness"]
-    assert "fgsm" not in figures(masked_run)
+    assert write(masked_run).sections["figures"].figures == ["success", "accuracy", "gradients", "robustness"]
+    assert "jsma_grid" not in figures(masked_run)
 
 
 def test_sweep_without_launcher_in_its_flags_is_one(tmp_path):
@@ -154,112 +149,73 @@ def test_sweep_without_launcher_in_its_flags_is_one(tmp_path):
     assert "T" in write(tmp_path).sections["results"].rows[0]
 
 
-def test_unfinished_sweep_names_what_is_missing(tmp_path):
+def test_unfinished_sweep_has_empty_cells(tmp_path):
     save(tmp_path, network(None) + network(1.0)[:4])
     with (tmp_path / "results.jsonl").open("a") as file:
         file.write('{"seed": 0, "tempera')
-    page = write(tmp_path)
-    missing = page.sections["missing-measurements"].rows
-    assert missing[1:3] == [["1", "fgsm", "0"], ["1", "fgsm_transfer", "0"]]
-    assert [row[0] for row in missing[3:]] == ["100"] * 7
+    assert write(tmp_path).sections["results"].rows[3] == ["100", *[""] * 10]
     none, one, hundred = rows(tmp_path)
     assert none["jsma_success"] == "0.900000"
     assert (one["jsma_success"], one["fgsm_success"]) == ("0.900000", "")
     assert set(hundred.values()) == {"100", "", "0"}
 
 
-def test_missing_measurements_count_seeds():
-    assert sweep.missing(run_of(sweep_of(), CONFIG)) == {}
-    more = {"flags": {"temperatures": [1, 100], "seeds": [0, 1]}}
-    missing = sweep.missing(run_of(sweep_of(), more))
-    assert len(missing) == 18
-    assert set(map(tuple, missing.values())) == {(1,)}
-    # The undistilled network has no transfer, and tempering changes nothing at T = 1.
-    assert not {(None, "fgsm_transfer"), (None, "jsma/tempered"), (1.0, "jsma/tempered")} & missing.keys()
-
-
-def test_other_records_have_a_table(tmp_path):
-    save(tmp_path, [*sweep_of(), {"measure": "attack", "attack": "pgd|linf", "file": "x"}])
-    assert write(tmp_path).sections["other-records"].column("attack") == ["pgd|linf"]
-
-
-def heights_of(series: Any) -> list[float]:
-    return series.lines[0].get_ydata(orig=False).tolist()
+def heights(figure, panel=0):
+    """What the lines of a panel show."""
+    assert figure is not None
+    return [np.asarray(line.get_ydata(), float).tolist() for line in figure.axes[panel].lines]
 
 
 def test_success_figure_shows_rates_and_intervals():
     config = {"flags": FLAGS | {"dataset": "mnist"}}
     figure = sweep.success_figure(sweep.summarize(run_of(sweep_of(**MASKED), config)))
     assert figure is not None
-    left, right = figure.axes
-    assert (left.get_title(loc="left"), right.get_title(loc="left")) == ("JSMA", "FGSM")
-    assert left.get_xscale() == "log"
-    assert [label.get_text() for label in left.get_xticklabels()] == ["1", "100"]
-    plain, tempered, published = left.containers
-    assert (heights_of(plain), heights_of(tempered), heights_of(published)) == (
-        [90, 2],
-        [90, 88],
-        [91, pytest.approx(0.45)],
-    )
-    low, high = plain.lines[2][0].get_segments()[1][:, 1]
+    jsma, fgsm = figure.axes
+    assert (jsma.get_title(loc="left"), fgsm.get_title(loc="left")) == ("JSMA", "FGSM")
+    assert jsma.get_xscale() == "log"
+    assert [label.get_text() for label in jsma.get_xticklabels()] == ["1", "100"]
+    assert heights(figure) == [[90, 90], [90, 2], [90, 88], [91, pytest.approx(0.45)]]
+    assert heights(figure, 1) == [[60, 60], [60, 5], [60, 60]]
+    _, plain, tempered = jsma.collections
+    low, high = np.asarray(plain.get_segments()[1])[:, 1]
     np.testing.assert_allclose((low / 100, high / 100), metrics.wilson_interval(2, 100))
-    assert any(line.get_label() == "undistilled network" for line in left.lines)
-    assert len(right.containers) == 2
+    assert len(tempered.get_segments()) == 2
+    legend = jsma.get_legend()
+    assert legend is not None
+    assert legend.get_texts()[0].get_text() == "undistilled network"
 
 
-def test_accuracy_figure_shows_differences_in_points():
-    figure = sweep.accuracy_figure(sweep.summarize(run_of(sweep_of(correct=92), CONFIG)))
+def test_gradients_figure_has_the_share_of_each_range():
+    figure = sweep.gradients_figure(run_of(sweep_of(**MASKED), CONFIG))
     assert figure is not None
-    np.testing.assert_allclose(heights_of(figure.axes[0].containers[0]), [0, -3], atol=1e-9)
+    shares = np.asarray(figure.axes[0].images[0].get_array())
+    assert shares.shape == (11, 3)
+    np.testing.assert_allclose(shares[:-1].sum(axis=0), 100)
+    np.testing.assert_allclose(shares[[0, 8, 9, 10], 0], [60, 40, 0, 0])
+    np.testing.assert_allclose(shares[-2:, 2], [98, 98])
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels[-3:] == ["1e-30 to 1e-25", "0 to 1e-30", "exactly 0 in float32"]
 
 
-def test_gradients_figure_stacks_to_all_images():
-    run = run_of(sweep_of(**MASKED), CONFIG)
-    figure = sweep.gradients_figure(sweep.summarize(run), sweep.gradient_decades(run))
+def test_other_figures_show_both_networks():
+    rows = sweep.summarize(run_of(sweep_of(correct=92), CONFIG))
+    assert heights(sweep.accuracy_figure(rows)) == [[95, 95], [95, 92]]
+    assert heights(sweep.robustness_figure(rows)) == [[25, 25], [25, 25], [12.5, 12.5]]
+
+
+def test_jsma_figure_has_a_row_for_each_source(masked_run):
+    examples: Any = {None: dict(np.load(masked_run / "examples" / "seed0_none.npz"))}
+    figure = sweep.jsma_figure(examples, None, ["nought", "one", "two"])
     assert figure is not None
     (axes,) = figure.axes
-    heights = np.array([[bar.get_height() for bar in container] for container in axes.containers])
-    assert heights.shape == (10, 3)
-    np.testing.assert_allclose(heights.sum(axis=0), 100)
-    np.testing.assert_allclose(heights[[0, 1, 9], 0], [0, 40, 60])
-    np.testing.assert_allclose(heights[0], [0, 0, 98])
-    np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), [0, 0, 98])
-    legend = axes.get_legend()
-    assert legend is not None
-    assert len(legend.get_texts()) == 11
-
-
-def test_robustness_figure_shows_both_attacks():
-    figure = sweep.robustness_figure(sweep.summarize(run_of(sweep_of(), CONFIG)))
-    assert figure is not None
-    assert [heights_of(container)[0] for container in figure.axes[0].containers] == [25.0, 12.5]
-
-
-def test_example_figures_show_outcomes(tmp_path):
-    save_examples(tmp_path / "examples", "none")
-    with np.load(tmp_path / "examples" / "seed0_none.npz") as data:
-        examples: dict[str, Any] = dict(data)
-    grid = sweep.jsma_figure(examples, ["nought", "one", "two"], "Undistilled network")
-    assert grid is not None
-    (axes,) = grid.axes
-    assert axes.get_title(loc="left") == "Undistilled network: 3 of 4 targets reached"
-    (boxes,) = (child for child in axes.get_children() if isinstance(child, PatchCollection))
-    edges = [colors.to_hex(color).upper() for color in np.asarray(boxes.get_edgecolor())]
-    assert (edges.count(_style.GREEN), edges.count(_style.RED), edges.count(_style.GRAY)) == (3, 1, 2)
-    right: dict[str, Any] = examples | {"fgsm_prediction": np.int32(0)}
-    shown = sweep.fgsm_figure({None: examples, 10.0: right, 50.0: examples}, ["$0", "$1", "two"])
-    assert shown is not None
-    words = [text.get_text() for text in shown.axes[3].texts]
-    assert words[words.index("distilled, T = 10") :] == [
-        "distilled, T = 10", "✓ \\$0", "✓ \\$0", "distilled, T = 50", "✓ \\$0", "✗ \\$1"
-    ]  # fmt: skip
-    assert _style.to_png(shown).startswith(b"\x89PNG")
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["nought", "one"]
+    assert (len(axes.images), len(axes.patches)) == (6, 4)
+    assert sweep.jsma_figure(examples, 5.0, None) is None
 
 
 def test_no_figure_without_data():
     rows = sweep.summarize(run_of(network(None)))
     for draw in (sweep.success_figure, sweep.accuracy_figure, sweep.robustness_figure):
         assert draw(rows) is None
-    assert sweep.gradients_figure(rows, {}) is None
-    assert sweep.jsma_figure({}, [], "none") is None
-    assert sweep.fgsm_figure({}, []) is None
+    assert sweep.gradients_figure(run_of([])) is None
+    assert sweep.jsma_figure({}, None, []) is None

@@ -26,19 +26,13 @@ def run(tmp_path):
     return tmp_path
 
 
-def test_page_has_rates_thresholds_and_networks(run):
+def test_page_has_rates_and_networks(run):
     page = write(run)
     rates = page.sections["rates"]
     assert rates.column("κ") == ["0", "10", "20"]
     assert rates.column("plain, untargeted")[:2] == [
         "5.0 %\n2.2 to 11.2\nn = 100\nL2 2\npublished 3 %", "55.0 %\n45.2 to 64.4\nn = 100\nL2 3"
     ]  # fmt: skip
-    thresholds = page.sections["thresholds"]
-    assert thresholds.column("κ for 50 %")[0] == "10\npublished 11"
-    assert thresholds.column("κ for 90 %") == [
-        "20\npublished 21", "20\npublished 25", "\npublished 37", "\npublished 39"
-    ]  # fmt: skip
-    assert thresholds.column("highest rate")[2] == "51.0 %\nκ = 20"
     assert page.sections["networks"].column("network") == ["source", "plain target", "distilled target"]
     assert page.sections["networks"].column("test accuracy")[2] == "97.0 %\n91.5 to 99.0\nn = 100"
     assert page.sections["figure"].figures == ["transfer"]
@@ -65,8 +59,7 @@ def test_published_curves_belong_to_their_setting(tmp_path, settings, temperatur
 def test_nothing_measured(tmp_path, records):
     save_run(tmp_path, "transfer", records)
     page = write(tmp_path)
-    assert page.sections["figure"].figures == []
-    assert "rates" not in page.sections
+    assert not {"figure", "rates"} & page.sections.keys()
 
 
 def test_curves_of_a_stopped_run_may_have_different_points(tmp_path):
