@@ -215,52 +215,40 @@ def image_grid(
     return figure
 
 
-def class_grid(
-    images: Mapping[tuple[int, int], np.ndarray],
-    won: Mapping[tuple[int, int], bool],
-    class_names: Sequence[str] | None,
-    title: str,
-) -> Figure | None:
-    """An `image_grid` by source class (row) and target class (column)."""
-    names = [class_name(label, class_names) for label in range(1 + max(map(max, images), default=-1))]
-    sources = sorted({source for source, _ in images})
-    rows = [(names[source], [images.get((source, target)) for target in range(len(names))]) for source in sources]
-    framed = {(sources.index(source), target): success for (source, target), success in won.items()}
-    return image_grid(rows, names, framed, title=plain(title), xlabel="target class", ylabel="source class")
-
-
 def attempts_grid(
     clean: Mapping[str, np.ndarray], attempts: Mapping[str, np.ndarray], class_names: Sequence[str] | None, title: str
 ) -> Figure | None:
-    """What an attack made of the first correctly classified image of each class, as a `class_grid`.
+    """What an attack made of the first correctly classified image of each class (row), by target class (column).
 
     The clean images stand on the diagonal. The column of an untargeted attempt is the class that it reached.
 
     Args:
       clean: the attacked `images`, their `labels` and the network's `predictions`.
       attempts: of each attempt its row in `clean`, its `images` and `success`, and `targets` or `predictions`.
-      class_names: the names of the classes.
+      class_names: the names of the classes, if they have any.
       title: the title of the figure.
     """
     if not clean or not attempts:
         return None
-    images, won = {}, {}
+    images: dict[tuple[int, int], np.ndarray] = {}
+    won = {}
     correct = np.flatnonzero(clean["labels"] == clean["predictions"])
-    for label, first in zip(*np.unique(clean["labels"][correct], return_index=True), strict=True):
-        images[int(label), int(label)] = clean["images"][correct[first]] / 255
-        for attempt in np.flatnonzero(attempts["rows"] == correct[first]):
-            place = int(label), int(attempts.get("targets", attempts["predictions"])[attempt])
-            if place not in images:
-                images[place], won[place] = attempts["images"][attempt], bool(attempts["success"][attempt])
-    images = {place: image for place, image in images.items() if max(place) < _MAX_CLASSES}
-    return class_grid(images, {place: won[place] for place in images if place in won}, class_names, title)
+    labels, firsts = np.unique(clean["labels"][correct], return_index=True)
+    sources = labels[:_MAX_CLASSES].tolist()
+    for place, (source, row) in enumerate(zip(sources, correct[firsts], strict=False)):
+        images[place, source] = clean["images"][row] / (255 if clean["images"].dtype == np.uint8 else 1)
+        for attempt in np.flatnonzero(attempts["rows"] == row):
+            column = int(attempts["targets" if "targets" in attempts else "predictions"][attempt])
+            if column != source and column < _MAX_CLASSES:
+                images[place, column] = attempts["images"][attempt]
+                won[place, column] = bool(attempts["success"][attempt])
+    columns = range(1 + max((column for _, column in images), default=-1))
+    names = {label: str(class_names[label]) if class_names else str(label) for label in {*columns, *sources}}
+    rows = [(names[source], [images.get((place, c)) for c in columns]) for place, source in enumerate(sources)]
+    axes = {"title": plain(title), "xlabel": "target class", "ylabel": "source class"}
+    return image_grid(rows, [names[column] for column in columns], won, **axes)
 
 
 def plain(text: str) -> str:
     """Text that matplotlib shows as it is: a dollar sign would start a formula."""
     return text.replace("$", r"\$")
-
-
-def class_name(label: int, class_names: Sequence[str] | None) -> str:
-    """The name of a class; its number where it has no name."""
-    return str(class_names[label]) if class_names and label < len(class_names) else str(label)

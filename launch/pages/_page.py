@@ -104,9 +104,14 @@ def in_lines(attack: str) -> str:
     return attack.replace(":", "\n").replace(",", "\n")
 
 
-def field(name: str, form: Callable[[Any], str | None] = str) -> Cell:
-    """A cell with a field of a record, formatted by `form`; empty where the field is None or missing."""
-    return lambda record: "" if record.get(name) is None else form(record[name]) or ""
+def field(name: str, form: Callable[[Any], str] | Mapping[Any, str] = str) -> Cell:
+    """A cell with a field of a record, formatted or named by `form`; empty where the field is None or missing."""
+
+    def cell(record: Record) -> str:
+        value = record.get(name)
+        return "" if value is None else form.get(value, str(value)) if isinstance(form, Mapping) else form(value)
+
+    return cell
 
 
 def rate(name: str) -> Cell:
@@ -150,7 +155,7 @@ ZERO_GRADIENTS = (
 COSTS_NOTE = f"{ZERO_GRADIENTS} Steps, gradients and seconds: mean for one attempt."
 DETECTION = {
     "attack": field("attack"),
-    "knowledge": field("aware", KNOWLEDGE.get),
+    "knowledge": field("aware", KNOWLEDGE),
     "detected": rate("detection"),
     "AUC": field("auc", "{:.3f}".format),
 }
@@ -178,7 +183,7 @@ def _in_one_line(cell: str) -> str:
 def accuracies(run: Run, names: Mapping[str, str]) -> pd.DataFrame:
     """The test accuracies of networks, by their names in the results and on the page."""
     columns = {
-        "network": lambda record: names[record["network"]],
+        "network": field("network", names),
         "T": lambda record: temperature_name(record.get("temperature")),
         "test accuracy": counts("correct"),
     }

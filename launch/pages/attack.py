@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from . import _figures, _page
-from ._figures import LOOKS, Series
+from ._figures import BLUE, GREEN, Series
 from ._page import CASES, COSTS, COSTS_NOTE, Cell, Record, Row, counts, field, number, percent
 
 HEADING = "Attacks on one network"
@@ -32,7 +32,7 @@ _CASES_NOTE = (
     "count, too, as in Carlini and Wagner 2017. Distances: means over the case's successes."
 )
 _PROOFS = {
-    "norm": field("norm", lambda norm: _NORMS.get(norm, norm)),
+    "norm": field("norm", _NORMS),
     "method": field("method"),
     "images": field("n"),
     "proved": counts("proved"),
@@ -77,7 +77,7 @@ def table(run: _page.Run) -> pd.DataFrame:
         del norms["l0_values"]
     columns = {
         "attack": field("attack", _page.in_lines),
-        "targets": field("targets", _targets),
+        "targets": field("targets", _TARGETS),
         "success": counts("successes"),
         "after 8-bit rounding": lambda record: percent(record["success_8_bits"]) if record["n"] else "",
         "claimed": _claimed,
@@ -85,10 +85,6 @@ def table(run: _page.Run) -> pd.DataFrame:
         **COSTS,
     }
     return _page.table_of(attacks, columns)
-
-
-def _targets(targets: str) -> str:
-    return _TARGETS.get(targets, targets)
 
 
 def _claimed(record: Record) -> str:
@@ -127,12 +123,11 @@ def _proofs_figure(run: _page.Run, norm: str) -> Figure | None:
     shown = np.flatnonzero(arrays["attacked"] > 0)
     shown = shown[np.lexsort((arrays["attacked"][shown], arrays["proved"][shown]))]
     series = []
-    for look, (name, label) in zip(
-        LOOKS, {"proved": "none is nearer", "attacked": "nearest found"}.items(), strict=False
-    ):
+    for name, color in {"proved": BLUE, "attacked": GREEN}.items():
         distances = arrays[name][shown]
         heights = np.where((distances > 0) & np.isfinite(distances), distances, np.nan)
-        series.append(Series(label, np.arange(1, len(shown) + 1), heights, {**look, "linestyle": "none"}))
+        look = {"color": color, "marker": "o", "linestyle": "none"}
+        series.append(Series(name, np.arange(1, len(shown) + 1), heights, look))
     panels = {"Distance of the nearest adversarial example": series}
     return _figures.lines(panels, "image", f"{_NORMS.get(norm, norm)} distance", yscale="log")
 
@@ -141,7 +136,7 @@ def _gallery(run: _page.Run) -> dict[str, tuple[Figure | None, str]]:
     """A figure of examples for each attack."""
     clean, drawn = run.arrays("images/clean.npz"), {}
     for record in run.of("attack"):
-        title = f"{record['attack']}, {_targets(record['targets'])}"
+        title = f"{record['attack']}, {_TARGETS.get(record['targets'], record['targets'])}"
         figure = _figures.attempts_grid(clean, run.arrays(record["file"]), run.setting("class_names"), title)
         drawn[f"gallery_{record['file'].rpartition('/')[2].removesuffix('.npz')}"] = (figure, _GALLERY_CAPTION)
     return drawn

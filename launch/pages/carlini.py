@@ -30,8 +30,7 @@ _LOOKS: dict[str, Look] = {
     "distilled": {"color": RED, "marker": "s"},
     "distilled, published": {"color": RED, "marker": "D", **PUBLISHED},
 }
-_attack = field("attack", lambda attack: _ATTACKS.get(attack, attack))
-_norm = field("norm", lambda norm: _NORMS.get(norm, norm))
+_attack, _norm = field("attack", _ATTACKS), field("norm", _NORMS)
 
 _DISTANCES_NOTE = (
     "Mean distance over the successes; the share of successes follows where it is below 100 %. Best case: the nearest "
@@ -42,8 +41,8 @@ _DISTANCES_NOTE = (
 )
 _SUCCESS = {
     "attack": _attack,
-    "network": field("network", _NETWORKS.get),
-    "targeted": field("targeted", {True: "yes", False: "no"}.get),
+    "network": field("network", _NETWORKS),
+    "targeted": field("targeted", {True: "yes", False: "no"}),
     "images": field("images"),
     **{f"{case} case": counts(f"{case}_successes", f"{case}_n") for case in CASES},
     "after 8-bit rounding": field("success_8_bits", percent),

@@ -1,6 +1,7 @@
 """The page of `launch.evaluate`: attacks against defenses."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -26,7 +27,7 @@ _ACCURACY = {
     "network": field("network"),
     "defense": field("defense"),
     "attack": lambda record: _page.in_lines(record.get("attack", record["measure"])),
-    "knowledge": field("aware", KNOWLEDGE.get),
+    "knowledge": field("aware", KNOWLEDGE),
     "accuracy": rate("accuracy"),
     "L2": field("mean_l2", number),
     "Linf": field("mean_linf", number),
@@ -52,10 +53,7 @@ _DETECTORS_NOTE = (
 def sections(run: _page.Run) -> list[_page.Section]:
     """The matrix, accuracies with intervals, signs of masked gradients, detectors and figures."""
     run = _with_titles(run)
-    drawn = {
-        "matrix": (_matrix_figure(run), _MATRIX_CAPTION),
-        "gallery": (_gallery(run), _GALLERY_CAPTION),
-    }
+    drawn = {"matrix": (_matrix_figure(run), _MATRIX_CAPTION), "gallery": (_gallery(run), _GALLERY_CAPTION)}
     return [
         _page.Section("Matrix", table(run), _MATRIX_NOTE),
         _page.Section("Figures", figures=drawn),
@@ -138,10 +136,7 @@ def _detections(run: _page.Run) -> list[Row]:
 
 def without_directory(defense: str) -> str:
     """A defense without the directories of its model's path, as `pixel_defend:epsilon=0.1,model=density`."""
-    name, colon, settings = defense.partition(":")
-    pairs = [setting.partition("=") for setting in settings.split(",")]
-    short = [f"{key}{sign}{value.rpartition('/')[2] if key == 'model' else value}" for key, sign, value in pairs]
-    return f"{name}{colon}{','.join(short)}"
+    return re.sub("(?<=model=)[^,]*/", "", defense)
 
 
 def _gallery(run: _page.Run) -> Figure | None:
@@ -161,6 +156,5 @@ def _matrix_figure(run: _page.Run) -> Figure | None:
     names = list(dict.fromkeys(name for row in rows for name in row if name not in ("network", "defense")))
     shares = np.array([[row.get(name, np.nan) for name in names] for row in rows], float)
     labels = [f"{row['network']}, {without_directory(row['defense'])}" for row in rows]
-    split = [name.rpartition(" ") for name in names]
-    columns = [f"{short.get(attack, attack)}{space}{word}" for attack, space, word in split]
+    columns = [" ".join(short.get(part, part) for part in name.rsplit(" ", 1)) for name in names]
     return _figures.heat_map(shares, labels, columns, "accuracy (%)")

@@ -37,7 +37,7 @@ _TABLE = {
     "data set, radius": field("threat"),
     **{attacker: rate(attacker) for attacker in ("clean", "unaware", "aware", "transfer")},
     "gap": field("gap", points),
-    "published": field("defense", lambda defense: _published(defense)),
+    "published": field("known"),
     "gradient": field("gradient"),
     "lights": field("lights"),
 }
@@ -65,10 +65,7 @@ _DETECTOR_NOTE = "Detected: share of the images that fool the network within the
 
 def sections(run: _page.Run) -> list[_page.Section]:
     """The table, figures, signs of masked gradients, reparameterization and detector."""
-    drawn = {
-        "accuracy": (accuracy_figure(rows_of(run)), _CAPTION),
-        "gallery": (_gallery(run), _GALLERY_CAPTION),
-    }
+    drawn = {"accuracy": (accuracy_figure(rows_of(run)), _CAPTION), "gallery": (_gallery(run), _GALLERY_CAPTION)}
     searches = _page.table_of(run.of("reparameterization"), _REPARAMETERIZATION)
     detected = [record for record in run.of("attack") if "detection" in record]
     detections = _page.table_of(detected, {"defense": field("row"), **DETECTION})
@@ -84,11 +81,6 @@ def sections(run: _page.Run) -> list[_page.Section]:
 def table(run: _page.Run) -> pd.DataFrame:
     """A row for each defense."""
     return _page.table_of(rows_of(run), _TABLE)
-
-
-def _published(defense: str) -> str:
-    known = published.BROKEN.get(defense)
-    return "" if known is None else f"{known.percent:g} %\n{known.dataset}, {known.distance}"
 
 
 def rows_of(run: _page.Run) -> list[Row]:
@@ -110,7 +102,9 @@ def rows_of(run: _page.Run) -> list[Row]:
         if None not in (row.get("unaware"), row.get("aware")):
             row["gap"] = row["unaware"] - row["aware"]
         if name in published.BROKEN:
-            row["published"] = published.BROKEN[name].percent / 100
+            known = published.BROKEN[name]
+            row["published"] = known.percent / 100
+            row["known"] = f"{known.percent:g} %\n{known.dataset}, {known.distance}"
         row["lights"] = _lights.row([light for light in run.of("light") if light["row"] == name])
     return list(found.values())
 

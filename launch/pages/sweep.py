@@ -67,41 +67,55 @@ _NOTE = (
     "of the log10 of the Jacobian's mean absolute entry. Published: JSMA success of "
     f"{published.JSMA_SOURCE}. All columns are in table.csv."
 )
+# Figure to title to columns.
+_PANELS = {
+    "success": {
+        "Success of JSMA": ("jsma_success", "jsma_tempered_success", "published_jsma_success"),
+        "Success of FGSM": ("fgsm_success", "fgsm_transfer_success"),
+    },
+    "accuracy": {"Test accuracy": ("accuracy",)},
+    "robustness": {"Features to change": ("robustness", "robustness_tempered")},
+}
+# Columns of these figures to their names and looks.
+_NAMES: dict[str, tuple[str, Look]] = {
+    "jsma_success": ("on T=1 probabilities", LOOKS[0]),
+    "jsma_tempered_success": ("tempered: on softmax(Z/T)", LOOKS[1]),
+    "published_jsma_success": ("published, T=1 probabilities", {"color": "black", "marker": "D", **PUBLISHED}),
+    "fgsm_success": ("on the network itself", LOOKS[2]),
+    "fgsm_transfer_success": ("transferred from the undistilled network", LOOKS[3]),
+    "accuracy": ("distilled network", LOOKS[0]),
+    "robustness": ("JSMA on T=1 probabilities", LOOKS[0]),
+    "robustness_tempered": ("tempered JSMA", LOOKS[1]),
+}
+_GRID_CAPTION = (
+    "JSMA on the T=1 probabilities, from each source class (row) to each target class (column), with one test image "
+    "for each source class. Solid green: target reached. Dashed red: not reached."
+)
 _CAPTIONS = {
     "success": "Attack success, after Fig. 7 of Papernot et al. Tempered JSMA is JSMA on softmax(Z/T) of the same "
     "networks. Where it succeeds and JSMA on the T=1 probabilities, the paper's attack, does not, the gradients at T=1 "
     "are masked. Bars and gray band: 95 % Wilson intervals.",
     "accuracy": "Test accuracy with its 95 % Wilson intervals, after Fig. 8 of Papernot et al.",
-    "gradients": "Share of the test images, in percent, by the mean absolute entry of the Jacobian of the T=1 "
-    "probabilities, after Fig. 9 of Papernot et al. It is computed in log space, so that it does not underflow. Last "
-    "row: share of the images whose whole Jacobian is exactly zero in float32.",
     "robustness": "Share of the features that an attack has to change, after Fig. 10 of Papernot et al. An image on "
     "which every attempt failed counts with the largest share allowed, so masked gradients raise this number, too.",
-    "jsma_grid": "JSMA on the T=1 probabilities of the undistilled network, with one test image for each source class. "
-    "Solid green: target reached. Dashed red: not reached.",
-    "jsma_grid_distilled": "The same attack on the network that was distilled at the highest temperature.",
+    "gradients": "Share of the test images by the mean absolute entry of the Jacobian of the T=1 probabilities, after "
+    "Fig. 9 of Papernot et al. It is computed in log space, so that it does not underflow. Last row: share of the "
+    "images whose whole Jacobian is exactly zero in float32.",
+    "jsma_grid": _GRID_CAPTION,
+    "jsma_grid_distilled": _GRID_CAPTION,
 }
-
-# Temperature to the arrays of a network's examples.
-Examples = Mapping[float | None, Mapping[str, np.ndarray]]
 
 
 def sections(run: _page.Run) -> list[_page.Section]:
     """Rates by temperature, figures and examples."""
-    rows, examples = summarize(run), _examples(run)
-    highest = max((t or 0.0 for t in examples), default=0.0)
-    drawn = {
-        "success": success_figure(rows),
-        "accuracy": accuracy_figure(rows),
+    rows = summarize(run)
+    drawn = {name: figure(rows, panels) for name, panels in _PANELS.items()} | {
         "gradients": gradients_figure(run),
-        "robustness": robustness_figure(rows),
-        "jsma_grid": jsma_figure(examples, None, run.setting("class_names")),
-        "jsma_grid_distilled": jsma_figure(examples, highest, run.setting("class_names")),
+        "jsma_grid": jsma_figure(run, "none"),
+        "jsma_grid_distilled": jsma_figure(run, f"T{temperature_name(rows[-1]['temperature'])}"),
     }
-    return [
-        _page.Section("Results", table(run), _NOTE),
-        _page.Section("Figures", figures={name: (figure, _CAPTIONS[name]) for name, figure in drawn.items()}),
-    ]
+    figures = {name: (drawn[name], caption) for name, caption in _CAPTIONS.items()}
+    return [_page.Section("Results", table(run), _NOTE), _page.Section("Figures", figures=figures)]
 
 
 def table(run: _page.Run) -> pd.DataFrame:
@@ -169,47 +183,24 @@ def _summary(temperature: float | None, kinds: Mapping[str, Mapping[int, Record]
     return row
 
 
-def success_figure(rows: Sequence[Row]) -> Figure | None:
-    """Success against temperature, a panel for JSMA and one for FGSM."""
-    published_look = {"color": "black", "marker": "D", **PUBLISHED}
-    jsma = [
-        *_series(rows, "jsma_success", "on T=1 probabilities", LOOKS[0]),
-        *_series(rows, "jsma_tempered_success", "tempered: on softmax(Z/T)", LOOKS[1])[1:],
-        *_series(rows, "published_jsma_success", "published, T=1 probabilities", published_look)[1:],
-    ]
-    fgsm = [
-        *_series(rows, "fgsm_success", "on the network itself", LOOKS[2]),
-        *_series(rows, "fgsm_transfer_success", "transferred from the undistilled network", LOOKS[3])[1:],
-    ]
-    panels = {"JSMA": jsma, "FGSM": fgsm}
-    return _figures.lines(panels, "distillation temperature", "success (%)", xscale="log", ylim=(-3, 103))
-
-
-def accuracy_figure(rows: Sequence[Row]) -> Figure | None:
-    """Test accuracy against temperature."""
-    panels = {"Test accuracy": _series(rows, "accuracy", "distilled network", LOOKS[0])}
-    return _figures.lines(panels, "distillation temperature", "accuracy (%)", xscale="log")
-
-
-def robustness_figure(rows: Sequence[Row]) -> Figure | None:
-    """Share of the features that JSMA changes against temperature."""
-    probabilities = _series(rows, "robustness", "JSMA on T=1 probabilities", LOOKS[0])
-    tempered = _series(rows, "robustness_tempered", "tempered JSMA", LOOKS[1])
-    panels = {"Robustness as each attack measures it": [*probabilities, tempered[1]]}
-    return _figures.lines(panels, "distillation temperature", "features to change (%)", xscale="log")
-
-
-def _series(rows: Sequence[Row], column: str, label: str, look: Look) -> list[Series]:
-    """A column in percent: the undistilled network as a level, and the distilled ones."""
-    ends = ("", "_low", "_high") if f"{column}_low" in _COLUMNS else ("",)
-    values = 100 * np.array([[row.get(f"{column}{end}") for row in rows] for end in ends], float)
+def figure(rows: Sequence[Row], panels: Mapping[str, Sequence[str]]) -> Figure | None:
+    """Columns of `summarize` in percent against temperature, with the undistilled network's first column as a level."""
     temperatures = [row["temperature"] for row in rows[1:]]
-    width = [0.85 * min(temperatures), 1.18 * max(temperatures)] if temperatures else []
-    level: Look = {"color": GRAY, "linestyle": "--", "linewidth": 1.2}
-    return [
-        Series("undistilled network", width, values[:, [0] * len(width)], level),
-        Series(label, temperatures, values[:, 1:], look),
-    ]
+    ends = [0.85 * min(temperatures), 1.18 * max(temperatures)] if temperatures else []
+    drawn = {}
+    for title, columns in panels.items():
+        level = _percents(rows, columns[0])[:, [0] * len(ends)]
+        drawn[title] = [Series("undistilled network", ends, level, {"color": GRAY, "linestyle": "--"})]
+        for column in columns:
+            label, look = _NAMES[column]
+            drawn[title].append(Series(label, temperatures, _percents(rows, column)[:, 1:], look))
+    return _figures.lines(drawn, "distillation temperature", "%", xscale="log")
+
+
+def _percents(rows: Sequence[Row], column: str) -> np.ndarray:
+    """[1 or 3, rows]: a column, and where it is a rate, the ends of its intervals."""
+    ends = ("", "_low", "_high") if column in _RATES else ("",)
+    return 100 * np.array([[row.get(f"{column}{end}") for row in rows] for end in ends], float)
 
 
 def gradients_figure(run: _page.Run) -> Figure | None:
@@ -229,23 +220,16 @@ def gradients_figure(run: _page.Run) -> Figure | None:
     return _figures.heat_map(shares, [*names, "exactly 0 in float32"], [*columns], "images (%)")
 
 
-def _examples(run: _page.Run) -> Examples:
-    """The saved examples of the lowest seed, by temperature, the undistilled network first."""
-    found: dict[int, dict[float | None, str]] = {}
-    for path in (run.workdir / "examples").glob("seed*_*.npz"):
-        seed, _, tag = path.stem.removeprefix("seed").partition("_")
-        temperature = None if tag == "none" else float(tag.removeprefix("T"))
-        found.setdefault(int(seed), {})[temperature] = f"examples/{path.name}"
-    lowest = found[min(found)] if found else {}
-    return {t: run.arrays(lowest[t]) for t in sorted(lowest, key=lambda temperature: temperature or 0.0)}
-
-
-def jsma_figure(examples: Examples, temperature: float | None, class_names: Sequence[str] | None) -> Figure | None:
+def jsma_figure(run: _page.Run, network: str) -> Figure | None:
     """The grid of JSMA's examples from each source class to each target class; None without examples."""
-    if temperature not in examples:
+    seed = min((record["seed"] for record in run.of("jsma")), default=0)
+    arrays = run.arrays(f"examples/seed{seed}_{network}.npz")
+    if not arrays:
         return None
-    images, success, present = (examples[temperature][f"jsma_{name}"] for name in ("images", "success", "present"))
-    places = list(itertools.product(np.flatnonzero(present).tolist(), range(len(images))))
-    won = {(source, target): bool(success[source, target]) for source, target in places if source != target}
-    title = f"T = {temperature_name(temperature)}"
-    return _figures.class_grid({place: images[place] for place in places}, won, class_names, title)
+    images, success, present = (arrays[f"jsma_{name}"] for name in ("images", "success", "present"))
+    labels = np.arange(len(images))
+    # On the diagonal stand the clean images.
+    clean = {"images": images[labels, labels], "labels": labels, "predictions": np.where(present, labels, -1)}
+    rows, targets = np.indices(success.shape).reshape(2, -1)
+    attempts = {"images": images[rows, targets], "success": success.ravel(), "rows": rows, "targets": targets}
+    return _figures.attempts_grid(clean, attempts, run.setting("class_names"), f"JSMA, network {network}")

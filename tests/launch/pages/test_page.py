@@ -101,7 +101,7 @@ def test_markdown_is_one_line_a_row():
 
 
 def test_columns_that_no_row_fills_are_left_out():
-    columns = {"a": _page.field("a"), "b": _page.field("b", lambda value: None), "c": _page.field("c")}
+    columns = {"a": _page.field("a"), "b": _page.field("b", lambda value: ""), "c": _page.field("c")}
     assert list(_page.table_of([{"a": 0, "b": 1}, {"a": None}], columns).columns) == ["a"]
     assert list(_page.table_of([], columns).columns) == ["a", "b", "c"]
 
@@ -127,11 +127,9 @@ def test_formats(formatted, expected):
 
 
 def test_figures_ignore_and_keep_the_style_of_users():
-    rows = sweep.summarize(synthetic.run_of([
-        synthetic.accuracy("baseline", 95), synthetic.accuracy("student", 90, 2.0)
-    ]))  # fmt: skip
+    run = synthetic.run_of([synthetic.accuracy("baseline", 95), synthetic.accuracy("student", 90, 2.0)])
     with matplotlib.rc_context({"font.size": 30.0}):
-        figure = sweep.accuracy_figure(rows)
+        figure = sweep.sections(run)[1].figures["accuracy"][0]
         assert matplotlib.rcParams["font.size"] == 30.0
     assert figure is not None
     assert figure.axes[0].xaxis.label.get_fontsize() == pytest.approx(9.5)

@@ -1,13 +1,11 @@
 """The page of `launch.sweep`, from synthetic records."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 
 from ddjax import metrics
 from launch import pages
-from launch.pages import sweep
+from launch.pages import _page, sweep
 from tests.launch.pages import reading
 from tests.launch.pages.synthetic import figures, rows, run_of, save_run, write
 
@@ -133,14 +131,14 @@ def test_page_has_rates_with_intervals_and_all_figures(masked_run):
     assert results.column("FGSM, transferred") == ["", *["60.0 %\n50.2 to 69.1\nn = 100"] * 2]
     assert results.column("change") == ["+0.0"] * 3
     assert page.sections["figures"].figures == [
-        "success", "accuracy", "gradients", "robustness", "jsma_grid", "jsma_grid_distilled"
+        "success", "accuracy", "robustness", "gradients", "jsma_grid", "jsma_grid_distilled"
     ]  # fmt: skip
     assert figures(masked_run) == set(page.sections["figures"].figures)
     assert len(page.sections["figures"].captions) == 6
     # A figure without data goes away.
     for path in (masked_run / "examples").iterdir():
         path.unlink()
-    assert write(masked_run).sections["figures"].figures == ["success", "accuracy", "gradients", "robustness"]
+    assert write(masked_run).sections["figures"].figures == ["success", "accuracy", "robustness", "gradients"]
     assert "jsma_grid" not in figures(masked_run)
 
 
@@ -168,10 +166,10 @@ def heights(figure, panel=0):
 
 def test_success_figure_shows_rates_and_intervals():
     config = {"flags": FLAGS | {"dataset": "mnist"}}
-    figure = sweep.success_figure(sweep.summarize(run_of(sweep_of(**MASKED), config)))
+    figure = sweep.sections(run_of(sweep_of(**MASKED), config))[1].figures["success"][0]
     assert figure is not None
     jsma, fgsm = figure.axes
-    assert (jsma.get_title(loc="left"), fgsm.get_title(loc="left")) == ("JSMA", "FGSM")
+    assert (jsma.get_title(loc="left"), fgsm.get_title(loc="left")) == ("Success of JSMA", "Success of FGSM")
     assert jsma.get_xscale() == "log"
     assert [label.get_text() for label in jsma.get_xticklabels()] == ["1", "100"]
     assert heights(figure) == [[90, 90], [90, 2], [90, 88], [91, pytest.approx(0.45)]]
@@ -198,24 +196,21 @@ def test_gradients_figure_has_the_share_of_each_range():
 
 
 def test_other_figures_show_both_networks():
-    rows = sweep.summarize(run_of(sweep_of(correct=92), CONFIG))
-    assert heights(sweep.accuracy_figure(rows)) == [[95, 95], [95, 92]]
-    assert heights(sweep.robustness_figure(rows)) == [[25, 25], [25, 25], [12.5, 12.5]]
+    figures = sweep.sections(run_of(sweep_of(correct=92), CONFIG))[1].figures
+    assert heights(figures["accuracy"][0]) == [[95, 95], [95, 92]]
+    assert heights(figures["robustness"][0]) == [[25, 25], [25, 25], [12.5, 12.5]]
 
 
 def test_jsma_figure_has_a_row_for_each_source(masked_run):
-    examples: Any = {None: dict(np.load(masked_run / "examples" / "seed0_none.npz"))}
-    figure = sweep.jsma_figure(examples, None, ["nought", "one", "two"])
+    figure = sweep.jsma_figure(_page.Run.read(masked_run), "none")
     assert figure is not None
     (axes,) = figure.axes
     assert [label.get_text() for label in axes.get_yticklabels()] == ["nought", "one"]
     assert (len(axes.images), len(axes.patches)) == (6, 4)
-    assert sweep.jsma_figure(examples, 5.0, None) is None
+    assert sweep.jsma_figure(_page.Run.read(masked_run), "T5") is None
 
 
 def test_no_figure_without_data():
-    rows = sweep.summarize(run_of(network(None)))
-    for draw in (sweep.success_figure, sweep.accuracy_figure, sweep.robustness_figure):
-        assert draw(rows) is None
-    assert sweep.gradients_figure(run_of([])) is None
-    assert sweep.jsma_figure({}, None, []) is None
+    drawn = {name: figure for name, (figure, _) in sweep.sections(run_of(network(None)))[1].figures.items()}
+    assert [name for name, figure in drawn.items() if figure is not None] == ["gradients"]
+    assert not any(figure for figure, _ in sweep.sections(run_of([]))[1].figures.values())
