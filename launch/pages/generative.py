@@ -12,16 +12,13 @@ HEADING = "Generative model"
 
 _SHOWN = 12
 _four = "{:.4f}".format
-# What is drawn of each kind of model: field to label, and the unit.
-_CURVES: dict[str, tuple[dict[str, str], str]] = {
-    "pixelcnn": (
-        {"bits_per_dimension": "training", "held_out_bits_per_dimension": "held out"}, "bits per dimension",
-    ),
-    "gan": (
-        {"wasserstein": "Wasserstein distance estimated by the critic", "generator_loss": "generator's loss"},
-        "critic's score",
-    ),
-}  # fmt: skip
+# What is drawn of each epoch, where a model has it.
+_CURVES = {
+    "bits_per_dimension": "bits per dimension, training images",
+    "held_out_bits_per_dimension": "bits per dimension, held-out images",
+    "wasserstein": "Wasserstein distance estimated by the critic",
+    "generator_loss": "generator's loss",
+}
 _RECONSTRUCTIONS = {
     "steps": field("num_steps"),
     "starts": lambda record: str(_starts(record)),
@@ -33,10 +30,7 @@ _RECONSTRUCTIONS_NOTE = (
     "Mean and median over held-out images of the mean squared difference, per pixel, to the nearest generated image "
     "that the search found."
 )
-_RECONSTRUCTIONS_CAPTION = (
-    "Held-out images, and the nearest images that the search found among the generator's, by the search's steps and "
-    "starts."
-)
+_RECONSTRUCTIONS_CAPTION = "Held-out images, and the nearest images of the generator that the search found."
 _SAMPLES_CAPTION = "Samples during training. The images of a column are drawn with the same key."
 
 
@@ -97,10 +91,10 @@ def _reconstructed(run: _page.Run) -> list[tuple[str, np.ndarray]]:
 
 def curves_figure(run: _page.Run) -> Figure | None:
     """The losses against epochs; None without epochs."""
-    fields, unit = _CURVES.get(run.setting("model"), ({}, ""))
     epochs = run.of("epoch")
+    places = [record["epoch"] for record in epochs]
     series = [
-        Series(label, [record["epoch"] for record in epochs], [record.get(name) for record in epochs], look)
-        for (name, label), look in zip(fields.items(), LOOKS, strict=False)
+        Series(label, places, [record.get(name) for record in epochs], look)
+        for (name, label), look in zip(_CURVES.items(), LOOKS, strict=True)
     ]
-    return _figures.lines({"Training": series}, "epoch", unit)
+    return _figures.lines({"Training": series}, "epoch", "loss")

@@ -89,4 +89,6 @@ def test_curves_are_those_of_the_epochs(density):
     assert figure is not None
     (axes,) = figure.axes
     assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [[4.8, 4.5, 4.3], [4.6, 4.4, 4.25]]
-    assert axes.get_legend_handles_labels()[1] == ["training", "held out"]
+    assert axes.get_legend_handles_labels()[1] == [
+        f"bits per dimension, {name} images" for name in ("training", "held-out")
+    ]

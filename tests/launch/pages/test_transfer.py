@@ -6,7 +6,7 @@ import pytest
 from launch import pages
 from launch.pages import transfer as page_of_transfer
 from tests.launch.pages import reading
-from tests.launch.pages.synthetic import accuracy, rows, save_run, transfer, write
+from tests.launch.pages.synthetic import accuracy, rows, run_of, save_run, transfer, write
 
 PLAIN = {0: 5, 10: 55, 20: 92}
 DISTILLED = {0: 1, 10: 15, 20: 51}
@@ -69,8 +69,8 @@ def test_curves_of_a_stopped_run_may_have_different_points(tmp_path):
 
 
 def test_figure_has_measured_and_published_curves():
-    found = {record["kappa"]: record for record in curve("plain", {0: 0, 1: 50}, True)}
-    figure = page_of_transfer.curves_figure({("plain", True): found}, "mnist")
+    records = curve("plain", {0: 0, 1: 50}, True)
+    figure = page_of_transfer.curves_figure(run_of(records, {"flags": {"dataset": "mnist"}}))
     assert figure is not None
     (axes,) = figure.axes
     assert [line.get_label() for line in axes.lines] == ["plain, targeted", "plain, targeted, published"]
@@ -78,4 +78,4 @@ def test_figure_has_measured_and_published_curves():
     np.testing.assert_allclose(np.asarray(axes.lines[0].get_ydata()), [0, 50])
     np.testing.assert_allclose(np.asarray(axes.lines[1].get_ydata())[:2], [3, 22])
     assert len(axes.collections) == 1
-    assert page_of_transfer.curves_figure({}, "mnist") is None
+    assert page_of_transfer.curves_figure(run_of([])) is None
