@@ -7,8 +7,8 @@ own in `WORKDIR/shard_I_of_N`; `merge` makes one run of them.
 import json
 import pathlib
 import re
-from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from ddjax import runs
 
@@ -51,17 +51,17 @@ def parse(text: str) -> Shard:
 
 def are_in(workdir: runs.PathLike) -> bool:
     """Whether a directory holds pieces of a job array."""
-    workdir = pathlib.Path(workdir)
-    return workdir.is_dir() and bool(_find(workdir))
+    return bool(_find(pathlib.Path(workdir)))
 
 
 def _find(workdir: pathlib.Path) -> dict[Shard, pathlib.Path]:
+    """The runs of the pieces that have begun, in their order."""
     found = {}
-    for path in sorted(workdir.iterdir()):
-        match = _DIRECTORY.fullmatch(path.name)
-        if match and (path / "config.json").exists():
-            found[Shard(int(match[1]), int(match[2]))] = path
-    return found
+    for path in workdir.glob("*/config.json"):
+        match = _DIRECTORY.fullmatch(path.parent.name)
+        if match:
+            found[Shard(int(match[1]), int(match[2]))] = path.parent
+    return dict(sorted(found.items()))
 
 
 def merge(workdir: runs.PathLike) -> list[Shard]:
@@ -78,33 +78,36 @@ def merge(workdir: runs.PathLike) -> list[Shard]:
         its own.
     """
     workdir = pathlib.Path(workdir)
-    if not are_in(workdir):
+    pieces = _find(workdir)
+    if not pieces:
         raise runs.RunError(f"{workdir} holds no pieces of a job array")
-    pieces = dict(sorted(_find(workdir).items()))
     if (workdir / "config.json").exists() and not runs.read_config(workdir).get("merged"):
         raise runs.RunError(f"{workdir} holds a run of its own beside the pieces of a job array")
     counts = sorted({shard.count for shard in pieces})
     if len(counts) > 1:
         raise runs.RunError(f"{workdir} holds pieces of different job arrays, of {counts} pieces")
-    configs = {shard: runs.read_config(path) for shard, path in pieces.items()}
-    (first, config), *others = configs.items()
-    for shard, other in others:
-        for part in ("flags", "resolved"):
-            differing = runs.differing(_whole(config[part]), _whole(other[part]))
-            if differing:
-                raise runs.RunError(f"{first.directory} and {shard.directory} differ: {'; '.join(differing)}")
+    config = _common_config(pieces)
     lines = []
     for path in pieces.values():
         lines += [json.dumps(record) + "\n" for record in runs.read_results(path)]
-        for arrays in sorted(path.glob("**/*.npz")):
+        for arrays in path.glob("**/*.npz"):
             target = workdir / arrays.relative_to(path)
             target.parent.mkdir(parents=True, exist_ok=True)
             runs.write_atomically(target, arrays.read_bytes())
-    merged = config | {"flags": _whole(config["flags"]), "merged": [shard.directory for shard in pieces]}
     runs.write_atomically(workdir / "results.jsonl", "".join(lines).encode())
-    runs.write_atomically(workdir / "config.json", (json.dumps(merged, indent=2) + "\n").encode())
+    runs.write_atomically(workdir / "config.json", (json.dumps(config, indent=2) + "\n").encode())
     return [Shard(index, counts[0]) for index in range(counts[0]) if Shard(index, counts[0]) not in pieces]
 
 
-def _whole(settings: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in settings.items() if name != "shard"}
+def _common_config(pieces: Mapping[Shard, pathlib.Path]) -> dict[str, Any]:
+    """The configuration of the merged run; the pieces may differ in nothing but their shard."""
+    configs = {shard: runs.read_config(path) for shard, path in pieces.items()}
+    for config in configs.values():
+        for part in ("flags", "resolved"):
+            config[part].pop("shard", None)
+    (first, common), *others = configs.items()
+    for shard, config in others:
+        differing = [line for part in ("flags", "resolved") for line in runs.differing(common[part], config[part])]
+        if differing:
+            raise runs.RunError(f"{first.directory} and {shard.directory} differ: {'; '.join(differing)}")
+    return common | {"merged": [shard.directory for shard in pieces]}

@@ -101,10 +101,10 @@ _DETAILS: dict[str, Cell] = {
 }
 # The fields of these columns.
 _SHOWN = {
-    *speed.KEY, "measure", "title", "side", "base", "unit", "units", "repetitions", "seconds", "seconds_low",
-    "seconds_high", "first_seconds", "speedup", "speedup_low", "speedup_high", "peak_bytes", "program_bytes", "success",
-    "success_same", "mean_distance", "mean_distance_same", "norm", "gradients", "flops", "gflops", "matmul_share",
-    "note", "curve", "size", "order",
+    *speed.KEY, "measure", "title", "library", "correct", "side", "base", "unit", "units", "repetitions", "seconds",
+    "seconds_low", "seconds_high", "first_seconds", "speedup", "speedup_low", "speedup_high", "peak_bytes",
+    "program_bytes", "success", "success_same", "mean_distance", "mean_distance_same", "norm", "gradients", "flops",
+    "gflops", "matmul_share", "note", "curve", "size", "order",
 }  # fmt: skip
 
 
@@ -144,18 +144,16 @@ def _parts(run: _page.Run) -> tuple[list[Sides], list[Sides], list[Sides]]:
     """Comparisons that other libraries can take part in, those of sizes, and all others."""
     parts: tuple[list[Sides], list[Sides], list[Sides]] = ([], [], [])
     for sides in speed.comparisons(run.records):
-        work = sides[0]["work"]
-        is_inside = work in speed.INSIDE or speed.ours(sides) is None
-        parts[1 if work in speed.GROWTH else 2 if is_inside else 0].append(sides)
+        work, has_ours = sides[0]["work"], any(record["side"] == "ddjax" for record in sides)
+        parts[1 if work in speed.GROWTH else 0 if has_ours and work not in speed.INSIDE else 2].append(sides)
     return parts
 
 
 def _compact(run: _page.Run, beside: Sequence[Sides]) -> pd.DataFrame:
     """A row for each comparison with other libraries."""
-    several = len({sides[0].get("network") for sides in beside}) > 1
     columns: dict[str, Cell] = {
-        "network": field("network", lambda network: network if several else ""),
-        "work": speed.title,
+        "network": field("network"),
+        "work": field("title"),
         "batch": field("batch"),
         "ddjax": lambda row: f"{duration(row['seconds'])} per {row['unit']}",
         "best other library": field("best"),
@@ -166,22 +164,19 @@ def _compact(run: _page.Run, beside: Sequence[Sides]) -> pd.DataFrame:
 
 def _row(sides: Sides, broken: Sequence[Record]) -> Row:
     """The record of ddjax, with what the other libraries took."""
-    peers = speed.peers(sides)
-    same = [speed.is_correct(peer, sides) for peer in peers]
+    by_side, peers = {record["side"]: record for record in sides}, speed.peers(sides)
+    best = 1 if peers and peers[0]["correct"] else 0
     ratios = [f"{speed.side_name(peer['side'])} {number(peer['speedup'])}x" for peer in peers]
-    best = ratios[:1] if any(same) else []
-    others = [ratio + ("" if is_same else "*") for ratio, is_same in zip(ratios, same, strict=True)][len(best) :]
-    failed = {record["side"]: None for record in broken if speed.key(record) == speed.key(sides[0])}
-    others += [f"{speed.side_name(side)} broken" for side in failed if side not in [side["side"] for side in sides]]
-    return {**(speed.ours(sides) or {}), "best": "".join(best), "others": ", ".join(others)}
+    others = [ratio + ("" if peer["correct"] else "*") for ratio, peer in zip(ratios, peers, strict=True)][best:]
+    failed = dict.fromkeys(record["side"] for record in broken if speed.key(record) == speed.key(sides[0]))
+    others += [f"{speed.side_name(side)} broken" for side in failed if side not in by_side]
+    return {**by_side["ddjax"], "best": "".join(ratios[:best]), "others": ", ".join(others)}
 
 
 def _details(comparisons: Sequence[Sides]) -> pd.DataFrame:
     """A row for each side; the work stands in its first row alone."""
-    rows: list[Row] = []
-    for first, *others in comparisons:
-        rows.append({**first, "title": speed.title(first)})
-        rows += [{**record, "batch": None} for record in others]
+    hidden = {"title": None, "batch": None}
+    rows = [{**side, **(hidden if place else {})} for sides in comparisons for place, side in enumerate(sides)]
     return _page.table_of(rows, _DETAILS)
 
 
@@ -189,7 +184,8 @@ def _absent(run: _page.Run) -> pd.DataFrame:
     """Each library that is missing or broken, with the reason, and the command that installs it."""
     columns: dict[str, Cell] = {
         "library": field("side", speed.side_name),
-        "where": lambda record: speed.title_and_batch(record) if record.get("work") else "missing",
+        "where": lambda record: speed.title(record) or "missing",
+        "batch": field("batch"),
         "reason": field("error"),
         "command to install": field("command"),
     }
@@ -205,15 +201,15 @@ def _machine(run: _page.Run) -> pd.DataFrame:
 
 def speedups_figure(beside: Sequence[Sides]) -> Figure | None:
     """Times of other libraries over those of ddjax, a group for each comparison; None without one."""
-    several = len({sides[0]["network"] for sides in beside}) > 1
-    rows: dict[tuple[str, str], tuple[str, str, list[float | None]]] = {}
+    rows: dict[tuple[str, str], tuple[str, str, list[float]]] = {}
     for sides in beside:
-        title = speed.title_and_batch(sides[0]) + (f", {sides[0]['network']}" if several else "")
+        batch = f"batch {sides[0]['batch']}" if sides[0].get("batch") else None
+        title = ", ".join(filter(None, [sides[0]["title"], batch, sides[0].get("network")]))
         for record in speed.peers(sides):
-            library = speed.LIBRARIES[record["side"].partition(",")[0]]
-            look = library if speed.is_correct(record, sides) else f"{library}, worse"
+            look = record["library"] + ("" if record["correct"] else ", worse")
+            ratios = [record[f"speedup{end}"] for end in ("", "_low", "_high")]
             # The first is the best way to use the library.
-            rows.setdefault((title, library), (title, look, [record[f"speedup{end}"] for end in ("", "_low", "_high")]))
+            rows.setdefault((title, record["library"]), (title, look, ratios))
     return _figures.dots(list(rows.values()), _LOOKS, "time divided by that of ddjax", xscale="log")
 
 

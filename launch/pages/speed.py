@@ -29,7 +29,7 @@ KEY = ("network", "work", "attack", "space", "networks", "batch")
 # A peer did the same work if it succeeds about as often, at about the same distance, with the same values.
 _SUCCESS_SLACK, _DISTANCE_SLACK, _DIFFERENCE_SLACK = 0.02, 1.05, 1e-2
 
-# The records of a comparison, the base first.
+# The records of a comparison, the base first, with what `comparisons` adds.
 Sides = Sequence[Record]
 
 
@@ -45,13 +45,11 @@ def title(record: Record) -> str:
     return ", ".join([*names, *([f"{record['networks']} networks"] if record.get("networks") else [])])
 
 
-def title_and_batch(record: Record) -> str:
-    """The name of a comparison in tables with the batch, without the network."""
-    return title(record) + ("" if record.get("batch") is None else f", batch {record['batch']}")
-
-
 def comparisons(records: Sequence[Record]) -> list[Sides]:
-    """The sides of each comparison, a repeated one once; works stand in the order of their titles above."""
+    """The sides of each comparison, a repeated one once; works stand in the order of their titles above.
+
+    Each record gets a `title`, the `library` that its side is, if any, and whether it is `correct`.
+    """
 
     def rank(record: Record) -> tuple[object, ...]:
         place = [*_TITLES, record["work"]].index(record["work"])
@@ -60,8 +58,12 @@ def comparisons(records: Sequence[Record]) -> list[Sides]:
 
     found: dict[object, dict[str, Record]] = {}
     for record in sorted((record for record in records if record.get("measure") == "benchmark"), key=rank):
-        found.setdefault(key(record), {})[record["side"]] = record
-    return [list(sides.values()) for sides in found.values()]
+        library = LIBRARIES.get(record["side"].partition(",")[0])
+        found.setdefault(key(record), {})[record["side"]] = {**record, "title": title(record), "library": library}
+    return [
+        [{**record, "correct": is_correct(record, sides.get("ddjax", {}))} for record in sides.values()]
+        for sides in found.values()
+    ]
 
 
 def side_name(side: str) -> str:
@@ -70,18 +72,12 @@ def side_name(side: str) -> str:
     return "batched PyTorch" if head == "batched_torch" else f"{LIBRARIES.get(head, head)}{comma}{rest}"
 
 
-def ours(sides: Sides) -> Record | None:
-    """The side of ddjax, if it has one."""
-    return next((record for record in sides if record["side"] == "ddjax"), None)
-
-
-def is_correct(record: Record, sides: Sides) -> bool:
+def is_correct(record: Record, ours: Record) -> bool:
     """Whether a side did the same work as ddjax; a value that it does not report counts as equal."""
-    expected = ours(sides) or {}
 
     def both(name: str) -> tuple[float | None, float | None]:
         same = record.get(f"{name}_same")
-        return record.get(name), expected.get(name) if same is None else same
+        return record.get(name), ours.get(name) if same is None else same
 
     success, our_success = both("success")
     distance, our_distance = both("mean_distance")
@@ -94,8 +90,8 @@ def is_correct(record: Record, sides: Sides) -> bool:
 
 def peers(sides: Sides) -> list[Record]:
     """The sides that are other libraries: first those that did the same work, each group by time."""
-    found = [record for record in sides if record["side"].partition(",")[0] in LIBRARIES]
-    return sorted(found, key=lambda record: (not is_correct(record, sides), record["speedup"]))
+    found = [record for record in sides if record["library"]]
+    return sorted(found, key=lambda record: (not record["correct"], record["speedup"]))
 
 
 def duration(seconds: float) -> str:

@@ -46,8 +46,8 @@ def test_page_has_comparisons_growth_variants_and_machine(tmp_path):
     save_run(tmp_path, "benchmark", [MACHINE, MISSING, BROKEN, *attacks(), *grown(), *inside])
     page = write(tmp_path)
     assert page.sections["missing-libraries"].rows[1:] == [
-        ["ART", "missing", "it is not installed", "pip install <art>"],
-        ["adv-lib", "PGD, batch 16", "TypeError: no <such> argument", ""],
+        ["ART", "missing", "", "it is not installed", "pip install <art>"],
+        ["adv-lib", "PGD", "16", "TypeError: no <such> argument", ""],
     ]
     details = page.sections["details-digits"]
     assert details.column("side") == ["ddjax", "foolbox", "torchattacks"]
@@ -69,8 +69,8 @@ def test_page_has_comparisons_growth_variants_and_machine(tmp_path):
 
 def test_table_has_the_best_and_the_other_libraries(tmp_path):
     header, line = table(tmp_path, MACHINE, BROKEN, *attacks())
-    assert header == ["work", "batch", "ddjax", "best other library", "other libraries"]
-    assert line == ["PGD", "16", "2 ms per example", "foolbox 3x", "torchattacks 5x, adv-lib broken"]
+    assert header == ["network", "work", "batch", "ddjax", "best other library", "other libraries"]
+    assert line == ["digits", "PGD", "16", "2 ms per example", "foolbox 3x", "torchattacks 5x, adv-lib broken"]
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_works_stand_in_order(tmp_path):
         timed("fgsm", "ddjax", 1e-5, batch=128),
         timed("fgsm", "ddjax", 1e-5, batch=1),
     )[1:]
-    assert [line[0] for line in lines] == ["FGSM", "FGSM", "sweep, nine temperatures", "later"]
-    assert [line[1] for line in lines] == ["1", "128", "", "16"]
+    assert [line[1] for line in lines] == ["FGSM", "FGSM", "sweep, nine temperatures", "later"]
+    assert [line[2] for line in lines] == ["1", "128", "", "16"]
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(2.5, "2.5 s"), (0.002, "2 ms"), (1e-5, "10 µs"), (5e-8, "50 ns")])
@@ -152,7 +152,7 @@ def test_speedups_figure_has_the_best_way_of_each_library():
         timed("pgd", "torch, loop", 3.0, 3.0, success=0.9),
         timed("pgd", "torch", 0.5, 0.5, success=0.1),
     ]
-    figure = benchmark.speedups_figure([sides])
+    figure = benchmark.speedups_figure(speed.comparisons(sides))
     assert figure is not None
     (axes,) = figure.axes
     # Of PyTorch, the way that does the same work.
@@ -161,8 +161,8 @@ def test_speedups_figure_has_the_best_way_of_each_library():
     ]  # fmt: skip
     assert axes.get_xscale() == "log"
     assert [label.get_text() for label in figure.legends[0].texts] == ["PyTorch", "foolbox"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["PGD, batch 16"]
-    figure = benchmark.speedups_figure([[*sides[:2], sides[3]]])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["PGD, batch 16, digits"]
+    figure = benchmark.speedups_figure(speed.comparisons([*sides[:2], sides[3]]))
     assert figure is not None
     assert [label.get_text() for label in figure.legends[0].texts] == ["foolbox", "PyTorch, worse"]
     assert benchmark.speedups_figure([]) is None
