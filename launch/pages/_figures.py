@@ -184,7 +184,7 @@ def image_grid(
     """Images in rows and columns.
 
     Args:
-      rows: names and images [H, W, C] in [0, 1]; None leaves a place empty.
+      rows: names and images [H, W, C], of uint8 or in [0, 1]; None leaves a place empty.
       columns: the names of the columns, if any.
       won: row and column to whether an attack succeeded: a solid green frame, or a dashed red one.
       **settings: properties of the axes.
@@ -197,7 +197,7 @@ def image_grid(
     figure = Figure(figsize=(1.6 + 0.8 * count, 1 + 0.8 * len(rows) * height / width), layout="constrained")
     axes = figure.subplots()
     for (row, column), image in shown.items():
-        picture = np.clip(np.asarray(image, float), 0, 1)
+        picture = np.clip(image / 255 if image.dtype == np.uint8 else image, 0, 1)
         # Without three channels, the first one is shown in gray.
         picture = picture if picture.shape[-1] == 3 else np.repeat(picture[..., :1], 3, axis=-1)
         axes.imshow(picture, interpolation="nearest", extent=(column, column + 0.88, row + 0.88, row))
@@ -230,23 +230,20 @@ def attempts_grid(
     """
     if not clean or not attempts:
         return None
-    images: dict[tuple[int, int], np.ndarray] = {}
-    won = {}
-    correct = np.flatnonzero(clean["labels"] == clean["predictions"])
-    labels, firsts = np.unique(clean["labels"][correct], return_index=True)
-    sources = labels[:_MAX_CLASSES].tolist()
-    for place, (source, row) in enumerate(zip(sources, correct[firsts], strict=False)):
-        images[place, source] = clean["images"][row] / (255 if clean["images"].dtype == np.uint8 else 1)
-        for attempt in np.flatnonzero(attempts["rows"] == row):
-            column = int(attempts["targets" if "targets" in attempts else "predictions"][attempt])
-            if column != source and column < _MAX_CLASSES:
-                images[place, column] = attempts["images"][attempt]
-                won[place, column] = bool(attempts["success"][attempt])
-    columns = range(1 + max((column for _, column in images), default=-1))
-    names = {label: str(class_names[label]) if class_names else str(label) for label in {*columns, *sources}}
-    rows = [(names[source], [images.get((place, c)) for c in columns]) for place, source in enumerate(sources)]
-    axes = {"title": plain(title), "xlabel": "target class", "ylabel": "source class"}
-    return image_grid(rows, [names[column] for column in columns], won, **axes)
+    labels, reached = clean["labels"], attempts["targets" if "targets" in attempts else "predictions"]
+    classes = range(min(_MAX_CLASSES, 1 + max(labels.max(initial=0), reached.max(initial=0))))
+    names = [str(class_names[label]) if class_names else str(label) for label in classes]
+    correct = np.flatnonzero((labels == clean["predictions"]) & (labels < _MAX_CLASSES))
+    rows, won = [], {}
+    for source, first in zip(*np.unique(labels[correct], return_index=True), strict=True):
+        images: list[np.ndarray | None] = [None] * len(classes)
+        for attempt in np.flatnonzero((attempts["rows"] == correct[first]) & (reached < _MAX_CLASSES)):
+            images[reached[attempt]] = attempts["images"][attempt]
+            won[len(rows), int(reached[attempt])] = bool(attempts["success"][attempt])
+        images[source] = clean["images"][correct[first]]
+        won.pop((len(rows), int(source)), None)
+        rows.append((names[source], images))
+    return image_grid(rows, names, won, title=plain(title), xlabel="target class", ylabel="source class")
 
 
 def plain(text: str) -> str:

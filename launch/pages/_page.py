@@ -23,7 +23,6 @@ Cell = Callable[[Any], str]
 
 # Whether an attack knows the defense, to the word for it.
 KNOWLEDGE = {False: "unaware", True: "aware"}
-CASES = ("best", "average", "worst")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,15 @@ ZERO_GRADIENTS = (
     "Zero gradients: share of the attack's gradients that were exactly zero; an attack cannot follow such a gradient, "
     "and its failure is no sign of robustness."
 )
-COSTS_NOTE = f"{ZERO_GRADIENTS} Steps, gradients and seconds: mean for one attempt."
+COSTS_NOTE = (
+    "After 8-bit rounding: success with pixels rounded to the values that an image file can hold. "
+    f"{ZERO_GRADIENTS} Steps, gradients and seconds: mean for one attempt."
+)
+CASES = ("best", "average", "worst")
+CASES_NOTE = (
+    "Best case: the nearest target that was reached. Average case: all targets. Worst case: the farthest target; it is "
+    "a success only if all targets were reached."
+)
 DETECTION = {
     "attack": field("attack"),
     "knowledge": field("aware", KNOWLEDGE),

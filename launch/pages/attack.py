@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from . import _figures, _page
 from ._figures import BLUE, GREEN, Series
-from ._page import CASES, COSTS, COSTS_NOTE, Cell, Record, Row, counts, field, number, percent
+from ._page import CASES, CASES_NOTE, COSTS, COSTS_NOTE, Cell, Record, Row, counts, field, number, percent
 
 HEADING = "Attacks on one network"
 
@@ -20,16 +20,14 @@ _TARGETS = {
     "least_likely": "the least likely class",
 }
 _NOTE = (
-    "Success: share of the attempts on correctly classified images, with its 95 % Wilson interval. After 8-bit "
-    "rounding: success with pixels rounded to the values that an image file can hold. Claimed: success as an attack "
-    "judges it that sees the classifier in a lower precision. Distances: mean, median and largest over the successes. "
-    "Means of attacks that reach different shares of the images cannot be compared. "
+    "Success: share of the attempts on correctly classified images, with its 95 % Wilson interval. Claimed: success as "
+    "an attack judges it that sees the classifier in a lower precision. Distances: mean, median and largest over the "
+    "successes. Means of attacks that reach different shares of the images cannot be compared. "
     f"{COSTS_NOTE} All columns but seconds are in table.csv."
 )
 _CASES_NOTE = (
-    "Every other class was a target of each image. Best case: the nearest target that was reached. Average case: all "
-    "targets. Worst case: the farthest target; it is a success only if all targets were reached. Misclassified images "
-    "count, too, as in Carlini and Wagner 2017. Distances: means over the case's successes."
+    f"Every other class was a target of each image. {CASES_NOTE} Misclassified images count, too, as in Carlini and "
+    "Wagner 2017. Distances: means over the case's successes."
 )
 _PROOFS = {
     "norm": field("norm", _NORMS),

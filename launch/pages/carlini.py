@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ..recipes import published
 from . import _figures, _page
 from ._figures import BLUE, PUBLISHED, RED, Look
-from ._page import CASES, COSTS, COSTS_NOTE, Cell, Record, Row, counts, field, number, percent
+from ._page import CASES, CASES_NOTE, COSTS, COSTS_NOTE, Cell, Record, Row, counts, field, number, percent
 
 HEADING = "Attacks with and without distillation"
 
@@ -33,11 +33,10 @@ _LOOKS: dict[str, Look] = {
 _attack, _norm = field("attack", _ATTACKS), field("norm", _NORMS)
 
 _DISTANCES_NOTE = (
-    "Mean distance over the successes; the share of successes follows where it is below 100 %. Best case: the nearest "
-    "target of an image. Average case: all its targets. Worst case: the farthest target; it is a success only if all "
-    "targets were reached. DeepFool is not targeted and has the best case only. Ratio: average distance on the "
-    "distilled network over that on the undistilled one, for attacks that are made to succeed on both. Published: "
-    "Tables IV and VI of Carlini and Wagner 2017 (arXiv 1608.04644), in the same units."
+    f"Mean distance over the successes; the share of successes follows where it is below 100 %. {CASES_NOTE} DeepFool "
+    "is not targeted and has the best case only. Ratio: average distance on the distilled network over that on the "
+    "undistilled one, for attacks that are made to succeed on both. Published: Tables IV and VI of Carlini and Wagner "
+    "2017 (arXiv 1608.04644), in the same units."
 )
 _SUCCESS = {
     "attack": _attack,
@@ -48,10 +47,7 @@ _SUCCESS = {
     "after 8-bit rounding": field("success_8_bits", percent),
     **COSTS,
 }
-_SUCCESS_NOTE = (
-    "Success with its 95 % Wilson interval and the number of attempts. After 8-bit rounding: success with pixels "
-    f"rounded to the values that an image file can hold. {COSTS_NOTE}"
-)
+_SUCCESS_NOTE = f"Success with its 95 % Wilson interval and the number of attempts. {COSTS_NOTE}"
 _COMPARISON_CAPTION = (
     "Mean distance of each attack's successes, from best to worst case; the mark is the average case, or the only one. "
     "A larger distance means a network that is harder to attack only if the attack succeeds as often: compare the "

@@ -146,7 +146,7 @@ def _gallery(run: _page.Run) -> Figure | None:
         shown = run.arrays(record["views"]) if clean and record.get("views") else {}
         if shown:
             attack, defense = record["attack"].partition(":")[0], without_directory(record["defense"])
-            images = [clean["images"][int(shown["row"])] / 255, shown["adversarial"], shown["defended"]]
+            images = [clean["images"][int(shown["row"])], shown["adversarial"], shown["defended"]]
             rows.append((f"{attack},\n{KNOWLEDGE[record['aware']]}, {defense}", images))
     return _figures.image_grid(rows[:_MAX_GALLERY], ("clean", "adversarial", "as defended"))
 

@@ -82,7 +82,7 @@ def _reconstructed(run: _page.Run) -> list[tuple[str, np.ndarray]]:
         steps, starts = record["num_steps"], _starts(record)
         arrays = run.arrays(f"reconstructions/steps{steps}_starts{starts}.npz")
         if arrays and not rows:
-            rows.append(("held out", arrays["originals"][:_SHOWN] / 255))
+            rows.append(("held out", arrays["originals"][:_SHOWN]))
         if arrays:
             name = f"{steps} steps, {starts} {'start' if starts == 1 else 'starts'}"
             rows.append((name, arrays["images"][:_SHOWN]))

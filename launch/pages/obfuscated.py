@@ -117,7 +117,7 @@ def _gallery(run: _page.Run) -> Figure | None:
         clean, shown = run.arrays(f"images/{record['row']}_clean.npz"), run.arrays(record["file"])
         fresh = (shown["broken"] & ~shown["lost"]).nonzero()[0].tolist() if clean and shown else []
         for first in fresh[:1]:
-            images = [clean["images"][first] / 255, shown["images"][first]]
+            images = [clean["images"][first], shown["images"][first]]
             rows[record["row"]] = [*images, shown["defended"][first] if "defended" in shown else images[1]]
     return _figures.image_grid(list(rows.items()), ("clean", "adversarial", "as defended"))
 

@@ -37,7 +37,7 @@ def test_writes_everything(finished):
     assert float(rows[2]["log10_adversarial_gradient"]) < float(rows[1]["log10_adversarial_gradient"])
     assert (finished / "report.html").stat().st_size > 10_000
     figures = {path.name for path in (finished / "figures").iterdir()}
-    assert figures >= {"success.png", "accuracy_variation.png", "gradients.png", "fgsm.png"}
+    assert figures >= {"success.png", "accuracy.png", "gradients.png", "jsma_grid.png"}
     config = runs.read_config(finished)
     assert config["flags"]["temperatures"] == [1.0, 40.0]
     assert config["resolved"]["jsma_features"] == 12
