@@ -38,15 +38,13 @@ _STYLE = {
     "axes.grid": True, "axes.grid.axis": "y", "axes.axisbelow": True, "grid.color": "#DDDDDD", "grid.linewidth": 0.7,
     "figure.constrained_layout.h_pad": 0.1, "figure.constrained_layout.w_pad": 0.1,
     "legend.frameon": False, "legend.fontsize": 9, "lines.linewidth": 1.6, "lines.markersize": 5.5, "savefig.dpi": 130,
+    "text.parse_math": False,
 }  # fmt: skip
+# A decorator under which a function draws in this style, whatever the user's matplotlibrc says.
+_styled = style.context(["default", _STYLE])
 
 
-def styled():
-    """A decorator under which a function draws in this style, whatever the user's matplotlibrc says."""
-    return style.context(["default", _STYLE])
-
-
-@styled()
+@_styled
 def to_png(figure: Figure) -> bytes:
     """Renders a figure as PNG; the same figure gives the same bytes, since no date and no version is in them."""
     buffer = io.BytesIO()
@@ -72,7 +70,7 @@ class Series(NamedTuple):
     look: Look
 
 
-@styled()
+@_styled
 def lines(panels: Mapping[str, Sequence[Series]], xlabel: str, ylabel: str, **settings: Any) -> Figure | None:
     """Lines, with a panel for each title."""
     kept = {title: [one for one in series if _is_any(one.y)] for title, series in panels.items()}
@@ -91,7 +89,7 @@ def lines(panels: Mapping[str, Sequence[Series]], xlabel: str, ylabel: str, **se
                 axes.vlines(x, *ends, color=look["color"], linewidth=1)
             elif ends:
                 axes.fill_between(x, *ends, color=look["color"], alpha=0.15, linewidth=0)
-        axes.set(title=plain(title), xlabel=xlabel, ylabel=ylabel, **settings)
+        axes.set(title=title, xlabel=xlabel, ylabel=ylabel, **settings)
         if axes.get_xscale() == "log":
             places = sorted({x for one in series if "marker" in one.look for x in one.x})
             axes.set_xticks(places, [f"{place:g}" for place in places])
@@ -104,7 +102,7 @@ def lines(panels: Mapping[str, Sequence[Series]], xlabel: str, ylabel: str, **se
     return figure
 
 
-@styled()
+@_styled
 def dots(
     rows: Sequence[tuple[str, str, Sequence[Any]]], looks: Mapping[str, Look], xlabel: str, **settings: Any
 ) -> Figure | None:
@@ -128,7 +126,7 @@ def dots(
         axes.plot(value, place, **{**looks[name], "linestyle": "none"})
         axes.plot(ends, [place] * len(ends), color=looks[name]["color"], linewidth=1.2)
     middles = [np.mean([place for place, row in zip(places, rows, strict=True) if row[0] == group]) for group in groups]
-    axes.set_yticks(middles, map(plain, groups), fontsize=8)
+    axes.set_yticks(middles, groups, fontsize=8)
     axes.set(xlabel=xlabel, ylim=(places[-1] + 1, -1), **settings)
     if axes.get_xscale() == "log":
         _label_log_axis(axes.xaxis)
@@ -154,7 +152,7 @@ def _is_any(values: Any) -> bool:
     return bool(np.isfinite(np.array(values, float)).any())
 
 
-@styled()
+@_styled
 def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], label: str) -> Figure | None:
     """Shares [rows, columns] in [0, 1] as colors with their percentages; NaN is left out."""
     if not _is_any(shares):
@@ -163,9 +161,9 @@ def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], la
     axes = figure.subplots()
     axes.grid(visible=False)
     image = axes.imshow(100 * shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(columns)), map(plain, columns), rotation=40, ha="left", rotation_mode="anchor")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="left", rotation_mode="anchor")
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(rows)), map(plain, rows))
+    axes.set_yticks(range(len(rows)), rows)
     for (row, column), share in np.ndenumerate(shares):
         if np.isfinite(share):
             color = "black" if share > 0.6 else "white"
@@ -174,7 +172,7 @@ def heat_map(shares: np.ndarray, rows: Sequence[str], columns: Sequence[str], la
     return figure
 
 
-@styled()
+@_styled
 def image_grid(
     rows: Sequence[tuple[str, Any]],
     columns: Sequence[str] = (),
@@ -194,7 +192,9 @@ def image_grid(
         return None
     height, width = next(iter(shown.values())).shape[:2]
     count = 1 + max(column for _, column in shown)
-    figure = Figure(figsize=(1.6 + 0.8 * count, 1 + 0.8 * len(rows) * height / width), layout="constrained")
+    letters = max(len(line) for name, _ in rows for line in name.split("\n"))
+    size = 0.8 + 0.07 * letters + 0.8 * count, 1 + 0.8 * len(rows) * height / width
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     for (row, column), image in shown.items():
         picture = np.clip(image / 255 if image.dtype == np.uint8 else image, 0, 1)
@@ -205,8 +205,8 @@ def image_grid(
         look: Look = {"edgecolor": GREEN} if success else {"edgecolor": RED, "linestyle": (0, (2, 1))}
         axes.add_patch(Rectangle((column - 0.03, row - 0.03), 0.94, 0.94, fill=False, linewidth=2, **look))
     turn = 45 if max(map(len, columns), default=0) > 12 else 0
-    axes.set_xticks(np.arange(len(columns)) + 0.44, map(plain, columns), rotation=turn, fontsize=8)
-    axes.set_yticks(np.arange(len(rows)) + 0.44, [plain(name) for name, _ in rows], fontsize=8)
+    axes.set_xticks(np.arange(len(columns)) + 0.44, columns, rotation=turn, fontsize=8)
+    axes.set_yticks(np.arange(len(rows)) + 0.44, [name for name, _ in rows], fontsize=8)
     axes.set(xlim=(-0.1, count), ylim=(len(rows), -0.1), aspect=height / width, **settings)
     axes.xaxis.set(ticks_position="top", label_position="top")
     axes.grid(visible=False)
@@ -243,9 +243,4 @@ def attempts_grid(
         images[source] = clean["images"][correct[first]]
         won.pop((len(rows), int(source)), None)
         rows.append((names[source], images))
-    return image_grid(rows, names, won, title=plain(title), xlabel="target class", ylabel="source class")
-
-
-def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: a dollar sign would start a formula."""
-    return text.replace("$", r"\$")
+    return image_grid(rows, names, won, title=title, xlabel="target class", ylabel="source class")

@@ -255,7 +255,7 @@ def write_html(path: Path, heading: str, subtitle: str, sections: Iterable[Secti
         table = None if section.table is None or section.table.empty else section.table
         if table is not None or pictures:
             shown.append({"title": section.title, "note": section.note, "table": table, "pictures": pictures})
-    text = Path(__file__).with_name("report.html.j2").read_text()
+    source = Path(__file__).with_name("report.html.j2").read_text()
     settings = {"autoescape": True, "undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    page = jinja2.Environment(**settings).from_string(text).render(heading=heading, subtitle=subtitle, sections=shown)
+    page = jinja2.Environment(**settings).from_string(source).render(heading=heading, subtitle=subtitle, sections=shown)
     runs.write_atomically(path, page.strip().encode() + b"\n")

@@ -232,4 +232,5 @@ def jsma_figure(run: _page.Run, network: str) -> Figure | None:
     clean = {"images": images[labels, labels], "labels": labels, "predictions": np.where(present, labels, -1)}
     rows, targets = np.indices(success.shape).reshape(2, -1)
     attempts = {"images": images[rows, targets], "success": success.ravel(), "rows": rows, "targets": targets}
-    return _figures.attempts_grid(clean, attempts, run.setting("class_names"), f"JSMA, network {network}")
+    title = "undistilled network" if network == "none" else f"network distilled at {network}"
+    return _figures.attempts_grid(clean, attempts, run.setting("class_names"), f"JSMA, {title}")
