@@ -209,14 +209,10 @@ def text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def without_seconds(record: Record) -> Row:
-    """A record without what a second run of the same command would measure differently."""
-    return {key: value for key, value in record.items() if not key.startswith("seconds")}
-
-
 def plain_files(run: Run) -> dict[str, list[Row]]:
-    """`table.csv` with all records, without their times."""
-    return {"table.csv": [without_seconds(record) for record in run.records]}
+    """`table.csv` with all records, without what a second run of the same command would measure differently."""
+    rows = [{name: value for name, value in record.items() if not name.startswith("seconds")} for record in run.records]
+    return {"table.csv": rows}
 
 
 def write_csv(rows: Iterable[Record], path: Path) -> None:

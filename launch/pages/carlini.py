@@ -90,11 +90,11 @@ def table(run: _page.Run) -> pd.DataFrame:
 
 def files(run: _page.Run) -> dict[str, list[Row]]:
     """All records without their times, with the published values beside ours."""
-    rows = [_page.without_seconds(record) for record in run.records]
-    for row in rows:
+    files = _page.plain_files(run)
+    for row in files["table.csv"]:
         for case, (distance, share) in _published(row, run.setting("dataset")).items():
             row |= {f"{case}_published_distance": distance, f"{case}_published_success": share / 100}
-    return {"table.csv": rows}
+    return files
 
 
 def _pairs(run: _page.Run) -> list[dict[str, Record]]:

@@ -78,9 +78,11 @@ def table(run: _page.Run) -> pd.DataFrame:
 
 def files(run: _page.Run) -> dict[str, list[Row]]:
     """The matrix, and all records without their times and files."""
-    flat = [_page.without_seconds(record) for record in run.records]
-    kept = [{name: value for name, value in row.items() if name not in ("file", "judged")} for row in flat]
-    return {"matrix.csv": _matrix(_with_titles(run)), "table.csv": kept}
+    files = _page.plain_files(run)
+    for row in files["table.csv"]:
+        row.pop("file", None)
+        row.pop("judged", None)
+    return {"matrix.csv": _matrix(_with_titles(run)), **files}
 
 
 def _with_titles(run: _page.Run) -> _page.Run:

@@ -57,12 +57,12 @@ def table(run: _page.Run) -> pd.DataFrame:
 
 def files(run: _page.Run) -> dict[str, list[Row]]:
     """All records without their times, with the published rates beside ours."""
-    rows = [_page.without_seconds(record) for record in run.records]
-    for row in rows:
+    files = _page.plain_files(run)
+    for row in files["table.csv"]:
         known = _published(row, run.setting("dataset"))
         if known:
             row["published_rate"] = known.get(float(row["kappa"]))
-    return {"table.csv": rows}
+    return files
 
 
 def _curves(run: _page.Run) -> dict[str, dict[float, Record]]:
