@@ -1,24 +1,24 @@
-"""How works are measured: sides that take turns, the rate of the machine, memory, and one record for each side."""
+"""How works are measured: sides that take turns, one record for each side, memory, and the rate of the machine."""
 
 import contextlib
 import ctypes
 import dataclasses
 import gc
 import pathlib
-import sys
 import time
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddjax import data, parallel, runs, training
+from ddjax import data, layers, parallel, runs, training
 
 from .. import recipes
 from ..pages import speed
+from . import peers
 
 # A turn repeats a call until this much time has gone by, so that the clock and the scheduler do not count.
 _LEAST_SECONDS = 0.05
@@ -39,6 +39,24 @@ class Side(NamedTuple):
     call: Callable[[], Any]
     units: int
     fields: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] = types.MappingProxyType({})
+
+    def describe(self, result: Any) -> dict[str, Any]:
+        """The fields, of what the first call returned."""
+        return dict(self.fields(result) if callable(self.fields) else self.fields)
+
+
+# By name: each ready to be called, or a function that makes it ready, whose time counts as part of the first call.
+Sides = Mapping[str, Side | Callable[[], Side]]
+
+
+def program(
+    function: Callable[..., Any], *arguments: Any, units: int, fields: Any = types.MappingProxyType({})
+) -> Side:
+    """A side of ours: a function of arrays as one compiled program, whose memory becomes a field."""
+    arguments = jax.device_put(arguments)
+    compiled = layers.jit(function).lower(*arguments).compile()
+    side = Side(lambda: jax.block_until_ready(compiled(*arguments)), units, fields)
+    return side._replace(fields=lambda result: {"program_bytes": bytes_of(compiled)} | side.describe(result))
 
 
 # Compared by identity, so that what is made for it can be kept.
@@ -78,23 +96,18 @@ class Context:
     repetitions: int
     quick: bool
     seed: int
-    peers: Any
+    peers: peers.Peers
     models: Mapping[str, tuple[str, Any]]
 
     @property
-    def network(self) -> str:
-        """The name of the network."""
-        return self.recipe.network
+    def training_batch(self) -> int:
+        """How many images a training step takes."""
+        return min(self.recipe.batch_size, len(self.train))
 
-    @property
-    def num_classes(self) -> int:
-        """The number of logits."""
-        return self.test.num_classes
-
-    @property
-    def logits_fn(self) -> Any:
-        """The classifier."""
-        return self.state.logits_fn
+    def first(self, count: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """The first images, labels and targets, or all where there are fewer."""
+        images, labels, targets = (jnp.asarray(array[:count]) for array in (self.images, self.labels, self.targets))
+        return images, labels, targets
 
 
 # What a module of works exports as WORK, by name.
@@ -102,140 +115,113 @@ Work = Callable[[Context], None]
 
 
 def compare(
-    run: runs.Run,
-    where: Mapping[str, Any],
-    sides: Mapping[str, Side | Callable[[], Side]],
-    *,
-    base: str = "ddjax",
-    unit: str = "example",
-    repetitions: int,
+    context: Context, work: str, sides: Sides, *, unit: str = "example", most_turns: int | None = None, **where: Any
 ) -> None:
     """Lets sides take turns, and records what each one needs for a unit of work beside the base.
 
-    Sides that are on disk are not measured again. One that raises is recorded as broken with its error, and the others
-    go on; an error of the base is raised.
+    The base is the side `ddjax` or, without one, the first. Sides that are on disk are not measured again. One that
+    raises is recorded as broken with its error, and the others go on; an error of the base is raised.
 
     Args:
-      run: where records go.
-      where: which comparison this is: `work`, and what else tells it from others, such as `network` and `batch`.
-      sides: each ready to be called, or a function that makes it ready, whose time counts as part of the first call.
-      base: the side that the others are compared with; one of `sides`.
+      context: where records go, and how many turns there are.
+      work: the name of the work.
+      sides: what is compared.
       unit: what `Side.units` counts.
-      repetitions: turns of each side.
-
-    Raises:
-      ValueError: when the base is not among the sides.
+      most_turns: where fewer turns are enough.
+      **where: what else tells comparisons of the work apart, such as `batch`; `network` is that of the recipe if it is
+        not given.
     """
-    if base not in sides:
-        raise ValueError(f"the base {base!r} is none of the sides: {', '.join(sides)}")
+    run, where = context.run, {"work": work, "network": context.recipe.network, **where}
+    base = "ddjax" if "ddjax" in sides else next(iter(sides))
+    title = speed.Comparison.of(where).title_and_batch
     missing = [side for side in sides if run.find(measure="benchmark", **where, side=side) is None]
     if not missing:
         return
     timings: dict[str, _Timing] = {}
+
+    @contextlib.contextmanager
+    def may_fail(name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # peers raise whatever they do
+            if name == base:
+                raise
+            timings.pop(name, None)
+            reason = f"{type(error).__name__}: {peers.in_a_line(error)}"
+            record = {"measure": "peer_broken", **where, "side": name, "error": reason}
+            if run.find(**record) is None:
+                run.append(**record)
+            print(f"{title}: {name} is broken and left out: {reason}", flush=True)
+
     for name in [base, *(side for side in missing if side != base)]:
-        _guard(run, where, name, base, timings, lambda name=name: timings.update({name: _first_call(sides[name])}))
-    for _ in range(repetitions):
+        with may_fail(name):
+            timings[name] = _Timing(sides[name])
+    for _ in range(min(context.repetitions, most_turns or context.repetitions)):
         for name in list(timings):
-            _guard(run, where, name, base, timings, timings[name].turn)
+            with may_fail(name):
+                timings[name].turn()
     records: dict[str, dict[str, Any]] = {}
-    for name in [name for name in timings if name in missing]:
-        describe = lambda name=name: records.update({name: timings[name].record(timings[base])})
-        _guard(run, where, name, base, timings, describe)
+    # The base also where it is on disk: the others may be described beside it.
+    for name in list(timings):
+        with may_fail(name):
+            records[name] = timings[name].record(timings[base])
     machine = run.find(measure="machine")
-    for name, fields in records.items():
-        record = {"measure": "benchmark", **where, "side": name, "base": base, "unit": unit, **fields}
+    for name in [name for name in records if name in missing]:
+        record = {"measure": "benchmark", **where, "side": name, "base": base, "unit": unit, **records[name]}
         if record.get("flops") is not None:
             record["gflops"] = record["flops"] / record["seconds"] / 1e9
             record["matmul_share"] = machine and record["gflops"] / machine["jax_gflops"]
         run.append(**record)
-        print(in_words(record), flush=True)
+        print(f"{title}: {_in_words(record)}", flush=True)
 
 
 class _Timing:
     """The times of one side."""
 
-    def __init__(self, side: Side, first_seconds: float, first_result: Any, peak_bytes: int | None) -> None:
-        self._side, self._first_seconds, self._first_result = side, first_seconds, first_result
-        self._peak_bytes = peak_bytes
+    def __init__(self, side: Side | Callable[[], Side]) -> None:
+        """Makes the side ready where it is not, and calls it once."""
+        started = time.perf_counter()
+        self.side = side if isinstance(side, Side) else side()
+        made = time.perf_counter() - started
+        # The memory of the compiler, which works above, is none of the program's.
+        peak = _watch_memory()
+        started = time.perf_counter()
+        self.first_result = self.side.call()
+        self.first_seconds = made + time.perf_counter() - started
+        self.peak_bytes = peak()
         self.seconds: list[float] = []
 
     def turn(self) -> None:
         """Measures the time for a unit, once more."""
-        calls, started = 0, time.perf_counter()
-        while True:
-            self._side.call()
-            calls += 1
-            elapsed = time.perf_counter() - started
-            if elapsed >= _LEAST_SECONDS:
-                break
-        self.seconds.append(elapsed / (calls * self._side.units))
+        calls, elapsed, started = 0, 0.0, time.perf_counter()
+        while elapsed < _LEAST_SECONDS:
+            self.side.call()
+            calls, elapsed = calls + 1, time.perf_counter() - started
+        self.seconds.append(elapsed / (calls * self.side.units))
 
     def record(self, base: "_Timing") -> dict[str, Any]:
         """The fields of a record."""
         ratios = np.array(self.seconds) / np.array(base.seconds)
-        fields = self._side.fields
         return {
-            "units": self._side.units,
+            "units": self.side.units,
             "repetitions": len(self.seconds),
             "seconds": float(np.median(self.seconds)),
             "seconds_low": min(self.seconds),
             "seconds_high": max(self.seconds),
-            "first_seconds": self._first_seconds,
+            "first_seconds": self.first_seconds,
             "speedup": float(np.median(ratios)),
             "speedup_low": float(ratios.min()),
             "speedup_high": float(ratios.max()),
-            "peak_bytes": self._peak_bytes,
-        } | dict(fields(self._first_result) if callable(fields) else fields)
+            "peak_bytes": self.peak_bytes,
+        } | self.side.describe(self.first_result)
 
 
-def _first_call(side: Side | Callable[[], Side]) -> _Timing:
-    started = time.perf_counter()
-    ready = side if isinstance(side, Side) else side()
-    made = time.perf_counter() - started
-    # The memory of the compiler, which works above, is none of the program's.
-    peak = _Peak()
-    started = time.perf_counter()
-    result = ready.call()
-    return _Timing(ready, made + time.perf_counter() - started, result, peak.read())
-
-
-def _guard(
-    run: runs.Run,
-    where: Mapping[str, Any],
-    name: str,
-    base: str,
-    timings: dict[str, _Timing],
-    action: Callable[[], None],
-) -> None:
-    """Does something for a side; if that is not the base and fails, the side is recorded as broken and leaves."""
-    try:
-        action()
-    except Exception as error:  # peers raise whatever they do
-        if name == base:
-            raise
-        timings.pop(name, None)
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        record = {"measure": "peer_broken", **where, "side": name, "error": reason}
-        if run.find(**record) is None:
-            run.append(**record)
-        print(f"{_title(where)}: {name} is broken and left out: {reason}", flush=True)
-
-
-def _title(where: Mapping[str, Any]) -> str:
-    rest = [str(where[name]) for name in ("network",) if name in where]
-    rest += [f"batch {where['batch']}"] if "batch" in where else []
-    return f"{where['work']} ({', '.join(rest)})" if rest else str(where["work"])
-
-
-def in_words(record: Mapping[str, Any]) -> str:
+def _in_words(record: Mapping[str, Any]) -> str:
     """A line for people."""
-    line = f"{_title(record)}: {record['side']}: {speed.duration(record['seconds'])} per {record['unit']}"
+    line = f"{record['side']}: {speed.duration(record['seconds'])} per {record['unit']}"
     if record["side"] != record["base"]:
-        line += (
-            f", {record['speedup']:.2f} [{record['speedup_low']:.2f}, {record['speedup_high']:.2f}] times as long as "
-            f"{record['base']}"
-        )
+        ends = f"[{record['speedup_low']:.2f}, {record['speedup_high']:.2f}]"
+        line += f", {record['speedup']:.2f} {ends} times as long as {record['base']}"
     line += f"; first call {record['first_seconds']:.2f} s"
     if record.get("success") is not None:
         line += f"; success {record['success']:.3f}"
@@ -243,48 +229,48 @@ def in_words(record: Mapping[str, Any]) -> str:
         line += f", mean {record['norm']} {record['mean_distance']:.4g}"
     if record.get("matmul_share") is not None:
         line += f"; {record['gflops']:.3g} GFLOP/s, {record['matmul_share']:.0%} of what matrix products reach"
-    if record.get("note"):
-        line += f" ({record['note']})"
-    return line
+    return f"{line} ({record['note']})" if record.get("note") else line
 
 
-class _Peak:
-    """How much memory is taken at most between `__init__` and `read`, beyond what was taken before.
+def _watch_memory() -> Callable[[], int | None]:
+    """Begins to watch the memory.
 
-    On a CPU that is the growth of the process's resident set, which the kernel watches: a lower bound where freed
-    memory is used again.
+    Returns:
+      A function that tells how many bytes were taken at most since then, beyond what was taken before; None where that
+      cannot be known. On a CPU that is the growth of the process's resident set, which the kernel watches: a lower
+      bound where freed memory is used again.
     """
+    gc.collect()
+    if jax.default_backend() == "cpu":
+        try:
+            # What was freed goes back to the system, or else using it again would not show.
+            ctypes.CDLL(None).malloc_trim(0)
+            # Sets the kernel's mark back.
+            pathlib.Path("/proc/self/clear_refs").write_text("5")
+        except (OSError, AttributeError):
+            return lambda: None
+        resident = _kernel_bytes("self/status", "VmRSS")
+        return lambda: max(_kernel_bytes("self/status", "VmHWM") - resident, 0)
+    cuda, before = peers.cuda(), _device_stats()
+    if cuda is not None:
+        cuda.reset_peak_memory_stats()
+    in_torch = 0 if cuda is None else cuda.memory_allocated()
 
-    def __init__(self) -> None:
-        gc.collect()
-        self._torch = _torch_on_gpu()
-        self._before: int | None = None
-        if jax.default_backend() == "cpu":
-            self._before = _reset_resident_peak()
-        elif self._torch is not None:
-            self._torch.cuda.reset_peak_memory_stats()
-            self._torch_before = self._torch.cuda.memory_allocated()
-        self._stats = _device_stats()
+    def taken() -> int | None:
+        if cuda is not None and cuda.max_memory_allocated() > in_torch:
+            return cuda.max_memory_allocated() - in_torch
+        after = _device_stats()
+        # The device's mark cannot be reset: what stays below an older peak is unknown.
+        is_new = after.get("peak_bytes_in_use", 0) > before.get("peak_bytes_in_use", 0)
+        return after["peak_bytes_in_use"] - before.get("bytes_in_use", 0) if is_new else None
 
-    def read(self) -> int | None:
-        """The bytes; None where they cannot be known."""
-        if jax.default_backend() == "cpu":
-            after = _status("VmHWM")
-            return None if self._before is None or after is None else max(after - self._before, 0)
-        if self._torch is not None:
-            by_torch = self._torch.cuda.max_memory_allocated() - self._torch_before
-            if by_torch > 0:
-                return by_torch
-        stats, before = _device_stats(), self._stats
-        if not stats or stats.get("peak_bytes_in_use", 0) <= before.get("peak_bytes_in_use", 0):
-            # The device's mark cannot be reset: what stays below an older peak is unknown.
-            return None
-        return stats["peak_bytes_in_use"] - before.get("bytes_in_use", 0)
+    return taken
 
 
-def _torch_on_gpu() -> Any:
-    torch = sys.modules.get("torch")
-    return torch if torch is not None and jax.default_backend() != "cpu" and torch.cuda.is_available() else None
+def _kernel_bytes(file: str, name: str) -> int:
+    """An entry of a file in `/proc`."""
+    entries = dict(line.split(":", 1) for line in pathlib.Path("/proc", file).read_text().splitlines() if ":" in line)
+    return 1024 * int(entries[name].split()[0])
 
 
 def _device_stats() -> dict[str, int]:
@@ -294,24 +280,12 @@ def _device_stats() -> dict[str, int]:
         return {}
 
 
-def _reset_resident_peak() -> int | None:
-    """Sets the kernel's mark back; the bytes that are resident now, or None where there is no such mark."""
-    with contextlib.suppress(OSError, AttributeError):
-        # What was freed goes back to the system, or else using it again would not show.
-        ctypes.CDLL(None).malloc_trim(0)
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _status("VmRSS")
-
-
-def _status(name: str) -> int | None:
-    try:
-        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:")), None)
+def free_bytes() -> int | None:
+    """The memory that is free on the device; None if unknown."""
+    if jax.default_backend() == "cpu":
+        return _kernel_bytes("meminfo", "MemAvailable") if pathlib.Path("/proc/meminfo").exists() else None
+    stats = _device_stats()
+    return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
 
 
 def flops_of(compiled: Any) -> float | None:
@@ -320,12 +294,9 @@ def flops_of(compiled: Any) -> float | None:
     The body of a loop counts once, whatever the number of its turns: take a program without loops.
     """
     try:
-        analysis = compiled.cost_analysis()
+        flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
     except (jax.errors.JaxRuntimeError, NotImplementedError):
         return None
-    if isinstance(analysis, list | tuple):
-        analysis = analysis[0] if analysis else None
-    flops = (analysis or {}).get("flops", 0.0)
     return float(flops) if flops > 0 else None
 
 
@@ -337,18 +308,6 @@ def bytes_of(compiled: Any) -> int | None:
         return None
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     return None if analysis is None else sum(getattr(analysis, part, 0) for part in parts)
-
-
-def free_bytes() -> int | None:
-    """The memory that is free on the device; None if unknown."""
-    if jax.default_backend() != "cpu":
-        stats = _device_stats()
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0) if "bytes_limit" in stats else None
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
 
 
 def machine_rate(run: runs.Run, torch: Any = None) -> float:
@@ -364,32 +323,20 @@ def machine_rate(run: runs.Run, torch: Any = None) -> float:
         left = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
         product = jax.jit(jnp.matmul)
         rate = _best_rate(lambda: jax.block_until_ready(product(left, left)), size)
-        torch_rate = None
+        record = {"measure": "machine", "cores": parallel.cores(), "device": jax.devices()[0].device_kind}
+        record |= {"matmul_size": size, "jax_gflops": rate, "torch_gflops": None}
+        beside = ""
         if torch is not None:
-            on_gpu = _torch_on_gpu() is not None
-            other = torch.randn(size, size, device="cuda" if on_gpu else "cpu")
-
-            def by_torch() -> None:
-                torch.matmul(other, other)
-                if on_gpu:
-                    torch.cuda.synchronize()
-
-            torch_rate = _best_rate(by_torch, size) / 1e9
-        record = {
-            "measure": "machine",
-            "cores": parallel.cores(),
-            "device": jax.devices()[0].device_kind,
-            "matmul_size": size,
-            "jax_gflops": rate / 1e9,
-            "torch_gflops": torch_rate,
-        }
+            other = torch.randn(size, size, device=peers.device())
+            record["torch_gflops"] = _best_rate(lambda: peers.block_until_ready(torch.matmul(other, other)), size)
+            beside = f", {record['torch_gflops']:.0f} by PyTorch"
         run.append(**record)
-        beside = "" if torch_rate is None else f", {torch_rate:.0f} by PyTorch"
-        print(f"machine: {record['cores']} cores, {rate / 1e9:.0f} GFLOP/s of float32 matrix products{beside}")
+        print(f"machine: {record['cores']} cores, {rate:.0f} GFLOP/s of float32 matrix products{beside}")
     return 1e9 * record["jax_gflops"]
 
 
 def _best_rate(call: Callable[[], Any], size: int) -> float:
+    """In 1e9 operations a second."""
     call()
     seconds = []
     # For a while, so that what else has just begun or ended does not count.
@@ -397,4 +344,4 @@ def _best_rate(call: Callable[[], Any], size: int) -> float:
         started = time.perf_counter()
         call()
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
+    return 2e-9 * size**3 / min(seconds)
