@@ -187,7 +187,7 @@ def _members(context: Context, size: int) -> list[tuple[Any, ...]]:
     return [(_fresh(context, seed=i), images, targets, jnp.float32(t)) for i, t in enumerate(temperatures)]
 
 
-def stack_side(context: Context, size: int, stacking: str = "auto", **fields: Any) -> Side:
+def stack_side(context: Context, count: int, stacking: str = "auto", **fields: Any) -> Side:
     """Networks trained as one program; `traces` says how often the training step was traced."""
     traces = 0
 
@@ -201,12 +201,12 @@ def stack_side(context: Context, size: int, stacking: str = "auto", **fields: An
 
         return lax.scan(one, state, length=_STEPS)
 
-    states, (images, *_), targets, temperatures = zip(*_members(context, size), strict=True)
+    states, (images, *_), targets, temperatures = zip(*_members(context, count), strict=True)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(states, targets, temperatures, strict=True))
     # One device, whatever there is: the question is how it runs its share.
     mesh = jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("sweep",))
-    program = parallel.over_members(train, mesh, stacking)
-    return measure.program(program, images, stacked, units=size * _STEPS, fields=lambda _: {"traces": traces, **fields})
+    program, describe = parallel.over_members(train, mesh, stacking), lambda _: {"traces": traces, **fields}
+    return measure.program(program, images, stacked, units=count * _STEPS, fields=describe)
 
 
 def _separate_side(context: Context, size: int) -> Side:

@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 from . import _page, _style, speed
 from ._page import Record, number
 from ._style import BLUE, GRAY, GREEN, PURPLE, RED, styled
-from .speed import Compared
+from .speed import Compared, Comparison
 
 HEADING = "Speed"
 
@@ -30,7 +30,12 @@ _SHOWN = {
 _COLORS = {"torch": BLUE, "foolbox": GREEN, "torchattacks": RED, "adv_lib": PURPLE, "art": "#E6B800"}
 _LOOKS = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (PURPLE, "D"))
 _COLUMNS = 3
-_ORDERS = {"1": "constant", "n": "proportional", "n log n": "n log n"}
+# Growths: the name in the legend, and the function of the sizes.
+_ORDERS = {
+    "1": ("constant", np.ones_like),
+    "n": ("proportional", np.positive),
+    "n log n": ("n log n", lambda sizes: sizes * np.log(np.maximum(sizes, math.e))),
+}
 
 _SPEEDUPS_CAPTION = (
     "Time of other libraries divided by the time of ddjax for the same work. Bars: median over turns. Lines: from the "
@@ -112,16 +117,13 @@ def _best(sides: Mapping[str, Record]) -> Record | None:
 
 
 def _summary(beside: Compared) -> _page.Table:
-    best = {key: _best(sides) for key, sides in beside.items()}
-    ratios = {key.title_and_batch: record["speedup"] for key, record in best.items() if record is not None}
-    if not ratios:
+    best = {key.title_and_batch: record for key, sides in beside.items() if (record := _best(sides)) is not None}
+    if not best:
         return _page.Table([], [])
-    row = [str(len(ratios)), str(sum(ratio > 1 for ratio in ratios.values()))]
-    row.append(number(math.exp(float(np.mean(np.log(list(ratios.values())))))))
-    row += [
-        f"{number(ratios[key])}\n{key}"
-        for key in (min(ratios, key=ratios.__getitem__), max(ratios, key=ratios.__getitem__))
-    ]
+    ratios = sorted((record["speedup"], title) for title, record in best.items())
+    mean = math.exp(float(np.mean([math.log(ratio) for ratio, _ in ratios])))
+    row = [str(len(ratios)), str(sum(ratio > 1 for ratio, _ in ratios)), number(mean)]
+    row += [f"{number(ratio)}\n{title}" for ratio, title in (ratios[0], ratios[-1])]
     return _page.Table(["comparisons", "ddjax is faster in", "geometric mean", "lowest", "highest"], [row])
 
 
@@ -135,8 +137,7 @@ def _compact(run: _page.Run, beside: Compared) -> _page.Table:
             if peer is not best
         ]
         others += [f"{speed.side_name(side)} broken" for side in broken.get(key, {}) if side not in sides]
-        row = [key.network or "", key.title, "" if key.batch is None else str(key.batch)]
-        row.append(f"{speed.duration(ours['seconds'])} per {ours['unit']}")
+        row = [key.network or "", key.title, _batch(key), f"{speed.duration(ours['seconds'])} per {ours['unit']}"]
         rows.append([*row, "" if best is None else _ratio(best), ", ".join(others)])
     first = 0 if len({row[0] for row in rows}) > 1 else 1
     header = ["network", "work", "batch", "ddjax", "best other library", "other libraries"]
@@ -147,8 +148,12 @@ def _ratio(record: Record) -> str:
     return f"{speed.side_name(record['side'])} {number(record['speedup'])}x"
 
 
+def _batch(key: Comparison) -> str:
+    return "" if key.batch is None else str(key.batch)
+
+
 def _details(comparisons: Compared) -> _page.Table:
-    """A row for each side."""
+    """A row for each side; a work stands in its first row alone."""
     header = [
         "work", "batch", "side", "time", "times the base", "success", "mean distance", "gradients", "GFLOP/s", "memory",
         "first call", "more",
@@ -156,32 +161,30 @@ def _details(comparisons: Compared) -> _page.Table:
     rows = []
     for key, sides in comparisons.items():
         for place, record in enumerate(sides.values()):
-            # The work stands in its first row alone.
-            row = ["", ""] if place else [key.title, "" if key.batch is None else str(key.batch)]
-            ends = [speed.duration(record[f"seconds_{end}"]) for end in ("low", "high")]
-            row.append(speed.side_name(record["side"]))
-            row.append(f"{speed.duration(record['seconds'])}\nper {record['unit']}\n{' to '.join(ends)}")
-            times = " to ".join(number(record[f"speedup_{end}"]) for end in ("low", "high"))
-            is_base = record["side"] == record.get("base")
-            row.append("" if is_base else f"{number(record['speedup'])}x\n{times}")
-            row += [_with_same(record, "success", ".3f"), _with_same(record, "mean_distance", ".4g")]
-            row[-1] += f"\n{record['norm']}" if record.get("norm") and row[-1] else ""
-            share = record.get("matmul_share")
-            rate = number(record.get("gflops")) + ("" if share is None else f"\n{100 * share:.0f} %")
-            taken, needed = (record.get(f"{name}_bytes") for name in ("peak", "program"))
-            memory = "" if taken is None else f"{number(taken / 2**20)} MB"
-            memory += "" if needed is None else f"\nprogram {number(needed / 2**20)} MB"
-            row += [number(record.get("gradients")), rate, memory]
-            rows.append([*row, speed.duration(record.get("first_seconds")), _more(record)])
+            times = " to ".join(speed.duration(record[f"seconds_{end}"]) for end in ("low", "high"))
+            ratios = " to ".join(number(record[f"speedup_{end}"]) for end in ("low", "high"))
+            distance, share = _with_same(record, "mean_distance", ".4g"), record.get("matmul_share")
+            taken, needed = (number(size and size / 2**20) for size in map(record.get, ("peak_bytes", "program_bytes")))
+            rows.append([
+                *(["", ""] if place else [key.title, _batch(key)]),
+                speed.side_name(record["side"]),
+                f"{speed.duration(record['seconds'])}\nper {record['unit']}\n{times}",
+                "" if record["side"] == record.get("base") else f"{number(record['speedup'])}x\n{ratios}",
+                _with_same(record, "success", ".3f"),
+                distance + (f"\n{record['norm']}" if record.get("norm") and distance else ""),
+                number(record.get("gradients")),
+                number(record.get("gflops")) + ("" if share is None else f"\n{100 * share:.0f} %"),
+                (f"{taken} MB" if taken else "") + (f"\nprogram {needed} MB" if needed else ""),
+                speed.duration(record.get("first_seconds")),
+                _more(record),
+            ])  # fmt: skip
     return _page.Table(header, rows).without_empty_columns(5)
 
 
 def _with_same(record: Record, name: str, form: str) -> str:
     """A measurement, and below it that of ddjax on the same examples."""
-    values = [record.get(name), record.get(f"{name}_same")]
-    if values[0] is None:
-        return ""
-    return format(values[0], form) + ("" if values[1] is None else f"\nddjax {values[1]:{form}}")
+    value, same = record.get(name), record.get(f"{name}_same")
+    return "" if value is None else f"{value:{form}}" + ("" if same is None else f"\nddjax {same:{form}}")
 
 
 def _more(record: Record) -> str:
@@ -199,10 +202,10 @@ def _plain(value: Any) -> str:
 
 def _absent(run: _page.Run) -> _page.Table:
     """Each library that is missing or broken, with the reason, and the command that installs it."""
-    rows = []
-    for record in run.of("peer_missing"):
-        reason, command = (str(record.get(name) or "") for name in ("error", "command"))
-        rows.append([speed.side_name(record["side"]), "missing", reason, command])
+    rows = [
+        [speed.side_name(record["side"]), "missing", record.get("error") or "", record.get("command") or ""]
+        for record in run.of("peer_missing")
+    ]
     for key, sides in speed.broken(run.records).items():
         rows += [[speed.side_name(side), key.title_and_batch, error, ""] for side, error in sides.items()]
     header = ["library", "where", "reason", "command to install"]
@@ -212,10 +215,10 @@ def _absent(run: _page.Run) -> _page.Table:
 def _machine(run: _page.Run) -> _page.Table:
     """The machine, and the versions of the other libraries."""
     machine = next(iter(run.of("machine")), {})
-    shown = {"cores": machine.get("cores"), "device": machine.get("device", machine.get("device_kind"))}
+    shown = {name: machine.get(name) for name in ("cores", "device")}
     for name in ("jax", "torch"):
         rate = machine.get(f"{name}_gflops")
-        shown[f"float32 matrix products, {name}"] = None if rate is None else f"{rate:.0f} GFLOP/s"
+        shown[f"float32 matrix products, {name}"] = rate and f"{rate:.0f} GFLOP/s"
     shown |= {speed.side_name(record["side"]): record.get("version") for record in run.of("peer")}
     return _page.pairs({name: value for name, value in shown.items() if value is not None})
 
@@ -223,90 +226,77 @@ def _machine(run: _page.Run) -> _page.Table:
 def _growth(grown: Compared) -> _page.Table:
     """A row for each curve."""
     rows = []
-    for key, sides in grown.items():
-        for name, points in _curves(sides).items():
-            sizes = np.array([point["size"] for point in points], float)
-            seconds = np.array([_seconds(point) for point in points])
-            expected = str(points[0].get("order", "n"))
-            exponent = deviation = ""
-            if len(points) > 1:
-                exponent = f"{np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f}"
-                relative = seconds / order(expected, sizes)
-                deviation = f"{100 * np.max(np.abs(relative / np.median(relative) - 1)):.0f} %"
-            traces = sorted({point["traces"] for point in points if point.get("traces") is not None})
-            shown = ", ".join(f"{size:g}: {number(1e3 * s)}" for size, s in zip(sizes, seconds, strict=True))
-            row = [key.title, speed.WORKS.get(name, name), shown, expected, exponent, deviation]
-            rows.append([*row, ", ".join(map(str, traces))])
+    for key, name, points in _curves(grown):
+        sizes, seconds = _times(points)
+        expected = str(points[0].get("order", "n"))
+        exponent = deviation = ""
+        if len(points) > 1:
+            exponent = f"{np.polyfit(np.log(sizes), np.log(seconds), 1)[0]:.2f}"
+            relative = seconds / _ORDERS[expected][1](sizes)
+            deviation = f"{100 * np.max(np.abs(relative / np.median(relative) - 1)):.0f} %"
+        traces = sorted({point["traces"] for point in points if point.get("traces") is not None})
+        shown = ", ".join(f"{size:g}: {number(1e3 * s)}" for size, s in zip(sizes, seconds, strict=True))
+        rows.append([key.title, name, shown, expected, exponent, deviation, ", ".join(map(str, traces))])
     return _page.Table(["work", "curve", "size: ms", "expected", "exponent", "largest deviation", "traces"], rows)
 
 
-def _curves(sides: Mapping[str, Record]) -> dict[str, list[Record]]:
-    """The points of each curve of a comparison, by size."""
-    curves: dict[str, list[Record]] = {}
-    for record in sides.values():
-        if record.get("size"):
-            curves.setdefault(str(record.get("curve", "")), []).append(record)
-    return {name: sorted(points, key=lambda point: point["size"]) for name, points in curves.items()}
+def _curves(grown: Compared) -> list[tuple[Comparison, str, list[Record]]]:
+    """The curves of all comparisons: their names and their points, by size."""
+    curves = []
+    for key, sides in grown.items():
+        points = sorted((record for record in sides.values() if record.get("size")), key=lambda point: point["size"])
+        for name in dict.fromkeys(str(point.get("curve", "")) for point in points):
+            of_curve = [point for point in points if str(point.get("curve", "")) == name]
+            curves.append((key, speed.WORKS.get(name, name), of_curve))
+    return curves
 
 
-def _seconds(point: Record, end: str = "") -> float:
-    """The time of a whole call."""
-    return point[f"seconds{end}"] * point["units"]
-
-
-def order(name: str, sizes: np.ndarray) -> np.ndarray:
-    """A growth by its name: `"1"`, `"n"` or `"n log n"`."""
-    if name == "n log n":
-        return sizes * np.log(np.maximum(sizes, math.e))
-    return sizes if name == "n" else np.ones_like(sizes)
+def _times(points: Sequence[Record], end: str = "") -> tuple[np.ndarray, np.ndarray]:
+    """The sizes of points, and the seconds of a whole call: the median, or the `"_low"` or `"_high"` end."""
+    times = [point[f"seconds{end}"] * point["units"] for point in points]
+    return np.array([point["size"] for point in points], float), np.array(times)
 
 
 @styled()
 def speedups_figure(beside: Compared) -> Figure | None:
     """Times of other libraries over those of ddjax, a group of bars for each comparison; None without one."""
     several = len({key.network for key in beside}) > 1
-    bars: dict[str, dict[str, tuple[Record, bool]]] = {}
+    groups: dict[str, dict[str, tuple[Record, bool]]] = {}
     for key, sides in beside.items():
-        group = bars.setdefault(key.title_and_batch + (f"\n{key.network}" if several else ""), {})
+        title = key.title_and_batch + (f"\n{key.network}" if several else "")
         for record in speed.peers(sides):
             # The first is the best way to use the library.
             library = record["side"].partition(",")[0].removeprefix("batched_")
-            group.setdefault(library, (record, speed.is_correct(record, sides["ddjax"])))
-    bars = {title: group for title, group in bars.items() if group}
-    if not bars:
+            groups.setdefault(title, {}).setdefault(library, (record, speed.is_correct(record, sides["ddjax"])))
+    if not groups:
         return None
-    found = {library for group in bars.values() for library in group}
+    found = {library for group in groups.values() for library in group}
     libraries = [*(name for name in _COLORS if name in found), *sorted(found - _COLORS.keys())]
-    count = sum(map(len, bars.values()))
-    figure = Figure(figsize=(8.6, 0.2 * count + 0.14 * len(bars) + 1.2), layout="constrained")
+    bars = [(i, name, *group[name]) for i, group in enumerate(groups.values()) for name in libraries if name in group]
+    rows, names, records, correct = zip(*bars, strict=True)
+    places = np.arange(len(bars)) + 0.7 * np.array(rows)
+    ratios, low, high = (np.array([record[f"speedup{end}"] for record in records]) for end in ("", "_low", "_high"))
+    colors = [_COLORS.get(name, GRAY) for name in names]
+    figure = Figure(figsize=(8.6, 0.2 * len(bars) + 0.14 * len(groups) + 1.2), layout="constrained")
     axes = figure.subplots()
-    place, ticks, ends = 0.0, [], []
-    for group in bars.values():
-        ticks.append(place + (len(group) - 1) / 2)
-        for library in (name for name in libraries if name in group):
-            record, correct = group[library]
-            ratio, low, high = (record[f"speedup{end}"] for end in ("", "_low", "_high"))
-            color = _COLORS.get(library, GRAY)
-            face, hatch = (color, None) if correct else ("white", "////")
-            axes.barh(place, ratio - 1, left=1, height=0.84, color=face, edgecolor=color, hatch=hatch)
-            axes.plot([low, high], [place, place], color="black", linewidth=1)
-            position, ends = (max(high, 1.0), place), [*ends, low, high]
-            axes.annotate(number(ratio), position, (4, 0), textcoords="offset points", va="center", fontsize=8)
-            place += 1
-        place += 0.7
+    drawn = axes.barh(
+        places, ratios - 1, left=1, height=0.84, xerr=(ratios - low, high - ratios), edgecolor=colors,
+        color=[color if good else "white" for color, good in zip(colors, correct, strict=True)],
+        hatch=["" if good else "////" for good in correct],
+    )  # fmt: skip
+    axes.bar_label(drawn, [number(ratio) for ratio in ratios], padding=4, fontsize=8)
     axes.axvline(1, color="black", linewidth=1.2)
-    axes.set_xscale("log")
-    axes.set(xlim=(min(0.8, 0.9 * min(ends)), max(2.0, *ends) ** 1.1 * 1.4), ylim=(place - 0.7, -0.8))
+    axes.set(xscale="log", xlabel="time divided by that of ddjax (right of 1: ddjax is faster)")
+    axes.set(xlim=(min(0.8, 0.7 * min(low)), max(2.0, *high) ** 1.1 * 1.4), ylim=(places[-1] + 1, -0.8))
     _style.label_log_axis(axes.xaxis)
-    if max(ends) / min(ends) > 100:
+    if max(high) / min(low) > 100:
         axes.xaxis.set_major_locator(LogLocator())
-    axes.set_yticks(ticks, map(_style.plain, bars))
+    axes.set_yticks([places[np.equal(rows, i)].mean() for i in range(len(groups))], map(_style.plain, groups))
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x")
     axes.grid(visible=False, axis="y")
-    axes.set(xlabel="time divided by that of ddjax (right of 1: ddjax is faster)")
     handles = [Patch(color=_COLORS.get(name, GRAY), label=speed.LIBRARIES.get(name, name)) for name in libraries]
-    if not all(correct for group in bars.values() for _, correct in group.values()):
+    if not all(correct):
         handles.append(Patch(facecolor="white", edgecolor=GRAY, hatch="////", label="does less or worse"))
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6))
     return figure
@@ -317,48 +307,39 @@ def growth_figure(grown: Compared) -> Figure | None:
     """Time against size, a panel for each kind of size; None where no curve has a point."""
     several = len({key.network for key in grown}) > 1
     panels: dict[str, dict[str, list[Record]]] = {}
-    for key, sides in grown.items():
-        for name, points in _curves(sides).items():
-            titles = [key.space, speed.WORKS.get(name, name), key.network if several else ""]
-            panels.setdefault(speed.AXES[key.work], {})[", ".join(filter(None, titles))] = points
+    for key, name, points in _curves(grown):
+        titles = [key.space, name, key.network if several else ""]
+        panels.setdefault(speed.AXES[key.work], {})[", ".join(filter(None, titles))] = points
     if not panels:
         return None
     columns = min(len(panels), _COLUMNS)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.8 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    for axes, (label, curves) in zip(grid.flat, panels.items(), strict=False):
-        _growth_panel(axes, curves)
-        axes.set(xlabel=label, ylabel="ms")
+    for place, (label, curves) in enumerate(panels.items()):
+        _growth_panel(figure.add_subplot(rows, columns, place + 1, xlabel=label, ylabel="ms"), curves)
     return figure
 
 
 def _growth_panel(axes: Axes, curves: Mapping[str, Sequence[Record]]) -> None:
-    orders, every_size, every_time = [], set(), []
+    orders = []
     for (name, points), (color, marker) in zip(curves.items(), itertools.cycle(_LOOKS), strict=False):
-        sizes = np.array([point["size"] for point in points], float)
-        middle, *ends = (1e3 * np.array([_seconds(point, end) for point in points]) for end in ("", "_low", "_high"))
+        sizes, _ = _times(points)
+        middle, *ends = (1e3 * _times(points, end)[1] for end in ("", "_low", "_high"))
         axes.errorbar(sizes, middle, np.abs(ends - middle), color=color, marker=marker, label=name, linewidth=1.4)
         if len(sizes) > 1:
-            growth = points[0].get("order", "n")
-            expected = order(growth, sizes)
-            level = np.exp(np.mean(np.log(middle / expected)))
-            axes.plot(sizes, level * expected, color=color, linestyle=":", linewidth=1.2)
-            orders.append(_ORDERS[growth])
-        every_size.update(sizes.tolist())
-        every_time += np.concatenate(ends).tolist()
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    turn = 30 if max(every_size) > 999 else 0
-    axes.set_xticks(sorted(every_size), [f"{size:g}" for size in sorted(every_size)], rotation=turn)
+            growth, order = _ORDERS[points[0].get("order", "n")]
+            level = np.exp(np.mean(np.log(middle / order(sizes))))
+            axes.plot(sizes, level * order(sizes), color=color, linestyle=":", linewidth=1.2)
+            orders.append(growth)
+    axes.set(xscale="log", yscale="log")
+    sizes = sorted({point["size"] for points in curves.values() for point in points})
+    axes.set_xticks(sizes, [f"{size:g}" for size in sizes], rotation=30 if sizes[-1] > 999 else 0)
     axes.minorticks_off()
-    if max(every_time) / min(every_time) < 100:
-        _style.label_log_axis(axes.yaxis)
-    # A flat curve needs room above and below.
     low, high = axes.get_ylim()
+    if high / low < 100:
+        _style.label_log_axis(axes.yaxis)
     if high / low < 4:
+        # A flat curve needs room above and below.
         axes.set_ylim(low / 2, high * 2)
     handles = axes.get_legend_handles_labels()[0]
     if orders:

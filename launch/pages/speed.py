@@ -5,47 +5,26 @@ from typing import NamedTuple
 
 from ._page import Record, number
 
-# Sides that are other libraries: the part of their name before a comma, to the name of the library.
+# Sides that are other libraries: the part of their name before a comma, to the name in tables.
 LIBRARIES = {
-    "torch": "PyTorch",
-    "batched_torch": "PyTorch",
-    "foolbox": "foolbox",
-    "torchattacks": "torchattacks",
-    "adv_lib": "adv-lib",
-    "art": "ART",
-}
+    "torch": "PyTorch", "batched_torch": "batched PyTorch", "foolbox": "foolbox", "torchattacks": "torchattacks",
+    "adv_lib": "adv-lib", "art": "ART",
+}  # fmt: skip
 WORKS = {
-    "fgsm": "FGSM",
-    "pgd": "PGD",
-    "ddn": "DDN",
-    "deepfool": "DeepFool",
-    "jsma": "JSMA",
-    "carlini_wagner_l2": "C&W L2",
-    "carlini_wagner_l2_compacted": "C&W L2, early stop",
-    "carlini_wagner_linf": "C&W Linf",
-    "train_step": "training step",
-    "train_epoch": "training epoch",
-    "jacobian": "Jacobian",
-    "stack": "stack of networks",
-    "sweep": "sweep, nine temperatures",
-}
+    "fgsm": "FGSM", "pgd": "PGD", "ddn": "DDN", "deepfool": "DeepFool", "jsma": "JSMA", "carlini_wagner_l2": "C&W L2",
+    "carlini_wagner_l2_compacted": "C&W L2, early stop", "carlini_wagner_linf": "C&W Linf",
+    "train_step": "training step", "train_epoch": "training epoch", "jacobian": "Jacobian",
+    "stack": "stack of networks", "sweep": "sweep, nine temperatures",
+}  # fmt: skip
 # Comparisons of ddjax with itself.
 INSIDE = {
-    "layers_training": "lowerings, training",
-    "layers_gradient": "lowerings, input gradient",
-    "compaction": "shrinking batches",
-    "precision": "precision",
-    "jsma_step": "JSMA, a step",
-    "purify": "purification by PixelDefend",
-    "reconstruct": "reconstruction by Defense-GAN",
-}
-AXES = {
-    "growth_examples": "examples",
-    "growth_steps": "steps",
-    "growth_features": "features",
-    "growth_classes": "classes",
-    "growth_temperatures": "temperatures",
-}
+    "layers_training": "lowerings, training", "layers_gradient": "lowerings, input gradient",
+    "compaction": "shrinking batches", "precision": "precision", "jsma_step": "JSMA, a step",
+    "purify": "purification by PixelDefend", "reconstruct": "reconstruction by Defense-GAN",
+}  # fmt: skip
+AXES = {f"growth_{axis}": axis for axis in ("examples", "steps", "features", "classes", "temperatures")}
+# In the order of the tables.
+_NAMES = WORKS | INSIDE | {work: f"growth, {axis}" for work, axis in AXES.items()}
 # A peer did the same work if it succeeds about as often, at about the same distance, with the same values.
 _SUCCESS_SLACK, _DISTANCE_SLACK, _DIFFERENCE_SLACK = 0.02, 1.05, 1e-2
 
@@ -68,9 +47,8 @@ class Comparison(NamedTuple):
     @property
     def title(self) -> str:
         """Its name in tables, without network and batch."""
-        names = WORKS | INSIDE | {growth: f"growth, {axis}" for growth, axis in AXES.items()}
-        parts = [names.get(self.work) or str(self.work).replace("_", " ")]
-        parts += [str(WORKS.get(value, value)) for value in (self.attack, self.space) if value]
+        parts = [_NAMES.get(self.work, str(self.work).replace("_", " "))]
+        parts += [_NAMES.get(value, value) for value in (self.attack, self.space) if value]
         return ", ".join([*parts, *([f"{self.networks} networks"] if self.networks else [])])
 
     @property
@@ -85,19 +63,16 @@ Compared = Mapping[Comparison, Mapping[str, Record]]
 def comparisons(records: Sequence[Record]) -> dict[Comparison, dict[str, Record]]:
     """The sides of each comparison, by name, the base first; works in the order of the tables."""
     found: dict[Comparison, dict[str, Record]] = {}
-    for record in records:
+    # Sorting keeps the order of equals.
+    for record in sorted(records, key=lambda record: record.get("side") != record.get("base")):
         if record.get("measure") == "benchmark":
             found.setdefault(Comparison.of(record), {})[record["side"]] = record
-    works = [*WORKS, *INSIDE, *AXES]
+    places = {work: place for place, work in enumerate(_NAMES)}
 
     def rank(key: Comparison) -> tuple[str, int, str, float]:
-        place = works.index(key.work) if key.work in works else len(works)
-        return str(key.network or ""), place, str(key.work), float(key.batch or 0)
+        return str(key.network or ""), places.get(key.work, len(places)), str(key.work), float(key.batch or 0)
 
-    def base_first(sides: dict[str, Record]) -> dict[str, Record]:
-        return dict(sorted(sides.items(), key=lambda item: item[0] != item[1].get("base")))
-
-    return {key: base_first(found[key]) for key in sorted(found, key=rank)}
+    return {key: found[key] for key in sorted(found, key=rank)}
 
 
 def broken(records: Sequence[Record]) -> dict[Comparison, dict[str, str]]:
@@ -112,18 +87,17 @@ def broken(records: Sequence[Record]) -> dict[Comparison, dict[str, str]]:
 def side_name(side: str) -> str:
     """The name of a side in tables; what follows a comma is how a library was used."""
     head, comma, rest = side.partition(",")
-    return "batched PyTorch" if head == "batched_torch" else f"{LIBRARIES.get(head, head)}{comma}{rest}"
+    return f"{LIBRARIES.get(head, head)}{comma}{rest}"
 
 
 def is_correct(record: Record, ours: Record) -> bool:
     """Whether a side did the same work as ddjax; a value that it does not report counts as equal."""
 
-    def by_us(name: str) -> float | None:
+    def both(name: str) -> tuple[float | None, float | None]:
         same = record.get(f"{name}_same")
-        return ours.get(name) if same is None else same
+        return record.get(name), ours.get(name) if same is None else same
 
-    success, distance = record.get("success"), record.get("mean_distance")
-    our_success, our_distance = by_us("success"), by_us("mean_distance")
+    (success, our_success), (distance, our_distance) = both("success"), both("mean_distance")
     if success is not None and our_success is not None and success < our_success - _SUCCESS_SLACK:
         return False
     if distance is not None and our_distance and distance > _DISTANCE_SLACK * our_distance:
@@ -142,7 +116,6 @@ def duration(seconds: float | None) -> str:
     """A time with a suitable unit; empty for None."""
     if seconds is None:
         return ""
-    for size, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= size:
-            return f"{number(seconds / size)} {unit}"
-    return f"{number(seconds / 1e-9)} ns"
+    units = {1.0: "s", 1e-3: "ms", 1e-6: "µs", 1e-9: "ns"}
+    size = next((size for size in units if seconds >= size), 1e-9)
+    return f"{number(seconds / size)} {units[size]}"
