@@ -17,6 +17,7 @@ that was stopped continues when it is started again; a run with other `--work` o
 with other users, only the ratios are meaningful.
 """
 
+import functools
 import os
 import pathlib
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import checkpoints, data, evaluation, layers, losses, parallel, runs, training
+from ddjax import checkpoints, data, evaluation, layers, parallel, runs, training
 
 from . import common, loading, recipes
 from .benchmarks import attacks, generative, growth, measure, peers
@@ -35,7 +36,7 @@ from .benchmarks import training as training_works
 from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
-_WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
+_WORK = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
 # Left out by --quick: they take longest.
 _SLOW = ("carlini_wagner_linf",)
 _WORKS = flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")
@@ -84,12 +85,9 @@ def main() -> None:
     there = peers.load(parallel.cores())
     there.announce(run)
     measure.machine_rate(run, there.torch)
-    rows = np.flatnonzero(evaluation.judge(state.logits_fn, test.images, test.labels).predictions[0] == test.labels)
-    if max(batches, default=0) > len(rows):
-        raise ValueError(f"--batches: the network classifies only {len(rows)} test images correctly")
-    images, labels = data.to_float(test.images[rows]), test.labels[rows].astype(np.int32)
-    targets = (labels + 1 + np.arange(len(rows)) % (test.num_classes - 1)) % test.num_classes
-    largest = _largest_batch(state.logits_fn, images) if asks_largest else None
+    images, labels, targets = _examples(state.logits_fn, test)
+    if max(batches, default=0) > len(images):
+        raise ValueError(f"--batches: the network classifies only {len(images)} test images correctly")
     context = measure.Context(
         run=run,
         recipe=recipe,
@@ -98,9 +96,9 @@ def main() -> None:
         test=test,
         images=images,
         labels=labels,
-        targets=targets.astype(np.int32),
+        targets=targets,
         batches=batches,
-        largest=largest,
+        largest=_largest_batch(state.logits_fn, images) if asks_largest else None,
         repetitions=repetitions,
         quick=_QUICK.value,
         seed=FLAGS.seed,
@@ -148,18 +146,22 @@ def _load(checkpoint: str, recipe: recipes.Recipe, test: data.Dataset) -> traini
     return checkpoints.load_network(checkpoint)[0]
 
 
+def _examples(logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images, labels and targets of a `Context`."""
+    rows = np.flatnonzero(evaluation.judge(logits_fn, test.images, test.labels).predictions[0] == test.labels)
+    labels = test.labels[rows].astype(np.int32)
+    targets = (labels + 1 + np.arange(len(rows)) % (test.num_classes - 1)) % test.num_classes
+    return data.to_float(test.images[rows]), labels, targets.astype(np.int32)
+
+
 def _largest_batch(logits_fn: Any, images: np.ndarray) -> int:
     """The largest power of two whose input gradient takes no more than a share of the free memory."""
-    free = measure.free_bytes()
-
-    def gradient(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), labels)))(images)
-
+    free, gradient = measure.free_bytes(), layers.jit(functools.partial(attacks.input_gradients, 1))
     batch = 2 ** int(np.log2(min(len(images), _LARGEST.value)))
     while batch > 1:
         shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        needed = measure.bytes_of(layers.jit(gradient).lower(logits_fn, shape, labels).compile())
+        needed = measure.bytes_of(gradient.lower(logits_fn, shape, labels).compile())
         if needed is None or free is None or needed <= _SHARE * free:
             break
         batch //= 2

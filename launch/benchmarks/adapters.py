@@ -102,9 +102,8 @@ def _batched_torch(name: str, network: peers.Network, values: dict[str, Any], ta
     """An attack as one would write it in PyTorch."""
     theirs = peers.torch_training()
     attack, find_pair = getattr(theirs, name), theirs.best_pair_of_logits
-    return lambda images, classes: attack(
-        network.module, images, classes, find_pair, formatted=network.memory_format, **values
-    )
+    values |= {"formatted": network.memory_format, "center": 0.0}
+    return lambda images, classes: attack(network.module, images, classes, find_pair, **values)
 
 
 _LIBRARIES: dict[str, Callable[[str, peers.Network, dict[str, Any], bool], Any]] = {

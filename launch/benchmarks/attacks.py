@@ -237,5 +237,4 @@ def _jsma_steps(context: Context) -> None:
         measure.compare(context, "jsma_step", sides, unit="step", batch=batch)
 
 
-WORK: dict[str, measure.Work] = {name: functools.partial(_measure, name=name) for name in adapters.ADAPTERS}
-WORK["jsma_step"] = _jsma_steps
+WORK = {name: functools.partial(_measure, name=name) for name in adapters.ADAPTERS} | {"jsma_step": _jsma_steps}

@@ -1,7 +1,7 @@
 """The defenses that search with a generative model, each beside the plainer ways to the same result."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -168,4 +168,4 @@ def _reconstruct(context: Context) -> None:
         measure.compare(context, "reconstruct", sides, unit="image", network=model.recipe, batch=batch)
 
 
-WORK: Mapping[str, measure.Work] = {"purify": _purify, "reconstruct": _reconstruct}
+WORK = {"purify": _purify, "reconstruct": _reconstruct}

@@ -102,17 +102,13 @@ def _random_slopes(features: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return (scale * first).astype(np.float32), (scale * (0.6 * first + 0.8 * second)).astype(np.float32)
 
 
-def _trained_slopes(context: Context, draw: int) -> tuple[jax.Array, jax.Array]:
+def _trained_slopes(context: Context, draw: int) -> tuple[np.ndarray, np.ndarray]:
     """The slopes of the target's logit and of the others', of the trained network."""
-
-    def slopes(logits_fn: Any, images: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits, vjp_fn = jax.vjp(logits_fn, images)
-        is_target = jax.nn.one_hot(targets, logits.shape[1])
-        target, others = jacobian.pull_back(vjp_fn, jnp.stack([is_target, 1 - is_target]))
-        return target.reshape(len(images), -1), -others.reshape(len(images), -1)
-
     rows = (draw * _BATCH + np.arange(_BATCH)) % len(context.images)
-    return layers.jit(slopes)(context.state.logits_fn, context.images[rows], context.targets[rows])
+    slopes = np.asarray(layers.jit(jacobian.jacobian)(context.state.logits_fn, context.images[rows]))
+    slopes = slopes.reshape(*slopes.shape[:2], -1)
+    target = slopes[np.arange(_BATCH), context.targets[rows]]
+    return target, target - slopes.sum(1)
 
 
 def _features(context: Context) -> None:
@@ -219,7 +215,7 @@ def _precision(context: Context) -> None:
         measure.compare(context, "precision", sides, attack="pgd", batch=batch)
 
 
-WORK: Mapping[str, measure.Work] = {
+WORK = {
     "growth_examples": _examples,
     "growth_steps": _steps,
     "growth_features": _features,

@@ -32,8 +32,8 @@ class Side(NamedTuple):
     Attributes:
       call: one repetition; returns when its result is there.
       units: how many examples (pairs, steps) one repetition does.
-      fields: recorded as they are: success, mean_distance, norm, gradients, flops (of a unit), note, ...; or a function
-        that makes them of what the first call returned. It is called after the timing.
+      fields: of the record: success, mean_distance, norm, gradients, flops (of a unit), note, ...; or a function that
+        makes them of what the first call returned, and is called after the timing.
     """
 
     call: Callable[[], Any]
@@ -108,10 +108,6 @@ class Context:
         """The first images, labels and targets, or all where there are fewer."""
         images, labels, targets = (jnp.asarray(array[:count]) for array in (self.images, self.labels, self.targets))
         return images, labels, targets
-
-
-# What a module of works exports as WORK, by name.
-Work = Callable[[Context], None]
 
 
 def compare(
@@ -273,11 +269,16 @@ def _kernel_bytes(file: str, name: str) -> int:
     return 1024 * int(entries[name].split()[0])
 
 
-def _device_stats() -> dict[str, int]:
+def _if_known(ask: Callable[[], Any]) -> Any:
+    """What not every backend tells; None where it does not."""
     try:
-        return jax.devices()[0].memory_stats() or {}
+        return ask()
     except (jax.errors.JaxRuntimeError, NotImplementedError):
-        return {}
+        return None
+
+
+def _device_stats() -> dict[str, int]:
+    return _if_known(jax.devices()[0].memory_stats) or {}
 
 
 def free_bytes() -> int | None:
@@ -293,46 +294,36 @@ def flops_of(compiled: Any) -> float | None:
 
     The body of a loop counts once, whatever the number of its turns: take a program without loops.
     """
-    try:
-        flops = (compiled.cost_analysis() or {}).get("flops", 0.0)
-    except (jax.errors.JaxRuntimeError, NotImplementedError):
-        return None
+    flops = (_if_known(compiled.cost_analysis) or {}).get("flops", 0.0)
     return float(flops) if flops > 0 else None
 
 
 def bytes_of(compiled: Any) -> int | None:
     """The memory that a compiled program needs at once: arguments, results and what lies between; None if unknown."""
-    try:
-        analysis = compiled.memory_analysis()
-    except (jax.errors.JaxRuntimeError, NotImplementedError):
-        return None
+    analysis = _if_known(compiled.memory_analysis)
     parts = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
     return None if analysis is None else sum(getattr(analysis, part, 0) for part in parts)
 
 
-def machine_rate(run: runs.Run, torch: Any = None) -> float:
-    """The rate of float32 matrix products, in operations a second: the best of several; measured once for a run.
+def machine_rate(run: runs.Run, torch: Any = None) -> None:
+    """Records the rate of float32 matrix products, once for a run, as the record `machine`.
 
     Args:
       run: where it is recorded.
       torch: the module, to measure its rate too.
     """
-    record = run.find(measure="machine")
-    if record is None:
-        size = 2048 if jax.default_backend() == "cpu" else 8192
-        left = jax.random.normal(jax.random.key(0), (size, size), jnp.float32)
-        product = jax.jit(jnp.matmul)
-        rate = _best_rate(lambda: jax.block_until_ready(product(left, left)), size)
-        record = {"measure": "machine", "cores": parallel.cores(), "device": jax.devices()[0].device_kind}
-        record |= {"matmul_size": size, "jax_gflops": rate, "torch_gflops": None}
-        beside = ""
-        if torch is not None:
-            other = torch.randn(size, size, device=peers.device())
-            record["torch_gflops"] = _best_rate(lambda: peers.block_until_ready(torch.matmul(other, other)), size)
-            beside = f", {record['torch_gflops']:.0f} by PyTorch"
-        run.append(**record)
-        print(f"machine: {record['cores']} cores, {rate:.0f} GFLOP/s of float32 matrix products{beside}")
-    return 1e9 * record["jax_gflops"]
+    if run.find(measure="machine") is not None:
+        return
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    left, product = jax.random.normal(jax.random.key(0), (size, size), jnp.float32), jax.jit(jnp.matmul)
+    rates = {"jax": _best_rate(lambda: jax.block_until_ready(product(left, left)), size)}
+    if torch is not None:
+        other = torch.randn(size, size, device=peers.device())
+        rates["torch"] = _best_rate(lambda: peers.block_until_ready(torch.matmul(other, other)), size)
+    record = {"cores": parallel.cores(), "device": jax.devices()[0].device_kind, "matmul_size": size}
+    run.append(measure="machine", **record, jax_gflops=rates["jax"], torch_gflops=rates.get("torch"))
+    told = ", ".join(f"{rate:.0f} by {name}" for name, rate in rates.items())
+    print(f"machine: {record['cores']} cores; GFLOP/s of float32 matrix products: {told}")
 
 
 def _best_rate(call: Callable[[], Any], size: int) -> float:

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from ddjax import models, runs, training
+from ddjax import data, models, runs, training
+
+from .. import recipes
 
 T = TypeVar("T")
 # As in setup.cfg, which says why those after the first are installed without what they ask for.
@@ -176,9 +178,7 @@ class Network(NamedTuple):
 
     def classes(self, classes: np.ndarray) -> Any:
         """Labels or targets as a tensor on the device."""
-        import torch  # pyright: ignore[reportMissingImports]
-
-        return torch.from_numpy(classes.astype(np.int64)).to(device())
+        return torch_training().to_classes(classes, device())
 
 
 def on_host(images: Any) -> np.ndarray:
@@ -237,6 +237,15 @@ def convert(
     parts = [theirs.Center(network.center), *parts] if network.center else parts
     module = torch.nn.Sequential(*parts).eval()
     return Network(module, memory_format, network.num_classes, (image_shape[2], *image_shape[:2]))
+
+
+def training_arguments(recipe: recipes.Recipe, train: data.Dataset, count: int, formatted: str) -> tuple[Any, ...]:
+    """What a training step in PyTorch takes: a fresh network, its optimizer, some centered images, one-hot labels."""
+    theirs, network = torch_training(), models.build(recipe.network, train.num_classes)
+    module = theirs.build(network_fields(network), train.image_shape, device(), formatted)
+    images = theirs.to_tensor(data.to_float(train.images[:count]), device(), formatted, network.center)
+    targets = theirs.one_hot(train.labels[:count], train.num_classes, device())
+    return module, theirs.make_optimizer(module, dataclasses.asdict(recipe)), images, targets
 
 
 def quickest(calls: Mapping[T, Callable[[], Any]], turns: int = 3) -> T:

@@ -109,7 +109,7 @@ def _torch_sweep(context: Context, recipe: recipes.Recipe, folder: pathlib.Path)
         "seed": context.seed,
         "device": peers.device(),
     }
-    settings |= _fastest(settings, train.image_shape, context.peers.torch)
+    settings |= _fastest(recipe, train, context.peers.torch)
     (folder / "settings.json").write_text(json.dumps(settings))
 
     def sweep() -> dict[str, Any]:
@@ -124,23 +124,19 @@ def _torch_sweep(context: Context, recipe: recipes.Recipe, folder: pathlib.Path)
     return Side(sweep, 1, describe)
 
 
-def _fastest(settings: Mapping[str, Any], image_shape: tuple[int, int, int], torch: Any) -> dict[str, Any]:
+def _fastest(recipe: recipes.Recipe, train: data.Dataset, torch: Any) -> dict[str, Any]:
     """The number of threads and the memory format in which training steps take least time."""
-    theirs, threads, device = peers.torch_training(), torch.get_num_threads(), settings["device"]
-    size, classes = settings["recipe"]["batch_size"], settings["network"]["num_classes"]
-    targets = torch.full((size, classes), 1 / classes, device=device)
+    theirs, threads = peers.torch_training(), torch.get_num_threads()
 
     def trainer(count: int, formatted: str) -> Callable[[], None]:
-        module = theirs.build(settings["network"], image_shape, device, formatted)
-        optimizer = theirs.make_optimizer(module, settings["recipe"])
-        images = theirs.to_tensor(np.random.default_rng(0).random((size, *image_shape)), device, formatted)
+        arguments = peers.training_arguments(recipe, train, recipe.batch_size, formatted)
 
-        def train() -> None:
+        def steps() -> None:
             torch.set_num_threads(count)
             for _ in range(50):
-                theirs.train_step(module, optimizer, images, targets, 1.0)
+                theirs.train_step(*arguments, temperature=1.0)
 
-        return train
+        return steps
 
     try:
         ways = [(count, formatted) for count in sorted({1, threads}) for formatted in theirs.FORMATS]

@@ -9,9 +9,10 @@ import contextlib
 import functools
 import json
 import math
+import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,20 @@ def to_tensor(images: np.ndarray, device: str, formatted: str, center: float = 0
     return tensor.to(device).contiguous(memory_format=memory_format(formatted))
 
 
+def to_classes(classes: np.ndarray, device: str) -> Any:
+    """Class numbers as a tensor."""
+    return torch.from_numpy(classes.astype(np.int64)).to(device)
+
+
+def one_hot(classes: np.ndarray, num_classes: int, device: str) -> Any:
+    """Class numbers as distributions, `[N, K]`."""
+    return nn.functional.one_hot(to_classes(classes, device), num_classes).float()
+
+
 class Center(nn.Module):
     """Subtracts a number."""
 
     def __init__(self, center: float) -> None:
-        """Takes the number."""
         super().__init__()
         self.center = center
 
@@ -46,16 +56,13 @@ class Center(nn.Module):
 
 
 def build(network: Mapping[str, Any], image_shape: tuple[int, int, int], device: str, formatted: str) -> Any:
-    """A fresh network, for images from which the center has been subtracted already.
+    """A fresh network in training mode, for images `[B, C, H, W]` from which the center has been subtracted already.
 
     Args:
       network: the fields of `ddjax.models.ConvNet`.
       image_shape: (H, W, C).
       device: `"cpu"` or `"cuda"`.
       formatted: one of `FORMATS`.
-
-    Returns:
-      The module, in training mode; it maps `[B, C, H, W]` to logits.
     """
     height, width, channels = image_shape
     padding = 1 if network["padding"] == "SAME" else 0
@@ -142,28 +149,13 @@ def jacobian_by_jacrev(module: Any, images: Any) -> Any:
 
 
 def jsma(
-    module: Any,
-    images: Any,
-    targets: Any,
-    find_pair: Callable[..., tuple[Any, Any]],
-    *,
-    theta: float,
-    num_pairs: int,
-    formatted: str,
-    center: float = 0.0,
+    module: Any, images: Any, targets: Any, find_pair: Any, theta: float, num_pairs: int, formatted: str, center: float
 ) -> Any:
     """JSMA on all examples at once, and on those that are done no longer; returns the adversarial images.
 
-    Args:
-      module: maps images to logits.
-      images: `[B, C, H, W]`, in [0, 1] before `center` was subtracted.
-      targets: `[B]`.
-      find_pair: takes images, logits, targets, unused features `[B, D]`, and which examples have not reached their
-        target. For these it returns the best pairs of features and their scores.
-      theta: the change of a feature.
-      num_pairs: how many pairs change at most.
-      formatted: one of `FORMATS`.
-      center: see `images`.
+    At most `num_pairs` pairs of features change, by `theta` each. Images are in [0, 1] before `center` is subtracted.
+    `find_pair` takes images, logits, targets, unused features `[B, D]`, and which examples have not reached their
+    target. For these it returns the best pairs and their scores.
     """
     shape, images = images.shape, images.clone(memory_format=torch.contiguous_format).flatten(1)
     # As ours, without what is nearly at the bound.
@@ -185,7 +177,7 @@ def jsma(
     return images.reshape(shape).contiguous(memory_format=memory_format(formatted))
 
 
-def best_pair_of_logits(inputs: Any, logits: Any, targets: Any, unused: Any, left: Any) -> tuple[Any, Any]:
+def best_pair_of_logits(inputs: Any, logits: Any, targets: Any, unused: Any, left: Any) -> Any:
     """The whole Jacobian, and the table of all pairs."""
     slopes, targets, unused = _slopes(logits, inputs).flatten(2)[left], targets[left], unused[left]
     rows, features = torch.arange(len(slopes), device=slopes.device), slopes.shape[2]
@@ -206,7 +198,7 @@ def best_pair_of_logits(inputs: Any, logits: Any, targets: Any, unused: Any, lef
 
 def best_pair_of_probabilities(
     temperature: float, inputs: Any, logits: Any, targets: Any, unused: Any, left: Any
-) -> tuple[Any, Any]:
+) -> Any:
     """Probabilities sum to one, so the best pair is that of the target's two largest slopes: one backward pass."""
     chosen = torch.softmax(logits / temperature, 1).gather(1, targets[:, None]).sum()
     slope = torch.autograd.grad(chosen, inputs)[0].flatten(1).masked_fill(~unused, -math.inf)
@@ -218,12 +210,7 @@ class Sweep:
     """The networks and the measurements of `launch.sweep`."""
 
     def __init__(self, data: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> None:
-        """Puts the data on the device.
-
-        Args:
-          data: `train_images`, `train_labels`, `test_images` and `test_labels`; images `[N, H, W, C]` in [0, 1].
-          settings: `network`, `recipe`, `temperatures`, `per_class`, `seed`, `threads`, `memory_format`, `device`.
-        """
+        """Puts the data on the device; see `sweeps.sweep` for what `data` and `settings` have."""
         self._settings, self._recipe, self._network = settings, settings["recipe"], settings["network"]
         self._format, self._device = settings["memory_format"], settings["device"]
         torch.set_num_threads(settings["threads"])
@@ -232,18 +219,12 @@ class Sweep:
         self._train, self._test = (
             to_tensor(data[f"{split}_images"], self._device, self._format, self._center) for split in ("train", "test")
         )
-        labels, self._labels = (
-            torch.from_numpy(data[f"{split}_labels"].astype(np.int64)).to(self._device) for split in ("train", "test")
-        )
-        self._one_hot = nn.functional.one_hot(labels, self._network["num_classes"]).float()
+        self._one_hot = one_hot(data["train_labels"], self._network["num_classes"], self._device)
+        self._labels = to_classes(data["test_labels"], self._device)
         self.seconds = {"training": 0.0, "amplitudes": 0.0, "fgsm": 0.0, "jsma": 0.0}
 
     def run(self) -> dict[str, Any]:
-        """Trains and measures all networks.
-
-        Returns:
-          For each, `"none"` or the temperature: accuracy, success of FGSM and JSMA, logarithm of the amplitude.
-        """
+        """Trains and measures all networks; the measurements by temperature, `"none"` for the baseline."""
         baseline = self._fit(self._one_hot, 1.0)
         moved = self._fgsm(baseline)
         results = {"none": self._measure(baseline, 1.0, moved, moved)}
@@ -337,13 +318,11 @@ class Sweep:
 
 def main(data_path: str, settings_path: str, results_path: str) -> None:
     """Does a sweep and writes what it found, and where its seconds went."""
-    with open(settings_path) as file:
-        settings = json.load(file)
+    settings = json.loads(pathlib.Path(settings_path).read_text())
     with np.load(data_path) as data:
-        sweep = Sweep(dict(data), settings)
-    results = sweep.run()
-    with open(results_path, "w") as file:
-        json.dump({"results": results, "seconds": sweep.seconds}, file)
+        sweep = Sweep(data, settings)
+    found = {"results": sweep.run(), "seconds": sweep.seconds}
+    pathlib.Path(results_path).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Training, stacks of networks and Jacobians, beside the same in PyTorch."""
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -89,18 +88,6 @@ def _torch_sides(context: Context, make: Any, *arguments: Any) -> Sides:
     return {name: functools.partial(make, context, *arguments, formatted) for formatted, name in names.items()}
 
 
-def _torch_arguments(context: Context, count: int, formatted: str) -> tuple[Any, ...]:
-    """What a training step takes: a fresh network, its optimizer, centered images, one-hot labels, temperature."""
-    theirs, network = peers.torch_training(), models.build(context.recipe.network, context.test.num_classes)
-    module = theirs.build(peers.network_fields(network), context.train.image_shape, peers.device(), formatted)
-    optimizer = theirs.make_optimizer(module, dataclasses.asdict(context.recipe))
-    images = data.to_float(context.train.images[:count])
-    one_hot = np.eye(context.test.num_classes, dtype=np.float32)[context.train.labels[:count]]
-    targets = context.peers.torch.from_numpy(one_hot).to(peers.device())
-    centered = theirs.to_tensor(images, peers.device(), formatted, network.center)
-    return module, optimizer, centered, targets, _TEMPERATURE
-
-
 def _train_step(context: Context) -> None:
     """Steps of the recipe's training at a temperature, dropout included, in a scan as launchers run them."""
     sides = {"ddjax": functools.partial(_our_steps, context, _STEPS), **_torch_sides(context, _torch_steps)}
@@ -108,11 +95,11 @@ def _train_step(context: Context) -> None:
 
 
 def _torch_steps(context: Context, formatted: str) -> Side:
-    arguments = _torch_arguments(context, context.training_batch, formatted)
+    arguments = peers.training_arguments(context.recipe, context.train, context.training_batch, formatted)
 
     def steps() -> None:
         for _ in range(_STEPS):
-            peers.torch_training().train_step(*arguments)
+            peers.torch_training().train_step(*arguments, _TEMPERATURE)
         peers.block_until_ready(None)
 
     return Side(steps, _STEPS, {"memory_format": formatted})
@@ -133,8 +120,9 @@ def _our_epoch(context: Context, count: int) -> Side:
 
 
 def _torch_epoch(context: Context, count: int, formatted: str) -> Side:
-    arguments = (*_torch_arguments(context, count, formatted), context.training_batch, formatted)
-    return Side(lambda: peers.torch_training().train_epoch(*arguments), count, {"memory_format": formatted})
+    arguments = peers.training_arguments(context.recipe, context.train, count, formatted)
+    settings = (_TEMPERATURE, context.training_batch, formatted)
+    return Side(lambda: peers.torch_training().train_epoch(*arguments, *settings), count, {"memory_format": formatted})
 
 
 def _jacobian(context: Context) -> None:
@@ -221,7 +209,7 @@ def _torch_stack(context: Context, size: int) -> Side:
     return Side(lambda: [side.call() for side in sides], size * _STEPS)
 
 
-WORK: Mapping[str, measure.Work] = {
+WORK = {
     "layers": _layers,
     "train_step": _train_step,
     "train_epoch": _train_epoch,
