@@ -227,13 +227,12 @@ def _jsma_steps(context: Context) -> None:
 
     for batch in context.batches:
         images, labels, targets, _ = _examples(context, _attacks(context)["jsma"], batch)
-        make = functools.partial(measure.program, units=_STEPS * len(labels))
+        units, arguments = _STEPS * len(labels), (context.state.logits_fn, images, labels)
         gradients = functools.partial(input_gradients, 2 * _STEPS)
-        sides = {"two gradients": functools.partial(make, gradients, context.state.logits_fn, images, labels)}
+        sides = {"two gradients": measure.program(gradients, *arguments, units=units)}
         for space in ("probs", "logits"):
             attack = functools.partial(jsma_without_success, _STEPS - 1, space)
-            arguments = (context.state.logits_fn, images, labels, targets)
-            sides[f"ddjax, {space}"] = functools.partial(make, attack, *arguments, fields=check)
+            sides[f"ddjax, {space}"] = measure.program(attack, *arguments, targets, units=units, fields=check)
         measure.compare(context, "jsma_step", sides, unit="step", batch=batch)
 
 

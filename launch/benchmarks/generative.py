@@ -15,7 +15,7 @@ from ddjax.generative import pixelcnn
 
 from ..recipes import generative as generative_recipes
 from . import measure
-from .measure import Context, Side
+from .measure import Context, Maker, Side
 
 # What is made where no trained model is given. Time does not depend on the weights.
 _RECIPES = {"density": "pixelcnn_mnist", "generator": "gan_mnist"}
@@ -90,7 +90,7 @@ def _purify(context: Context) -> None:
     model = _model(context, "density")
     pixels = int(np.prod(context.test.image_shape[:2]))
 
-    def side(name: str, purify: Any, evaluations: int | None, images: jax.Array, made: dict[str, jax.Array]) -> Side:
+    def side(name: str, purify: Any, evaluations: int | None, images: jax.Array, made: dict[str, jax.Array]) -> Maker:
         def describe(purified: jax.Array) -> dict[str, Any]:
             made[name] = purified
             return model.fields | {
@@ -109,7 +109,7 @@ def _purify(context: Context) -> None:
         else:
             print(f"purify (batch {batch}): the plain loop, of {pixels} evaluations, is left out: it takes minutes")
         given = (jnp.asarray(context.images[:batch]), {})
-        sides = {name: functools.partial(side, name, *way, *given) for name, way in ways.items()}
+        sides = {name: side(name, *way, *given) for name, way in ways.items()}
         measure.compare(context, "purify", sides, unit="image", most_turns=_TURNS, network=model.recipe, batch=batch)
 
 

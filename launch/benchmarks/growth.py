@@ -6,7 +6,7 @@ them. A side has the fields `curve`, which names the curve, `size`, and `order`,
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -22,7 +22,7 @@ from ddjax.classifier import bind, in_bfloat16
 from .. import common
 from . import measure, training
 from .attacks import jsma_without_success
-from .measure import Context, Side
+from .measure import Context, Maker, Side
 
 _BATCH = 128
 _EXAMPLES = (100, 200, 500, 1000)
@@ -38,7 +38,7 @@ _QUICK_SIZES = 2
 _DRAWS = 4
 
 
-def _grow(context: Context, axis: str, sides: Mapping[int, Callable[[], Side]], **where: Any) -> None:
+def _grow(context: Context, axis: str, sides: Mapping[int, Maker], **where: Any) -> None:
     """Compares sides of ever larger sizes with the smallest; the first few for `--quick`."""
     sizes = list(sides)[:_QUICK_SIZES] if context.quick else list(sides)
     named = {f"{size} {axis}": sides[size] for size in sizes}
@@ -86,11 +86,11 @@ def _steps(context: Context) -> None:
     arguments = ((context.state.logits_fn, jax.random.key(context.seed)), *context.first(_BATCH))
     batch = len(arguments[1])
 
-    def side(steps: int) -> Side:
-        attack = functools.partial(_pgd, step_size=0.01, num_steps=steps)
-        return measure.program(attack, *arguments, units=batch, fields=_point("pgd", steps))
-
-    sides = {steps: functools.partial(side, steps) for steps in _STEPS}
+    attacks_by_steps = {steps: functools.partial(_pgd, step_size=0.01, num_steps=steps) for steps in _STEPS}
+    sides = {
+        steps: measure.program(attack, *arguments, units=batch, fields=_point("pgd", steps))
+        for steps, attack in attacks_by_steps.items()
+    }
     _grow(context, "steps", sides, attack="pgd", batch=batch)
 
 
@@ -145,13 +145,13 @@ def _classes(context: Context) -> None:
         labels, targets = jnp.zeros(batch, jnp.int32), jnp.ones(batch, jnp.int32)
         return jsma_without_success(_JSMA_STEPS, "logits", logits_fn, images, labels, targets)
 
-    def side(function: Any, name: str, order: str, classes: int) -> Side:
-        module = models.build(context.recipe.network, classes)
-        logits_fn = bind(module, module.init(jax.random.key(context.seed), images[:1]))
-        return measure.program(function, logits_fn, images, units=batch, fields=_point(name, classes, order))
-
     for name, function, order in (("jacobian", jacobian.jacobian, "n"), ("jsma", steps, "1")):
-        sides = {classes: functools.partial(side, function, name, order, classes) for classes in _CLASSES}
+        sides = {}
+        for classes in _CLASSES:
+            module = models.build(context.recipe.network, classes)
+            logits_fn = bind(module, module.init(jax.random.key(context.seed), images[:1]))
+            fields = _point(name, classes, order)
+            sides[classes] = measure.program(function, logits_fn, images, units=batch, fields=fields)
         _grow(context, "classes", sides, attack=name, batch=batch)
 
 
@@ -183,7 +183,7 @@ def _compaction(context: Context) -> None:
         with mock.patch.object(loops, "while_live", while_live):
             # A function of its own, or the trace of the other side would be taken.
             function = lambda *arguments: attack(*arguments)
-            return measure.program(function, *arguments, units=len(images), fields=describe)
+            return measure.program(function, *arguments, units=len(images), fields=describe)()
 
     for name, attack, norm in (("carlini_wagner_l2", _carlini_wagner, "l2"), ("jsma", jsma, "l0_values")):
         sides = {
@@ -195,22 +195,17 @@ def _compaction(context: Context) -> None:
 
 def _precision(context: Context) -> None:
     """PGD on the network as it is and with its products in bfloat16, both judged by the network as it is."""
+    for batch in context.batches:
+        arguments = ((context.state.logits_fn, jax.random.key(context.seed)), *context.first(batch))
 
-    def side(wrap: Callable[[Any], Any], batch: int) -> Side:
-        images, labels, targets = context.first(batch)
-        shared = (context.state.logits_fn, jax.random.key(context.seed))
-        attack = lambda shared, *columns: _pgd((wrap(shared[0]), shared[1]), *columns)
-
-        def describe(result: attacks.AttackResult) -> dict[str, Any]:
+        def describe(result: attacks.AttackResult, labels: jax.Array = arguments[2]) -> dict[str, Any]:
             success = evaluation.judge(context.state.logits_fn, result.inputs, labels).success
             return {"success": float(success.mean()), "success_in_its_own": float(np.mean(result.success))}
 
-        return measure.program(attack, shared, images, labels, targets, units=batch, fields=describe)
-
-    for batch in context.batches:
+        in_less = lambda shared, *columns: _pgd((in_bfloat16(shared[0]), shared[1]), *columns)
         sides = {
-            "ddjax": functools.partial(side, lambda logits_fn: logits_fn, batch),
-            "bfloat16": functools.partial(side, in_bfloat16, batch),
+            name: measure.program(attack, *arguments, units=batch, fields=describe)
+            for name, attack in (("ddjax", _pgd), ("bfloat16", in_less))
         }
         measure.compare(context, "precision", sides, attack="pgd", batch=batch)
 

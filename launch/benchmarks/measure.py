@@ -6,7 +6,6 @@ import dataclasses
 import gc
 import pathlib
 import time
-import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,25 +37,27 @@ class Side(NamedTuple):
 
     call: Callable[[], Any]
     units: int
-    fields: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] = types.MappingProxyType({})
+    fields: Mapping[str, Any] | Callable[[Any], Mapping[str, Any]] | None = None
 
     def describe(self, result: Any) -> dict[str, Any]:
         """The fields, of what the first call returned."""
-        return dict(self.fields(result) if callable(self.fields) else self.fields)
+        return dict(self.fields(result) if callable(self.fields) else self.fields or {})
 
 
-# By name: each ready to be called, or a function that makes it ready, whose time counts as part of the first call.
-Sides = Mapping[str, Side | Callable[[], Side]]
+# A side, or what makes one; the time that takes counts as part of the first call.
+Maker = Side | Callable[[], Any]
 
 
-def program(
-    function: Callable[..., Any], *arguments: Any, units: int, fields: Any = types.MappingProxyType({})
-) -> Side:
+def program(function: Callable[..., Any], *arguments: Any, units: int, fields: Any = None) -> Callable[[], Side]:
     """A side of ours: a function of arrays as one compiled program, whose memory becomes a field."""
-    arguments = jax.device_put(arguments)
-    compiled = layers.jit(function).lower(*arguments).compile()
-    side = Side(lambda: jax.block_until_ready(compiled(*arguments)), units, fields)
-    return side._replace(fields=lambda result: {"program_bytes": bytes_of(compiled)} | side.describe(result))
+
+    def make() -> Side:
+        given = jax.device_put(arguments)
+        compiled = layers.jit(function).lower(*given).compile()
+        side = Side(lambda: jax.block_until_ready(compiled(*given)), units, fields)
+        return side._replace(fields=lambda result: {"program_bytes": bytes_of(compiled)} | side.describe(result))
+
+    return make
 
 
 # Compared by identity, so that what is made for it can be kept.
@@ -111,7 +112,13 @@ class Context:
 
 
 def compare(
-    context: Context, work: str, sides: Sides, *, unit: str = "example", most_turns: int | None = None, **where: Any
+    context: Context,
+    work: str,
+    sides: Mapping[str, Maker],
+    *,
+    unit: str = "example",
+    most_turns: int | None = None,
+    **where: Any,
 ) -> None:
     """Lets sides take turns, and records what each one needs for a unit of work beside the base.
 
@@ -121,7 +128,7 @@ def compare(
     Args:
       context: where records go, and how many turns there are.
       work: the name of the work.
-      sides: what is compared.
+      sides: what is compared, by name.
       unit: what `Side.units` counts.
       most_turns: where fewer turns are enough.
       **where: what else tells comparisons of the work apart, such as `batch`; `network` is that of the recipe if it is
@@ -174,11 +181,12 @@ def compare(
 class _Timing:
     """The times of one side."""
 
-    def __init__(self, side: Side | Callable[[], Side]) -> None:
+    def __init__(self, side: Maker) -> None:
         """Makes the side ready where it is not, and calls it once."""
         started = time.perf_counter()
-        self.side = side if isinstance(side, Side) else side()
-        made = time.perf_counter() - started
+        while not isinstance(side, Side):
+            side = side()
+        self.side, made = side, time.perf_counter() - started
         # The memory of the compiler, which works above, is none of the program's.
         peak = _watch_memory()
         started = time.perf_counter()
@@ -306,12 +314,7 @@ def bytes_of(compiled: Any) -> int | None:
 
 
 def machine_rate(run: runs.Run, torch: Any = None) -> None:
-    """Records the rate of float32 matrix products, once for a run, as the record `machine`.
-
-    Args:
-      run: where it is recorded.
-      torch: the module, to measure its rate too.
-    """
+    """Records the best rate of float32 matrix products, once for a run; also of PyTorch where its module is given."""
     if run.find(measure="machine") is not None:
         return
     size = 2048 if jax.default_backend() == "cpu" else 8192
@@ -328,11 +331,8 @@ def machine_rate(run: runs.Run, torch: Any = None) -> None:
 
 def _best_rate(call: Callable[[], Any], size: int) -> float:
     """In 1e9 operations a second."""
-    call()
-    seconds = []
+    timing = _Timing(Side(call, 1))
     # For a while, so that what else has just begun or ended does not count.
-    while len(seconds) < _LEAST_PRODUCTS or sum(seconds) < _RATE_SECONDS:
-        started = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - started)
-    return 2e-9 * size**3 / min(seconds)
+    while len(timing.seconds) < _LEAST_PRODUCTS or sum(timing.seconds) < _RATE_SECONDS:
+        timing.turn()
+    return 2e-9 * size**3 / min(timing.seconds)

@@ -14,7 +14,7 @@ from ddjax import data, jacobian, layers, models, parallel, training
 from .. import recipes
 from . import measure, peers, sweeps
 from .attacks import input_gradients
-from .measure import Context, Side, Sides
+from .measure import Context, Maker, Side
 
 # Steps inside one call, so that what surrounds the loop does not count.
 _STEPS = 5
@@ -59,7 +59,7 @@ def _layers(context: Context) -> None:
         measure.compare(context, work, sides, unit="step", most_turns=_SLOW_TURNS, batch=context.training_batch)
 
 
-def _our_steps(context: Context, steps: int, lowering: str = "auto") -> Side:
+def _our_steps(context: Context, steps: int, lowering: str = "auto") -> Maker:
     arguments = (
         _fresh(context, lowering),
         *_training_images(context, context.training_batch),
@@ -74,13 +74,13 @@ def _our_steps(context: Context, steps: int, lowering: str = "auto") -> Side:
     return measure.program(functools.partial(_train, steps), *arguments, units=steps, fields=fields)
 
 
-def _our_gradients(context: Context, steps: int, lowering: str) -> Side:
+def _our_gradients(context: Context, steps: int, lowering: str) -> Maker:
     images, targets = _training_images(context, context.training_batch)
     arguments = (_fresh(context, lowering).logits_fn, data.to_float(images), targets.argmax(1))
     return measure.program(functools.partial(input_gradients, steps), *arguments, units=steps)
 
 
-def _torch_sides(context: Context, make: Any, *arguments: Any) -> Sides:
+def _torch_sides(context: Context, make: Any, *arguments: Any) -> dict[str, Maker]:
     """A side for each memory format; none without PyTorch, which `Peers.announce` has told."""
     if context.peers.torch is None:
         return {}
@@ -113,7 +113,7 @@ def _train_epoch(context: Context) -> None:
     measure.compare(context, "train_epoch", sides, batch=batch)
 
 
-def _our_epoch(context: Context, count: int) -> Side:
+def _our_epoch(context: Context, count: int) -> Maker:
     epoch = functools.partial(training.train_epoch, batch_size=context.training_batch)
     arguments = (_fresh(context), *_training_images(context, count), jnp.float32(_TEMPERATURE))
     return measure.program(epoch, *arguments, units=count, fields={"steps": count // context.training_batch})
@@ -127,38 +127,38 @@ def _torch_epoch(context: Context, count: int, formatted: str) -> Side:
 
 def _jacobian(context: Context) -> None:
     """The Jacobian of the logits, as saliency maps need it."""
+    # A backward pass for each class.
+    counted, logits_fn = {"gradients": float(context.test.num_classes)}, context.state.logits_fn
     for batch in context.batches:
         images, *_ = context.first(batch)
-        # A backward pass for each class.
-        counted = {"gradients": float(context.test.num_classes)}
-        ours = measure.program(jacobian.jacobian, context.state.logits_fn, images, units=batch, fields=counted)
-        sides: dict[str, Any] = {"ddjax": ours}
+        ours = measure.program(jacobian.jacobian, logits_fn, images, units=batch, fields=counted)
+        sides: dict[str, Maker] = {"ddjax": ours}
         for name in ("loop", "vmap", "jacrev") if context.peers.torch is not None else ():
-            sides[f"torch, {name}"] = functools.partial(_torch_jacobian, context, batch, name, ours, counted)
+            sides[f"torch, {name}"] = functools.partial(_torch_jacobian, context, images, name, counted)
         measure.compare(context, "jacobian", sides, batch=batch)
 
 
-def _torch_jacobian(context: Context, batch: int, name: str, ours: Side, counted: Mapping[str, Any]) -> Side:
-    network = peers.fastest(context.state, context.images[:batch], context.labels[:batch])
+def _torch_jacobian(context: Context, images: jax.Array, name: str, counted: Mapping[str, Any]) -> Side:
+    network = peers.fastest(context.state, np.asarray(images), context.labels[: len(images)])
     function = getattr(peers.torch_training(), f"jacobian_by_{name}")
     # The gradients of parameters are not asked for, and must not be made.
     network.module.requires_grad_(False)
-    inputs = network.images(context.images[:batch])
+    inputs = network.images(np.asarray(images))
 
     def describe(found: Any) -> dict[str, Any]:
-        reference = np.asarray(ours.call())
-        difference = np.abs(found.detach().cpu().numpy().transpose(0, 1, 3, 4, 2) - reference).max()
+        ours = np.asarray(layers.jit(jacobian.jacobian)(context.state.logits_fn, images))
+        difference = np.abs(found.detach().cpu().numpy().transpose(0, 1, 3, 4, 2) - ours).max()
         # Relative to the largest entry.
-        relative = float(difference / np.abs(reference).max())
+        relative = float(difference / np.abs(ours).max())
         return {"max_difference": relative, "memory_format": network.memory_format, **counted}
 
-    return Side(lambda: peers.block_until_ready(function(network.module, inputs)), batch, describe)
+    return Side(lambda: peers.block_until_ready(function(network.module, inputs)), len(images), describe)
 
 
 def _stack(context: Context) -> None:
     """Networks trained as one program, in each stacking of `parallel.over_members`, and one program after the other."""
     for size in _STACKS[:1] if context.quick else _STACKS:
-        sides = {
+        sides: dict[str, Maker] = {
             "ddjax" if stacking == "auto" else stacking: functools.partial(stack_side, context, size, stacking)
             for stacking in parallel.STACKINGS
         }
@@ -175,7 +175,7 @@ def _members(context: Context, size: int) -> list[tuple[Any, ...]]:
     return [(_fresh(context, seed=i), images, targets, jnp.float32(t)) for i, t in enumerate(temperatures)]
 
 
-def stack_side(context: Context, count: int, stacking: str = "auto", **fields: Any) -> Side:
+def stack_side(context: Context, count: int, stacking: str = "auto", **fields: Any) -> Maker:
     """Networks trained as one program; `traces` says how often the training step was traced."""
     traces = 0
 
