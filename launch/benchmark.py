@@ -89,22 +89,10 @@ def main() -> None:
     if max(batches, default=0) > len(images):
         raise ValueError(f"--batches: the network classifies only {len(images)} test images correctly")
     context = measure.Context(
-        run=run,
-        recipe=recipe,
-        state=state,
-        train=train,
-        test=test,
-        images=images,
-        labels=labels,
-        targets=targets,
-        batches=batches,
-        largest=_largest_batch(state.logits_fn, images) if asks_largest else None,
-        repetitions=repetitions,
-        quick=_QUICK.value,
-        seed=FLAGS.seed,
-        peers=there,
-        models=models,
-    )
+        run=run, recipe=recipe, state=state, train=train, test=test, images=images, labels=labels, targets=targets,
+        batches=batches, largest=_largest_batch(state.logits_fn, images) if asks_largest else None,
+        repetitions=repetitions, quick=_QUICK.value, seed=FLAGS.seed, peers=there, models=models,
+    )  # fmt: skip
     for name in _WORKS.value or [name for name in _WORK if not (_QUICK.value and name in _SLOW)]:
         _WORK[name](context)
     common.write_report(run)

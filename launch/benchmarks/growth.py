@@ -86,11 +86,10 @@ def _steps(context: Context) -> None:
     arguments = ((context.state.logits_fn, jax.random.key(context.seed)), *context.first(_BATCH))
     batch = len(arguments[1])
 
-    attacks_by_steps = {steps: functools.partial(_pgd, step_size=0.01, num_steps=steps) for steps in _STEPS}
-    sides = {
-        steps: measure.program(attack, *arguments, units=batch, fields=_point("pgd", steps))
-        for steps, attack in attacks_by_steps.items()
-    }
+    sides = {}
+    for steps in _STEPS:
+        attack = functools.partial(_pgd, step_size=0.01, num_steps=steps)
+        sides[steps] = measure.program(attack, *arguments, units=batch, fields=_point("pgd", steps))
     _grow(context, "steps", sides, attack="pgd", batch=batch)
 
 

@@ -46,6 +46,7 @@ class Side(NamedTuple):
 
 # A side, or what makes one; the time that takes counts as part of the first call.
 Maker = Side | Callable[[], Any]
+Sides = Mapping[str, Maker]
 
 
 def program(function: Callable[..., Any], *arguments: Any, units: int, fields: Any = None) -> Callable[[], Side]:
@@ -112,13 +113,7 @@ class Context:
 
 
 def compare(
-    context: Context,
-    work: str,
-    sides: Mapping[str, Maker],
-    *,
-    unit: str = "example",
-    most_turns: int | None = None,
-    **where: Any,
+    context: Context, work: str, sides: Sides, *, unit: str = "example", most_turns: int | None = None, **where: Any
 ) -> None:
     """Lets sides take turns, and records what each one needs for a unit of work beside the base.
 
@@ -205,19 +200,12 @@ class _Timing:
 
     def record(self, base: "_Timing") -> dict[str, Any]:
         """The fields of a record."""
-        ratios = np.array(self.seconds) / np.array(base.seconds)
-        return {
-            "units": self.side.units,
-            "repetitions": len(self.seconds),
-            "seconds": float(np.median(self.seconds)),
-            "seconds_low": min(self.seconds),
-            "seconds_high": max(self.seconds),
-            "first_seconds": self.first_seconds,
-            "speedup": float(np.median(ratios)),
-            "speedup_low": float(ratios.min()),
-            "speedup_high": float(ratios.max()),
-            "peak_bytes": self.peak_bytes,
-        } | self.side.describe(self.first_result)
+        speedups = np.array(self.seconds) / np.array(base.seconds)
+        fields = {"units": self.side.units, "repetitions": len(self.seconds), "first_seconds": self.first_seconds}
+        for name, values in (("seconds", self.seconds), ("speedup", speedups)):
+            spread = {"": np.median(values), "_low": np.min(values), "_high": np.max(values)}
+            fields |= {name + end: float(value) for end, value in spread.items()}
+        return {**fields, "peak_bytes": self.peak_bytes, **self.side.describe(self.first_result)}
 
 
 def _in_words(record: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from ddjax import data, jacobian, layers, models, parallel, training
 from .. import recipes
 from . import measure, peers, sweeps
 from .attacks import input_gradients
-from .measure import Context, Maker, Side
+from .measure import Context, Maker, Side, Sides
 
 # Steps inside one call, so that what surrounds the loop does not count.
 _STEPS = 5
@@ -80,7 +80,7 @@ def _our_gradients(context: Context, steps: int, lowering: str) -> Maker:
     return measure.program(functools.partial(input_gradients, steps), *arguments, units=steps)
 
 
-def _torch_sides(context: Context, make: Any, *arguments: Any) -> dict[str, Maker]:
+def _torch_sides(context: Context, make: Any, *arguments: Any) -> Sides:
     """A side for each memory format; none without PyTorch, which `Peers.announce` has told."""
     if context.peers.torch is None:
         return {}
