@@ -35,7 +35,6 @@ class _Attack(NamedTuple):
       targets: `"one"` where it aims at `Context.targets`, `"all"` where at every other class of each image.
       grows: whether it is measured on the largest batch, too.
       linearises: whether one more evaluation than steps is spent, and several gradients in each.
-      least_examples: an example alone may be an easy one: so many go, one after the other, where the batch is smaller.
     """
 
     function: Callable[..., attacks.AttackResult]
@@ -44,7 +43,6 @@ class _Attack(NamedTuple):
     targets: str = ""
     grows: bool = False
     linearises: bool = False
-    least_examples: int = 8
 
 
 def _attacks(context: Context) -> dict[str, _Attack]:
@@ -57,7 +55,7 @@ def _attacks(context: Context) -> dict[str, _Attack]:
     searches, steps = (3, 30) if context.quick else (9, 100)
     l2 = {"learning_rate": 0.05, "initial_const": 0.1, "search_steps": searches, "num_steps": steps}
     linf = {"learning_rate": 0.02, "decrease_factor": 0.9, "num_steps": steps}
-    carlini = functools.partial(_Attack, targets="one", least_examples=4)
+    carlini = functools.partial(_Attack, targets="one")
     return {
         "fgsm": _Attack(attacks.fgsm, {"epsilon": epsilon}, "linf", grows=True),
         "pgd": _Attack(attacks.pgd, pgd, "linf", grows=True),
@@ -70,25 +68,18 @@ def _attacks(context: Context) -> dict[str, _Attack]:
     }
 
 
-class _Examples(NamedTuple):
-    """What is attacked, all `[N, ...]`."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    targets: np.ndarray
-    keys: jax.Array
-
-    def batches(self, size: int) -> list["_Examples"]:
-        return [self._make(array[i : i + size] for array in self) for i in range(0, len(self.labels), size)]
-
-
-def _examples(context: Context, attack: _Attack, count: int) -> _Examples:
+def _examples(context: Context, attack: _Attack, count: int) -> tuple[Any, ...]:
+    """What is attacked: images, labels, targets and keys."""
     images, labels, targets = (array[:count] for array in (context.images, context.labels, context.targets))
     if attack.targets == "all":
         rows, other = np.divmod(np.arange(count), context.test.num_classes - 1)
         images, labels = context.images[rows], context.labels[rows]
         targets = ((labels + 1 + other) % context.test.num_classes).astype(np.int32)
-    return _Examples(images, labels, targets, jax.random.split(jax.random.key(context.seed), len(labels)))
+    return images, labels, targets, jax.random.split(jax.random.key(context.seed), len(labels))
+
+
+def _batches(columns: tuple[Any, ...], size: int) -> list[tuple[Any, ...]]:
+    return [tuple(column[i : i + size] for column in columns) for i in range(0, len(columns[0]), size)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +88,13 @@ class _Comparison:
 
     context: Context
     attack: _Attack
-    tried: _Examples
+    tried: tuple[Any, ...]
     batch: int
     made: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def judge(self, found: np.ndarray) -> dict[str, Any]:
         """Success and distance on the first examples, by the same classifier whoever made the images."""
-        clean, labels, targets, _ = self.tried.batches(len(found))[0]
+        clean, labels, targets, _ = _batches(self.tried, len(found))[0]
         targets = targets if self.attack.targets else None
         success = evaluation.judge(self.context.state.logits_fn, found, labels, targets).success[0]
         distances = getattr(metrics.distances(jnp.asarray(clean), jnp.asarray(found)), self.attack.norm)
@@ -126,7 +117,7 @@ class _Comparison:
         mesh = jax.sharding.Mesh(np.array(devices), ("data",))
         in_parts = not any(each.refills for each in attacks.ATTACKS.values() if each.function is function)
         shared = parallel.replicate((self.context.state.logits_fn, numbers), mesh)
-        batches = [(shared, *parallel.split(tuple(part), mesh)) for part in self.tried.batches(batch)]
+        batches = [(shared, *parallel.split(part, mesh)) for part in _batches(self.tried, batch)]
         program = parallel.over_examples(attack_batch, mesh, in_parts=in_parts)
         compiled = layers.jit(program).lower(*batches[0]).compile()
 
@@ -142,29 +133,29 @@ class _Comparison:
             return self.judge(self.made[name]) | fields | {"program_bytes": measure.bytes_of(compiled)}
 
         call = lambda: jax.block_until_ready([compiled(*arguments) for arguments in batches])
-        return Side(call, len(self.tried.labels), describe)
+        return Side(call, len(self.tried[0]), describe)
 
     def their_side(self, attack: str, peer: str, settings: Mapping[str, Any]) -> Side:
         """A side of a peer."""
         adapter, network = adapters.ADAPTERS[attack][peer], _network(self.context, self.batch)
-        given = self.tried.batches(adapter.most or len(self.tried.labels))[0]
+        given = _batches(self.tried, adapter.most or len(self.tried[0]))[0]
         settings = {**settings, "batch": self.batch}
         call = adapters.make_call(attack, peer, network, settings, bool(self.attack.targets))
         self.context.peers.torch.manual_seed(self.context.seed)
         parts = [
             (network.images(images), network.classes(labels), network.classes(targets))
-            for images, labels, targets, _ in given.batches(self.batch)
+            for images, labels, targets, _ in _batches(given, self.batch)
         ]
 
         def describe(found: list[Any]) -> dict[str, Any]:
             images = np.concatenate([peers.on_host(part) for part in found])
             fields = {"note": adapter.note, "memory_format": network.memory_format, **self.judge(images)}
-            if len(images) < len(self.tried.labels) and "ddjax" in self.made:
+            if len(images) < len(self.tried[0]):
                 same = self.judge(self.made["ddjax"][: len(images)])
                 fields |= {f"{field}_same": same[field] for field in ("success", "mean_distance")}
             return fields
 
-        return Side(lambda: peers.block_until_ready([call(*part) for part in parts]), len(given.labels), describe)
+        return Side(lambda: peers.block_until_ready([call(*part) for part in parts]), len(given[0]), describe)
 
 
 @functools.cache
@@ -188,8 +179,9 @@ def _measure(context: Context, name: str) -> None:
     attack = _attacks(context)[name]
     largest = [context.largest] if attack.grows and context.largest is not None else []
     for batch in dict.fromkeys([*context.batches, *largest]):
-        # In whole batches.
-        count = batch * max(1, (2 if context.quick else attack.least_examples) // batch)
+        # An example alone may be an easy one: so many go, in whole batches one after the other.
+        least = 2 if context.quick else 4 if attack.targets == "one" else 8
+        count = batch * max(1, least // batch)
         comparison = _Comparison(context, attack, _examples(context, attack, count), batch)
         sides: dict[str, Callable[[], Side]] = {
             side: functools.partial(comparison.our_side, side, {**attack.settings, **changed})

@@ -210,7 +210,7 @@ class Sweep:
     """The networks and the measurements of `launch.sweep`."""
 
     def __init__(self, data: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> None:
-        """Puts the data on the device; see `sweeps.sweep` for what `data` and `settings` have."""
+        """Puts the data on the device; `sweeps` says what `data` and `settings` have."""
         self._settings, self._recipe, self._network = settings, settings["recipe"], settings["network"]
         self._format, self._device = settings["memory_format"], settings["device"]
         torch.set_num_threads(settings["threads"])
