@@ -17,10 +17,9 @@ that was stopped continues when it is started again; a run with other `--work` o
 with other users, only the ratios are meaningful.
 """
 
-import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,8 +28,7 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import checkpoints, data, layers, losses, parallel, runs, training
-from ddjax.defenses import models as defense_models
+from ddjax import checkpoints, data, evaluation, layers, parallel, runs, training
 
 from . import common, loading, recipes
 from .benchmarks import attacks, generative, growth, measure, peers
@@ -38,7 +36,7 @@ from .benchmarks import training as training_works
 from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
-_WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
+_WORK = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
 # Left out by --quick: they take longest.
 _SLOW = ("carlini_wagner_linf",)
 _WORKS = flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")
@@ -64,23 +62,20 @@ def main() -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _pin(_CORES.value)
     recipe = common.recipe_from_flags()
-    batches = _batches()
+    batches, asks_largest = _batches()
     repetitions = 3 if _QUICK.value and not FLAGS["repetitions"].present else _REPETITIONS.value
+    paths = {"checkpoint": _CHECKPOINT.value} | {role: flag.value for role, flag in _MODELS.items()}
+    given = {name: str(pathlib.Path(path).resolve()) for name, path in paths.items() if path is not None}
     flags_of_run = {"launcher": "benchmark", "quick": _QUICK.value, "repetitions": repetitions}
-    flags_of_run |= common.flags_of_training() | {"checkpoint": None, "largest_batch": _LARGEST.value}
-    if _CHECKPOINT.value is not None:
-        flags_of_run["checkpoint"] = str(pathlib.Path(_CHECKPOINT.value).resolve())
-    given = {role: flag.value for role, flag in _MODELS.items() if flag.value is not None}
-    flags_of_run |= {role: str(pathlib.Path(path).resolve()) for role, path in given.items()}
+    flags_of_run |= common.flags_of_training() | {"largest_batch": _LARGEST.value, "checkpoint": None} | given
     workdir = common.workdir("benchmark")
     runs.check_workdir(workdir, flags_of_run)
     train, test = loading.load_data(recipe)
     loading.check_network(recipe, train)
-    if max((batch for batch in batches if batch), default=0) > len(test):
+    if max(batches, default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
-    states = {role: defense_models.load(path, role, test.image_shape) for role, path in given.items()}
-    models = {role: (checkpoints.read_spec(given[role]).recipe, model) for role, model in states.items()}
+    models = {role: generative.load(given[role], role, test.image_shape) for role in _MODELS if role in given}
     run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
     if state is None:
         state = trainer_of(run, recipe, train).plain(FLAGS.seed)
@@ -90,13 +85,14 @@ def main() -> None:
     there = peers.load(parallel.cores())
     there.announce(run)
     measure.machine_rate(run, there.torch)
-    context = _context(run, recipe, state, train, test, there, repetitions, models)
-    if None in batches:
-        largest = _largest_batch(context.logits_fn, context.images)
-        print(f"largest batch: {largest}", flush=True)
-        context = dataclasses.replace(context, largest=largest)
-    if max(context.batches, default=0) > len(context.images):
-        raise ValueError(f"--batches: the network classifies only {len(context.images)} test images correctly")
+    images, labels, targets = _examples(state.logits_fn, test)
+    if max(batches, default=0) > len(images):
+        raise ValueError(f"--batches: the network classifies only {len(images)} test images correctly")
+    context = measure.Context(
+        run=run, recipe=recipe, state=state, train=train, test=test, images=images, labels=labels, targets=targets,
+        batches=batches, largest=_largest_batch(state.logits_fn, images) if asks_largest else None,
+        repetitions=repetitions, quick=_QUICK.value, seed=FLAGS.seed, peers=there, models=models,
+    )  # fmt: skip
     for name in _WORKS.value or [name for name in _WORK if not (_QUICK.value and name in _SLOW)]:
         _WORK[name](context)
     common.write_report(run)
@@ -115,8 +111,8 @@ def _pin(cores: int | None) -> None:
         os.sched_setaffinity(int(thread.name), allowed[:cores])
 
 
-def _batches() -> list[int | None]:
-    """The sizes, None for the largest that fits.
+def _batches() -> tuple[list[int], bool]:
+    """The numbers of examples at once, and whether the largest that fits is asked for, too.
 
     Raises:
       ValueError: for anything else.
@@ -125,7 +121,7 @@ def _batches() -> list[int | None]:
     for text in texts:
         if text != "largest" and not (text.isdecimal() and int(text) >= 1):
             raise ValueError(f"--batches must be whole numbers from 1, or the word largest, got {text!r}")
-    return [None if text == "largest" else int(text) for text in dict.fromkeys(texts)]
+    return [int(text) for text in dict.fromkeys(texts) if text != "largest"], "largest" in texts
 
 
 def _load(checkpoint: str, recipe: recipes.Recipe, test: data.Dataset) -> training.TrainState:
@@ -138,55 +134,26 @@ def _load(checkpoint: str, recipe: recipes.Recipe, test: data.Dataset) -> traini
     return checkpoints.load_network(checkpoint)[0]
 
 
-def _context(
-    run: runs.Run,
-    recipe: recipes.Recipe,
-    state: training.TrainState,
-    train: data.Dataset,
-    test: data.Dataset,
-    there: peers.Peers,
-    repetitions: int,
-    models: Mapping[str, tuple[str, Any]],
-) -> measure.Context:
-    images = data.to_float(test.images)
-    decisions = attacks.decide(state.logits_fn, images)
-    rows = np.flatnonzero(decisions == test.labels)
+def _examples(logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The images, labels and targets of a `Context`."""
+    rows = np.flatnonzero(evaluation.judge(logits_fn, test.images, test.labels).predictions[0] == test.labels)
     labels = test.labels[rows].astype(np.int32)
-    others = 1 + np.arange(len(rows)) % (test.num_classes - 1)
-    return measure.Context(
-        run=run,
-        recipe=recipe,
-        state=state,
-        train=train,
-        test=test,
-        images=images[rows],
-        labels=labels,
-        targets=((labels + others) % test.num_classes).astype(np.int32),
-        batches=[batch for batch in _batches() if batch is not None],
-        largest=None,
-        repetitions=repetitions,
-        quick=_QUICK.value,
-        seed=FLAGS.seed,
-        peers=there,
-        models=models,
-    )
+    targets = (labels + 1 + np.arange(len(rows)) % (test.num_classes - 1)) % test.num_classes
+    return data.to_float(test.images[rows]), labels, targets.astype(np.int32)
 
 
 def _largest_batch(logits_fn: Any, images: np.ndarray) -> int:
     """The largest power of two whose input gradient takes no more than a share of the free memory."""
-    free = measure.free_bytes()
-
-    def gradient(logits_fn: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-        return jax.grad(lambda x: jnp.sum(losses.cross_entropy(logits_fn(x), labels)))(images)
-
+    free, gradient = measure.free_bytes(), layers.jit(functools.partial(attacks.input_gradients, 1))
     batch = 2 ** int(np.log2(min(len(images), _LARGEST.value)))
     while batch > 1:
         shape = jax.ShapeDtypeStruct((batch, *images.shape[1:]), jnp.float32)
         labels = jax.ShapeDtypeStruct((batch,), jnp.int32)
-        needed = measure.bytes_of(layers.jit(gradient).lower(logits_fn, shape, labels).compile())
+        needed = measure.bytes_of(gradient.lower(logits_fn, shape, labels).compile())
         if needed is None or free is None or needed <= _SHARE * free:
             break
         batch //= 2
+    print(f"largest batch: {batch}", flush=True)
     return batch
 
 

@@ -5,331 +5,192 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from .peers import Network
+from . import peers
 
-# Called with images `[B, C, H, W]`, labels and targets, all tensors; returns the adversarial images.
-Call = Callable[[Any, Any, Any], Any]
+Settings = Mapping[str, Any]
 
 
 class Adapter(NamedTuple):
     """How a peer's attack is called.
 
     Attributes:
-      make: makes the call, of a network and the settings, which have the names of ours.
+      name: of the class or function that does it.
+      settings: its arguments. A string names the setting of ours that it gets, a function makes it of all of them, and
+        anything else is the value itself.
       note: what is not equal.
       most: how many examples it is given at most, because it is slow.
     """
 
-    make: Callable[[Network, Mapping[str, Any]], Call]
-    note: str = ""
-    most: int | None = None
+    name: str
+    settings: Settings
+    note: str
+    most: int | None
 
 
-def _foolbox(make: Callable[[Any, Mapping[str, Any]], Any], radius: bool = False, targeted: bool = False) -> Any:
-    def adapter(network: Network, settings: Mapping[str, Any]) -> Call:
-        import foolbox  # pyright: ignore[reportMissingImports]
-
-        wrapped = foolbox.PyTorchModel(network.module, bounds=(0, 1), device=network.device)
-        attack = make(foolbox.attacks, settings)
-        epsilons = settings["epsilon"] if radius else None
-        criterion = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
-        return lambda images, labels, targets: attack(
-            wrapped, images, criterion(targets if targeted else labels), epsilons=epsilons
-        )[1]
-
-    return adapter
+def _adapter(name: str, *same: str, note: str = "", most: int | None = None, **settings: Any) -> Adapter:
+    """An adapter; `same` are settings that have the same name there."""
+    return Adapter(name, {**{setting: setting for setting in same}, **settings}, note, most)
 
 
-def _torchattacks(make: Callable[[Any, Any, Mapping[str, Any]], Any], targeted: bool = False) -> Any:
-    def adapter(network: Network, settings: Mapping[str, Any]) -> Call:
-        import torchattacks  # pyright: ignore[reportMissingImports]
+def make_call(
+    attack: str, peer: str, network: peers.Network, settings: Settings, targeted: bool
+) -> Callable[[Any, Any, Any], Any]:
+    """Makes a peer's attack ready.
 
-        attack = make(torchattacks, network.module, settings)
-        if targeted:
-            attack.set_mode_targeted_by_label(quiet=True)
-        return lambda images, labels, targets: attack(images, targets if targeted else labels)
+    Args:
+      attack: a key of `ADAPTERS`.
+      peer: a key of `ADAPTERS[attack]`.
+      network: what is attacked.
+      settings: those of our attack, and `batch`.
+      targeted: whether the targets are aimed at.
 
-    return adapter
-
-
-def _adv_lib(name: str, make: Callable[[Mapping[str, Any]], dict[str, Any]], targeted: bool = False) -> Any:
-    def adapter(network: Network, settings: Mapping[str, Any]) -> Call:
-        attack, keywords = getattr(importlib.import_module("adv_lib.attacks"), name), make(settings)
-        return lambda images, labels, targets: attack(
-            network.module, images, targets if targeted else labels, targeted=targeted, **keywords
-        )
-
-    return adapter
-
-
-def _art(make: Callable[[Any, Any, Mapping[str, Any]], Any], targeted: bool = False) -> Any:
-    def adapter(network: Network, settings: Mapping[str, Any]) -> Call:
-        from art.attacks import evasion  # pyright: ignore[reportMissingImports]
-        from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
-        from torch import nn  # pyright: ignore[reportMissingImports]
-
-        classifier = PyTorchClassifier(
-            network.module,
-            nn.CrossEntropyLoss(),
-            input_shape=network.image_shape,
-            nb_classes=network.num_classes,
-            clip_values=(0.0, 1.0),
-            device_type="gpu" if network.device == "cuda" else "cpu",
-        )
-        attack = make(evasion, classifier, settings)
-        # It takes arrays on the host and gives them back; what that costs is a part of it.
-        return lambda images, labels, targets: attack.generate(
-            images.cpu().numpy(), (targets if targeted else labels).cpu().numpy()
-        )
-
-    return adapter
+    Returns:
+      A function of images `[B, C, H, W]`, labels and targets, all tensors, to the adversarial images.
+    """
+    adapter = ADAPTERS[attack][peer]
+    known = {**settings, "num_classes": network.num_classes, "num_features": math.prod(network.image_shape)}
+    values = {
+        name: value(known) if callable(value) else known[value] if isinstance(value, str) else value
+        for name, value in adapter.settings.items()
+    }
+    call = _LIBRARIES[peer](adapter.name, network, values, targeted)
+    return lambda images, labels, targets: call(images, targets if targeted else labels)
 
 
-def _batched_jsma(network: Network, settings: Mapping[str, Any]) -> Call:
-    """JSMA on logits as one would write it in PyTorch: the whole Jacobian, and the table of all pairs."""
-    import torch  # pyright: ignore[reportMissingImports]
+def _foolbox(name: str, network: peers.Network, values: dict[str, Any], targeted: bool) -> Any:
+    import foolbox  # pyright: ignore[reportMissingImports]
 
-    def call(images: Any, labels: Any, targets: Any) -> Any:
-        del labels
-        shape, count = images.shape, len(images)
-        moved = images.flatten(1).clone()
-        # Ours and torchattacks leave out what is nearly at the bound.
-        unused = moved < 0.99
-        live = torch.arange(count, device=images.device)
-        num_features = moved.shape[1]
-        # The diagonal: a feature is no pair with itself.
-        single = torch.eye(num_features, dtype=torch.bool, device=images.device)
-        for step in range(int(settings["gamma"] * num_features / 2 + 1e-3) + 1):
-            inputs = moved[live].reshape(-1, *shape[1:]).requires_grad_()
-            logits = network.module(inputs)
-            keep = logits.argmax(1) != targets[live]
-            if step > int(settings["gamma"] * num_features / 2 + 1e-3) - 1 or not keep.any():
-                break
-            jacobian = torch.stack(
-                [
-                    torch.autograd.grad(logits[:, k].sum(), inputs, retain_graph=True)[0].flatten(1)
-                    for k in range(logits.shape[1])
-                ],
-                1,
-            )
-            jacobian, live = jacobian[keep], live[keep]
-            rows = torch.arange(len(live), device=images.device)
-            target = jacobian[rows, targets[live]]
-            others = jacobian.sum(1) - target
-            found = []
-            # The tables of a few images at a time: all of them together would take gigabytes.
-            for part in rows.split(16):
-                alpha = target[part, :, None] + target[part, None, :]
-                beta = others[part, :, None] + others[part, None, :]
-                free = unused[live[part]]
-                counts = (alpha > 0) & (beta < 0) & free[:, :, None] & free[:, None, :] & ~single
-                found.append(torch.where(counts, -alpha * beta, 0).flatten(1).max(1))
-            score, pair = (torch.cat(values) for values in zip(*found, strict=True))
-            live, pair = live[score > 0], pair[score > 0]
-            if len(live) == 0:
-                break
-            for feature in (pair // num_features, pair % num_features):
-                moved[live, feature] = (moved[live, feature] + settings["theta"]).clamp(0, 1)
-                unused[live, feature] = False
-        return moved.reshape(shape)
-
-    return call
+    wrapped = foolbox.PyTorchModel(network.module, bounds=(0, 1), device=peers.device())
+    criterion = foolbox.criteria.TargetedMisclassification if targeted else foolbox.criteria.Misclassification
+    # An attack that minimizes the distance has no radius.
+    radius = values.pop("epsilons", None)
+    attack = getattr(foolbox.attacks, name)(**values)
+    return lambda images, classes: attack(wrapped, images, criterion(classes), epsilons=radius)[1]
 
 
-_SAME_STEPS = {
-    "foolbox": Adapter(
-        _foolbox(
-            lambda attacks, s: attacks.L2CarliniWagnerAttack(
-                binary_search_steps=s["search_steps"],
-                steps=s["num_steps"],
-                stepsize=s["learning_rate"],
-                initial_const=s["initial_const"],
-                abort_early=s["abort_early"],
-            ),
-            targeted=True,
-        ),
-        most=32,
-    ),
-    "adv_lib": Adapter(
-        _adv_lib(
-            "carlini_wagner_l2",
-            lambda s: {
-                "binary_search_steps": s["search_steps"],
-                "max_iterations": s["num_steps"],
-                "learning_rate": s["learning_rate"],
-                "initial_const": s["initial_const"],
-                "abort_early": s["abort_early"],
-            },
-            targeted=True,
-        )
-    ),
+def _torchattacks(name: str, network: peers.Network, values: dict[str, Any], targeted: bool) -> Any:
+    attack = getattr(importlib.import_module("torchattacks"), name)(network.module, **values)
+    if targeted:
+        attack.set_mode_targeted_by_label(quiet=True)
+    return attack
+
+
+def _adv_lib(name: str, network: peers.Network, values: dict[str, Any], targeted: bool) -> Any:
+    attack = getattr(importlib.import_module("adv_lib.attacks"), name)
+    return lambda images, classes: attack(network.module, images, classes, targeted=targeted, **values)
+
+
+def _art(name: str, network: peers.Network, values: dict[str, Any], targeted: bool) -> Any:
+    from art.attacks import evasion  # pyright: ignore[reportMissingImports]
+    from art.estimators.classification import PyTorchClassifier  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+
+    classifier = PyTorchClassifier(
+        network.module,
+        nn.CrossEntropyLoss(),
+        input_shape=network.image_shape,
+        nb_classes=network.num_classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if peers.device() == "cuda" else "cpu",
+    )
+    attack = getattr(evasion, name)(classifier, **values)
+    # It takes arrays on the host and gives them back; what that costs is a part of it.
+    return lambda images, classes: attack.generate(images.cpu().numpy(), classes.cpu().numpy())
+
+
+def _batched_torch(name: str, network: peers.Network, values: dict[str, Any], targeted: bool) -> Any:
+    """An attack as one would write it in PyTorch."""
+    theirs = peers.torch_training()
+    attack, find_pair = getattr(theirs, name), theirs.best_pair_of_logits
+    values |= {"formatted": network.memory_format, "center": 0.0}
+    return lambda images, classes: attack(network.module, images, classes, find_pair, **values)
+
+
+_LIBRARIES: dict[str, Callable[[str, peers.Network, dict[str, Any], bool], Any]] = {
+    "foolbox": _foolbox,
+    "torchattacks": _torchattacks,
+    "adv_lib": _adv_lib,
+    "art": _art,
+    "batched_torch": _batched_torch,
 }
+
+
+def _num_pairs(settings: Settings) -> int:
+    return int(settings["gamma"] * settings["num_features"] / 2 + 1e-3)
+
+
+def _gamma_of_art(settings: Settings) -> float:
+    """It goes on while the share is not above gamma, so that a pair more is changed; half a feature is for rounding."""
+    return settings["gamma"] - 1.5 / settings["num_features"]
+
+
+_ART = {"batch_size": "batch", "verbose": False}
+_L2_FOOLBOX = _adapter(
+    "L2CarliniWagnerAttack", "initial_const", "abort_early", binary_search_steps="search_steps",
+    steps="num_steps", stepsize="learning_rate", most=32,
+)  # fmt: skip
+_L2_ADV_LIB = _adapter(
+    "carlini_wagner_l2", "learning_rate", "initial_const", "abort_early", binary_search_steps="search_steps",
+    max_iterations="num_steps",
+)  # fmt: skip
+_OWN_CONSTANT = "its own first constant, in other units"
 # By attack and peer.
 ADAPTERS: dict[str, dict[str, Adapter]] = {
     "fgsm": {
-        "foolbox": Adapter(_foolbox(lambda attacks, s: attacks.LinfFastGradientAttack(), radius=True)),
-        "torchattacks": Adapter(_torchattacks(lambda library, model, s: library.FGSM(model, eps=s["epsilon"]))),
-        "art": Adapter(
-            _art(lambda evasion, c, s: evasion.FastGradientMethod(c, eps=s["epsilon"], batch_size=s["batch"]))
-        ),
+        "foolbox": _adapter("LinfFastGradientAttack", epsilons="epsilon"),
+        "torchattacks": _adapter("FGSM", eps="epsilon"),
+        "art": _adapter("FastGradientMethod", eps="epsilon", batch_size="batch"),
     },
     "pgd": {
-        "foolbox": Adapter(
-            _foolbox(
-                lambda attacks, s: attacks.LinfProjectedGradientDescentAttack(
-                    abs_stepsize=s["step_size"], steps=s["num_steps"], random_start=True
-                ),
-                radius=True,
-            )
+        "foolbox": _adapter(
+            "LinfProjectedGradientDescentAttack", epsilons="epsilon", abs_stepsize="step_size", steps="num_steps",
+            random_start=True,
         ),
-        "torchattacks": Adapter(
-            _torchattacks(
-                lambda library, model, s: library.PGD(
-                    model, eps=s["epsilon"], alpha=s["step_size"], steps=s["num_steps"], random_start=True
-                )
-            )
-        ),
-        "adv_lib": Adapter(
-            _adv_lib(
-                "pgd_linf",
-                lambda s: {"ε": s["epsilon"], "steps": s["num_steps"], "absolute_step_size": s["step_size"]},
-            )
-        ),
-        "art": Adapter(
-            _art(
-                lambda evasion, c, s: evasion.ProjectedGradientDescentPyTorch(
-                    c,
-                    eps=s["epsilon"],
-                    eps_step=s["step_size"],
-                    max_iter=s["num_steps"],
-                    num_random_init=1,
-                    batch_size=s["batch"],
-                    verbose=False,
-                )
-            )
+        "torchattacks": _adapter("PGD", eps="epsilon", alpha="step_size", steps="num_steps", random_start=True),
+        "adv_lib": _adapter("pgd_linf", ε="epsilon", steps="num_steps", absolute_step_size="step_size"),
+        "art": _adapter(
+            "ProjectedGradientDescentPyTorch", eps="epsilon", eps_step="step_size", max_iter="num_steps",
+            num_random_init=1, **_ART,
         ),
     },
     "ddn": {
-        "foolbox": Adapter(
-            _foolbox(lambda attacks, s: attacks.DDNAttack(steps=s["num_steps"])), note="does not round to 256 levels"
-        ),
-        "adv_lib": Adapter(_adv_lib("ddn", lambda s: {"steps": s["num_steps"]})),
+        "foolbox": _adapter("DDNAttack", steps="num_steps", note="does not round to 256 levels"),
+        "adv_lib": _adapter("ddn", steps="num_steps"),
     },
-    "carlini_wagner_l2": _SAME_STEPS,
-    "carlini_wagner_l2_compacted": _SAME_STEPS
-    | {
-        "torchattacks": Adapter(
-            _torchattacks(
-                lambda library, model, s: library.CW(model, c=1.0, steps=s["num_steps"], lr=s["learning_rate"]),
-                targeted=True,
-            ),
-            note="computes less: one constant, no search",
+    "deepfool": {
+        "foolbox": _adapter("L2DeepFoolAttack", "overshoot", steps="num_steps", candidates=None),
+        "adv_lib": _adapter("df", "overshoot", steps="num_steps", return_unsuccessful=True),
+        "torchattacks": _adapter("DeepFool", "overshoot", steps="num_steps", note="one image at a time", most=16),
+        "art": _adapter("DeepFool", max_iter="num_steps", epsilon="overshoot", nb_grads="num_classes", **_ART),
+    },
+    "jsma": {
+        "torchattacks": _adapter("JSMA", "theta", "gamma", note="one image at a time", most=8),
+        "batched_torch": _adapter("jsma", "theta", num_pairs=_num_pairs, most=32),
+        "art": _adapter(
+            "SaliencyMapMethod", "theta", gamma=_gamma_of_art,
+            note="computes less: the target's gradient alone, and no pairs", **_ART,
         ),
-        "art": Adapter(
-            _art(
-                lambda evasion, c, s: evasion.CarliniL2Method(
-                    c,
-                    targeted=True,
-                    learning_rate=s["learning_rate"],
-                    binary_search_steps=s["search_steps"],
-                    max_iter=s["num_steps"],
-                    initial_const=s["initial_const"],
-                    batch_size=s["batch"],
-                    verbose=False,
-                ),
-                targeted=True,
-            ),
-            note="a line search in the place of Adam",
-            most=2,
+    },
+    "carlini_wagner_l2": {"foolbox": _L2_FOOLBOX, "adv_lib": _L2_ADV_LIB},
+    "carlini_wagner_l2_compacted": {
+        "foolbox": _L2_FOOLBOX,
+        "adv_lib": _L2_ADV_LIB,
+        "torchattacks": _adapter(
+            "CW", c=1.0, steps="num_steps", lr="learning_rate", note="computes less: one constant, no search"
+        ),
+        "art": _adapter(
+            "CarliniL2Method", "learning_rate", "initial_const", targeted=True, binary_search_steps="search_steps",
+            max_iter="num_steps", note="a line search in the place of Adam", most=2, **_ART,
         ),
     },
     "carlini_wagner_linf": {
-        "adv_lib": Adapter(
-            _adv_lib(
-                "carlini_wagner_linf",
-                lambda s: {
-                    "learning_rate": s["learning_rate"],
-                    "max_iterations": s["num_steps"],
-                    "decrease_factor": s["decrease_factor"],
-                },
-                targeted=True,
-            ),
-            note="its own first constant, in other units",
-            most=8,
+        "adv_lib": _adapter(
+            "carlini_wagner_linf", "learning_rate", "decrease_factor", max_iterations="num_steps",
+            note=_OWN_CONSTANT, most=8,
         ),
-        "art": Adapter(
-            _art(
-                lambda evasion, c, s: evasion.CarliniLInfMethod(
-                    c,
-                    targeted=True,
-                    learning_rate=s["learning_rate"],
-                    max_iter=s["num_steps"],
-                    decrease_factor=s["decrease_factor"],
-                    batch_size=s["batch"],
-                    verbose=False,
-                ),
-                targeted=True,
-            ),
-            note="its own first constant, in other units",
-            most=2,
+        "art": _adapter(
+            "CarliniLInfMethod", "learning_rate", "decrease_factor", targeted=True, max_iter="num_steps",
+            note=_OWN_CONSTANT, most=2, **_ART,
         ),
     },
-    "jsma": {
-        "torchattacks": Adapter(
-            _torchattacks(
-                lambda library, model, s: library.JSMA(model, theta=s["theta"], gamma=s["gamma"]), targeted=True
-            ),
-            note="one image at a time",
-            most=8,
-        ),
-        "batched_torch": Adapter(_batched_jsma, most=32),
-        "art": Adapter(
-            _art(
-                # It goes on while the share is not above gamma, so that a pair more is changed; half a feature is for
-                # rounding.
-                lambda evasion, c, s: evasion.SaliencyMapMethod(
-                    c,
-                    theta=s["theta"],
-                    gamma=s["gamma"] - 1.5 / math.prod(c.input_shape),
-                    batch_size=s["batch"],
-                    verbose=False,
-                ),
-                targeted=True,
-            ),
-            note="computes less: the target's gradient alone, and no pairs",
-        ),
-    },
-    "deepfool": {
-        "foolbox": Adapter(
-            _foolbox(
-                lambda attacks, s: attacks.L2DeepFoolAttack(
-                    steps=s["num_steps"], candidates=None, overshoot=s["overshoot"]
-                )
-            )
-        ),
-        "adv_lib": Adapter(
-            _adv_lib(
-                "df", lambda s: {"steps": s["num_steps"], "overshoot": s["overshoot"], "return_unsuccessful": True}
-            )
-        ),
-        "torchattacks": Adapter(
-            _torchattacks(
-                lambda library, model, s: library.DeepFool(model, steps=s["num_steps"], overshoot=s["overshoot"])
-            ),
-            note="one image at a time",
-            most=16,
-        ),
-        "art": Adapter(
-            _art(
-                lambda evasion, c, s: evasion.DeepFool(
-                    c,
-                    max_iter=s["num_steps"],
-                    epsilon=s["overshoot"],
-                    nb_grads=c.nb_classes,
-                    batch_size=s["batch"],
-                    verbose=False,
-                )
-            )
-        ),
-    },
-}
+}  # fmt: skip

@@ -12,14 +12,17 @@ import sys
 import time
 import types
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from ddjax import models, runs, training
+from ddjax import data, models, runs, training
 
+from .. import recipes
+
+T = TypeVar("T")
 # As in setup.cfg, which says why those after the first are installed without what they ask for.
 PINNED = {
     "torch": "2.13.0",
@@ -61,21 +64,18 @@ class Peers:
 
     def announce(self, run: runs.Run) -> None:
         """Names and records what is there, and what is missing and how to install it."""
+        records: list[dict[str, Any]] = []
         for name, version in self.versions.items():
-            record = {"measure": "peer", "side": name, "version": version, "pinned": PINNED[_package(name)]}
-            if run.find(**record) is None:
-                run.append(**record)
+            pinned = PINNED[_LIBRARIES.get(name, (name,))[0]]
+            records.append({"measure": "peer", "side": name, "version": version, "pinned": pinned})
         for name, reason in self.missing.items():
-            record = {"measure": "peer_missing", "side": name, "error": reason, "command": COMMAND}
+            records.append({"measure": "peer_missing", "side": name, "error": reason, "command": COMMAND})
+            print(f"no comparison with {name}: {reason}", flush=True)
+        for record in records:
             if run.find(**record) is None:
                 run.append(**record)
-            print(f"no comparison with {name}: {reason}", flush=True)
         if self.missing:
             print(f"to compare with all: {COMMAND}", flush=True)
-
-
-def _package(name: str) -> str:
-    return "torch" if name == "torch" else _LIBRARIES[name][0]
 
 
 def load(cores: int) -> Peers:
@@ -84,54 +84,49 @@ def load(cores: int) -> Peers:
     Args:
       cores: how many threads PyTorch takes.
     """
-    versions, missing = {}, {}
     try:
-        import torch  # pyright: ignore[reportMissingImports]
+        torch = importlib.import_module("torch")
     except ImportError as error:
-        missing = {"torch": _in_a_line(error)} | dict.fromkeys(_LIBRARIES, "it needs PyTorch")
-        return Peers(None, versions, missing)
-    # Another version is told, and good enough: the libraries are what must be the ones that were tried.
-    versions["torch"] = importlib.metadata.version("torch")
+        return Peers(None, {}, {"torch": in_a_line(error)} | dict.fromkeys(_LIBRARIES, "it needs PyTorch"))
     torch.set_num_threads(cores)
     # Products as precise as ours.
     precise = jax.config.values["jax_default_matmul_precision"] == "highest"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not precise
+    # Another version is told, and good enough: the libraries are what must be the ones that were tried.
+    versions, missing = {"torch": importlib.metadata.version("torch")}, {}
     for name, (package, modules) in _LIBRARIES.items():
         try:
             version = importlib.metadata.version(package)
             if version != PINNED[package]:
-                missing[name] = f"{package} {version} is installed, and {PINNED[package]} is what was tried"
-                continue
+                raise ImportError(f"{package} {version} is installed, and {PINNED[package]} is what was tried")
             with _stubs(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 for module in modules:
                     importlib.import_module(module)
             versions[name] = version
         except Exception as error:  # whatever the import of a broken installation raises
-            missing[name] = _in_a_line(error)
+            missing[name] = in_a_line(error)
     return Peers(torch, versions, missing)
 
 
-def _in_a_line(error: Exception) -> str:
+def in_a_line(error: Exception) -> str:
+    """The first line of what an error says; its type where it says nothing."""
     if isinstance(error, importlib.metadata.PackageNotFoundError):
         return f"{error.name} is not installed"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextlib.contextmanager
 def _stubs() -> Iterator[None]:
     """Empty modules in the place of those that cannot be imported and are never used."""
-    made = []
+    made: dict[str, Any] = {}
     for name in _NEVER_USED:
         try:
             importlib.import_module(name)
         except ImportError:
-            made.append(name)
-            sys.modules[name] = types.ModuleType(name)
-            parent, _, child = name.rpartition(".")
-            if parent:
-                setattr(sys.modules[parent], child, sys.modules[name])
+            made[name] = sys.modules[name] = types.ModuleType(name)
+    if "torchvision" in made:
+        made["torchvision"].models = made["torchvision.models"]
     try:
         yield
     finally:
@@ -139,51 +134,69 @@ def _stubs() -> Iterator[None]:
             del sys.modules[name]
 
 
+def torch_training() -> Any:
+    """The module `.torch_training`, which needs PyTorch."""
+    return importlib.import_module(".torch_training", __package__)
+
+
+def cuda() -> Any:
+    """The module `torch.cuda` where PyTorch is loaded and computes on a GPU as we do; None elsewhere."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and jax.default_backend() == "gpu" and torch.cuda.is_available() else None
+
+
+def device() -> str:
+    """Where PyTorch computes, `"cpu"` or `"cuda"`."""
+    return "cpu" if cuda() is None else "cuda"
+
+
+def block_until_ready(result: T) -> T:
+    """Waits for what PyTorch has started on a GPU, as the function of jax with this name does."""
+    if device() == "cuda":
+        cuda().synchronize()
+    return result
+
+
 class Network(NamedTuple):
-    """A network in PyTorch.
+    """A network in PyTorch, where `device` says.
 
     Attributes:
       module: maps images `[B, C, H, W]` to logits.
-      device: where it is.
-      memory_format: `"contiguous"` or `"channels_last"`.
+      memory_format: one of `torch_training.FORMATS`.
       num_classes: K.
       image_shape: (C, H, W).
     """
 
     module: Any
-    device: str
     memory_format: str
     num_classes: int
     image_shape: tuple[int, int, int]
 
     def images(self, images: np.ndarray) -> Any:
         """Images `[B, H, W, C]` as a tensor on the device."""
-        import torch  # pyright: ignore[reportMissingImports]
-
-        from . import torch_training
-
-        tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(self.device)
-        return tensor.contiguous(memory_format=torch_training.memory_format(self.memory_format))
+        return torch_training().to_tensor(images, device(), self.memory_format)
 
     def classes(self, classes: np.ndarray) -> Any:
         """Labels or targets as a tensor on the device."""
-        import torch  # pyright: ignore[reportMissingImports]
-
-        return torch.from_numpy(classes.astype(np.int64)).to(self.device)
-
-
-def synchronize() -> None:
-    """Waits for what PyTorch has started on a GPU."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+        return torch_training().to_classes(classes, device())
 
 
 def on_host(images: Any) -> np.ndarray:
     """Images `[B, C, H, W]`, a tensor or an array, as an array `[B, H, W, C]`."""
     array = images if isinstance(images, np.ndarray) else images.detach().cpu().numpy()
     return np.ascontiguousarray(array.transpose(0, 2, 3, 1), np.float32)
+
+
+def network_fields(network: models.ConvNet) -> dict[str, Any]:
+    """The fields of a network, for `torch_training.build`.
+
+    Raises:
+      ValueError: for a network that is not built there.
+    """
+    if network.batch_norm or network.scale != 1 or isinstance(network.center, tuple):
+        raise ValueError("the benchmark converts no batch normalization, and no pixels scaled or centered by channel")
+    names = ("num_classes", "stages", "dense", "dropout", "feature_dropout", "center", "padding")
+    return {name: getattr(network, name) for name in names}
 
 
 def convert(
@@ -194,82 +207,68 @@ def convert(
     Args:
       state: of a network of `ddjax.models`.
       image_shape: (H, W, C).
-      memory_format: `"contiguous"` or `"channels_last"`.
+      memory_format: one of `torch_training.FORMATS`.
 
     Returns:
       The network, in evaluation mode and without dropout.
     """
     import torch  # pyright: ignore[reportMissingImports]
-    from torch import nn  # pyright: ignore[reportMissingImports]
 
-    from . import torch_training
-
-    class Center(nn.Module):
-        def __init__(self, center: float) -> None:
-            super().__init__()
-            self.center = center
-
-        def forward(self, images: Any) -> Any:
-            return images - self.center
-
+    theirs = torch_training()
     network: models.ConvNet = state.network
-    if network.batch_norm or network.scale != 1 or isinstance(network.center, tuple):
-        raise ValueError("the benchmark converts no batch normalization, and no pixels scaled or centered by channel")
     params = jax.tree.map(np.asarray, state.params)
-    height, width, channels = image_shape
-    parts: list[Any] = [Center(network.center)] if network.center else []
-    number = 0
-    lost = 0 if network.padding == "SAME" else 2
-    for widths in network.stages:
-        for features in widths:
-            part = nn.Conv2d(channels, features, 3, padding=1 if network.padding == "SAME" else 0)
-            layer = params[f"Conv_{number}"]
-            _fill(part, layer["kernel"].transpose(3, 2, 0, 1), layer["bias"])
-            parts += [part, nn.ReLU()]
-            number, channels, height, width = number + 1, features, height - lost, width - lost
-        parts, height, width = [*parts, nn.MaxPool2d(2)], height // 2, width // 2
-    parts.append(nn.Flatten())
-    inputs = channels * height * width
-    for i, features in enumerate((*network.dense, network.num_classes)):
-        layer, kernel = params[f"Dense_{i}"], params[f"Dense_{i}"]["kernel"]
-        if i == 0:
-            # There, the features of an image are in the order of rows, columns and channels; here, channels come first.
-            kernel = kernel.reshape(height, width, channels, features).transpose(2, 0, 1, 3).reshape(inputs, features)
-        part = nn.Linear(inputs, features)
-        _fill(part, kernel.T, layer["bias"])
-        parts += [part, nn.ReLU()]
-        inputs = features
-    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
-    module = nn.Sequential(*parts[:-1]).eval().to(device)
-    module = module.to(memory_format=torch_training.memory_format(memory_format))  # pyright: ignore[reportCallIssue]
-    shape = (image_shape[2], image_shape[0], image_shape[1])
-    return Network(module, device, memory_format, network.num_classes, shape)
-
-
-def _fill(part: Any, kernel: np.ndarray, bias: np.ndarray) -> None:
-    import torch  # pyright: ignore[reportMissingImports]
-
+    built = theirs.build(network_fields(network), image_shape, device(), memory_format)
+    parts = [part for part in built if not isinstance(part, torch.nn.Dropout)]
+    names = [f"Conv_{i}" for i in range(sum(map(len, network.stages)))]
+    names += [f"Dense_{i}" for i in range(len(network.dense) + 1)]
+    channels = image_shape[2]
     with torch.no_grad():
-        part.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))
-        part.bias.copy_(torch.from_numpy(np.array(bias)))
+        for part, name in zip((part for part in parts if hasattr(part, "weight")), names, strict=True):
+            kernel, bias = params[name]["kernel"], params[name]["bias"]
+            if name.startswith("Conv"):
+                kernel, channels = kernel.transpose(3, 2, 0, 1), kernel.shape[3]
+            elif name == "Dense_0":
+                # There the features of an image are in the order of places and channels; here channels come first.
+                kernel = kernel.reshape(-1, channels, len(bias)).transpose(2, 1, 0).reshape(len(bias), -1)
+            else:
+                kernel = kernel.T
+            part.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel)))
+            part.bias.copy_(torch.from_numpy(np.array(bias)))
+    parts = [theirs.Center(network.center), *parts] if network.center else parts
+    module = torch.nn.Sequential(*parts).eval()
+    return Network(module, memory_format, network.num_classes, (image_shape[2], *image_shape[:2]))
+
+
+def training_arguments(recipe: recipes.Recipe, train: data.Dataset, count: int, formatted: str) -> tuple[Any, ...]:
+    """What a training step in PyTorch takes: a fresh network, its optimizer, some centered images, one-hot labels."""
+    theirs, network = torch_training(), models.build(recipe.network, train.num_classes)
+    module = theirs.build(network_fields(network), train.image_shape, device(), formatted)
+    images = theirs.to_tensor(data.to_float(train.images[:count]), device(), formatted, network.center)
+    targets = theirs.one_hot(train.labels[:count], train.num_classes, device())
+    return module, theirs.make_optimizer(module, dataclasses.asdict(recipe)), images, targets
+
+
+def quickest(calls: Mapping[T, Callable[[], Any]]) -> T:
+    """The name of the call that takes least time. All are called in turn; the first time does not count."""
+    seconds = dict.fromkeys(calls, math.inf)
+    for turn in range(4):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            block_until_ready(call())
+            if turn:
+                seconds[name] = min(seconds[name], time.perf_counter() - started)
+    return min(seconds, key=lambda name: seconds[name])
 
 
 def fastest(state: training.TrainState, images: np.ndarray, labels: np.ndarray) -> Network:
     """The network in the memory format in which the input gradient of a batch takes less time."""
-    import torch  # pyright: ignore[reportMissingImports]
+    theirs = torch_training()
+    networks = {name: convert(state, images.shape[1:], name) for name in theirs.FORMATS}
 
-    seconds: dict[str, float] = {}
-    networks = {name: convert(state, images.shape[1:], name) for name in ("contiguous", "channels_last")}
-    prepared = {name: (one, one.images(images), one.classes(labels)) for name, one in networks.items()}
-    for turn in range(4):
-        for name, (network, inputs, classes) in prepared.items():
-            started = time.perf_counter()
-            # A single image takes less than a clock should measure.
-            for _ in range(max(1, 16 // len(images))):
-                moved = inputs.clone().requires_grad_()
-                loss = torch.nn.functional.cross_entropy(network.module(moved), classes, reduction="sum")
-                torch.autograd.grad(loss, moved)
-            synchronize()
-            if turn:
-                seconds[name] = min(seconds.get(name, math.inf), time.perf_counter() - started)
-    return networks[min(seconds, key=lambda name: seconds[name])]
+    def gradients(network: Network) -> Callable[[], Any]:
+        inputs, classes = network.images(images), network.classes(labels)
+        # A single image takes less than a clock should measure.
+        count = max(1, 16 // len(images))
+        return lambda: [theirs.input_gradient(network.module, inputs, classes) for _ in range(count)]
+
+    return networks[quickest({name: gradients(network) for name, network in networks.items()})]

@@ -1,15 +1,18 @@
-"""Training, distillation and the attacks of a sweep in PyTorch, the way one would write them there for speed.
+"""Networks, training, Jacobians, JSMA and a whole sweep in PyTorch, the way one would write them there for speed.
 
 It imports neither jax nor ddjax, so that as a process of its own,
 `python -m launch.benchmarks.torch_training DATA.npz SETTINGS.json RESULTS.json`, it does the work of `launch.sweep`
 and pays for nothing else: it gets its data as arrays, and writes neither checkpoints nor a report.
 """
 
+import contextlib
+import functools
 import json
 import math
+import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,37 +27,59 @@ def memory_format(name: str) -> Any:
     return torch.channels_last if name == "channels_last" else torch.contiguous_format
 
 
+def to_tensor(images: np.ndarray, device: str, formatted: str, center: float = 0.0) -> Any:
+    """Images `[N, H, W, C]` as a tensor `[N, C, H, W]`, from which a number is subtracted."""
+    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)) - center
+    return tensor.to(device).contiguous(memory_format=memory_format(formatted))
+
+
+def to_classes(classes: np.ndarray, device: str) -> Any:
+    """Class numbers as a tensor."""
+    return torch.from_numpy(classes.astype(np.int64)).to(device)
+
+
+def one_hot(classes: np.ndarray, num_classes: int, device: str) -> Any:
+    """Class numbers as distributions, `[N, K]`."""
+    return nn.functional.one_hot(to_classes(classes, device), num_classes).float()
+
+
+class Center(nn.Module):
+    """Subtracts a number."""
+
+    def __init__(self, center: float) -> None:
+        super().__init__()
+        self.center = center
+
+    def forward(self, images: Any) -> Any:
+        """Images, centered."""
+        return images - self.center
+
+
 def build(network: Mapping[str, Any], image_shape: tuple[int, int, int], device: str, formatted: str) -> Any:
-    """A fresh network, for images from which the center has been subtracted already.
+    """A fresh network in training mode, for images `[B, C, H, W]` from which the center has been subtracted already.
 
     Args:
       network: the fields of `ddjax.models.ConvNet`.
       image_shape: (H, W, C).
       device: `"cpu"` or `"cuda"`.
       formatted: one of `FORMATS`.
-
-    Returns:
-      The module, in training mode; it maps `[B, C, H, W]` to logits.
     """
     height, width, channels = image_shape
-    same = network["padding"] == "SAME"
+    padding = 1 if network["padding"] == "SAME" else 0
     parts: list[Any] = []
     for widths in network["stages"]:
         for features in widths:
-            parts += [nn.Conv2d(channels, features, 3, padding=1 if same else 0), nn.ReLU()]
-            channels, height, width = features, height - (0 if same else 2), width - (0 if same else 2)
+            parts += [nn.Conv2d(channels, features, 3, padding=padding), nn.ReLU()]
+            channels, height, width = features, height - 2 + 2 * padding, width - 2 + 2 * padding
         parts, height, width = [*parts, nn.MaxPool2d(2)], height // 2, width // 2
-    parts, inputs = [*parts, nn.Flatten()], channels * height * width
+    dropout = lambda rate: [nn.Dropout(rate)] if rate else []
+    parts, inputs = [*parts, nn.Flatten(), *dropout(network["feature_dropout"])], channels * height * width
     for features, rate in zip(network["dense"], network["dropout"], strict=True):
-        parts += [nn.Linear(inputs, features), nn.ReLU()]
-        parts += [nn.Dropout(rate)] if rate else []
-        inputs = features
-    parts.append(nn.Linear(inputs, network["num_classes"]))
-    for part in parts:
-        # Convolutions and dense layers; the others have no parameters.
-        for parameter in part.parameters():
-            (nn.init.xavier_uniform_ if parameter.ndim > 1 else nn.init.zeros_)(parameter)
-    module: Any = nn.Sequential(*parts)
+        parts, inputs = [*parts, nn.Linear(inputs, features), nn.ReLU(), *dropout(rate)], features
+    module: Any = nn.Sequential(*parts, nn.Linear(inputs, network["num_classes"]))
+    for parameter in module.parameters():
+        # Of convolutions and dense layers; the others have none.
+        (nn.init.xavier_uniform_ if parameter.ndim > 1 else nn.init.zeros_)(parameter)
     return module.to(device).to(memory_format=memory_format(formatted))
 
 
@@ -89,13 +114,24 @@ def train_epoch(
     return float(torch.stack(losses).mean())
 
 
+def input_gradient(module: Any, images: Any, labels: Any) -> Any:
+    """The gradient of the cross-entropy."""
+    moved = images.detach().requires_grad_()
+    loss = nn.functional.cross_entropy(module(moved), labels, reduction="sum")
+    return torch.autograd.grad(loss, moved)[0]
+
+
+def _slopes(logits: Any, images: Any) -> Any:
+    """The Jacobian `[B, K, C, H, W]`: a backward pass for each class."""
+    last = logits.shape[1] - 1
+    rows = [torch.autograd.grad(logits[:, k].sum(), images, retain_graph=k < last)[0] for k in range(last + 1)]
+    return torch.stack(rows, 1)
+
+
 def jacobian_by_loop(module: Any, images: Any) -> Any:
     """The Jacobian of the logits `[B, K, C, H, W]`: one forward pass, and a backward pass for each class."""
     moved = images.detach().requires_grad_()
-    logits = module(moved)
-    last = logits.shape[1] - 1
-    rows = [torch.autograd.grad(logits[:, k].sum(), moved, retain_graph=k < last)[0] for k in range(last + 1)]
-    return torch.stack(rows, 1)
+    return _slopes(module(moved), moved)
 
 
 def jacobian_by_vmap(module: Any, images: Any) -> Any:
@@ -112,171 +148,181 @@ def jacobian_by_jacrev(module: Any, images: Any) -> Any:
     return torch.func.vmap(torch.func.jacrev(lambda image: module(image[None])[0]))(images)
 
 
+def jsma(
+    module: Any, images: Any, targets: Any, find_pair: Any, theta: float, num_pairs: int, formatted: str, center: float
+) -> Any:
+    """JSMA on all examples at once, and on those that are done no longer; returns the adversarial images.
+
+    At most `num_pairs` pairs of features change, by `theta` each. Images are in [0, 1] before `center` is subtracted.
+    `find_pair` takes images, logits, targets, unused features `[B, D]`, and which examples have not reached their
+    target. For these it returns the best pairs and their scores.
+    """
+    shape, images = images.shape, images.clone(memory_format=torch.contiguous_format).flatten(1)
+    # As ours, without what is nearly at the bound.
+    unused = images < 1 - center - 0.01
+    live = torch.arange(len(images), device=images.device)
+    for _ in range(num_pairs):
+        inputs = images[live].reshape(-1, *shape[1:]).contiguous(memory_format=memory_format(formatted))
+        inputs.requires_grad_()
+        logits = module(inputs)
+        left = logits.argmax(1) != targets[live]
+        if not left.any():
+            break
+        pair, score = find_pair(inputs, logits, targets[live], unused[live], left)
+        live, pair = live[left][score > 0], pair[score > 0]
+        if len(live) == 0:
+            break
+        images[live[:, None], pair] = (images[live[:, None], pair] + theta).clamp(-center, 1 - center)
+        unused[live[:, None], pair] = False
+    return images.reshape(shape).contiguous(memory_format=memory_format(formatted))
+
+
+def best_pair_of_logits(inputs: Any, logits: Any, targets: Any, unused: Any, left: Any) -> Any:
+    """The whole Jacobian, and the table of all pairs."""
+    slopes, targets, unused = _slopes(logits, inputs).flatten(2)[left], targets[left], unused[left]
+    rows, features = torch.arange(len(slopes), device=slopes.device), slopes.shape[2]
+    target = slopes[rows, targets]
+    others = slopes.sum(1) - target
+    # The diagonal: a feature is no pair with itself.
+    single = torch.eye(features, dtype=torch.bool, device=slopes.device)
+    found = []
+    # The tables of a few images at a time: all of them together would take gigabytes.
+    for part in rows.split(16):
+        alpha = target[part, :, None] + target[part, None, :]
+        beta = others[part, :, None] + others[part, None, :]
+        counts = (alpha > 0) & (beta < 0) & unused[part, :, None] & unused[part, None, :] & ~single
+        found.append(torch.where(counts, -alpha * beta, 0).flatten(1).max(1))
+    score, pair = (torch.cat(values) for values in zip(*found, strict=True))
+    return torch.stack([pair // features, pair % features], 1), score
+
+
+def best_pair_of_probabilities(
+    temperature: float, inputs: Any, logits: Any, targets: Any, unused: Any, left: Any
+) -> Any:
+    """Probabilities sum to one, so the best pair is that of the target's two largest slopes: one backward pass."""
+    chosen = torch.softmax(logits / temperature, 1).gather(1, targets[:, None]).sum()
+    slope = torch.autograd.grad(chosen, inputs)[0].flatten(1).masked_fill(~unused, -math.inf)
+    values, pair = slope[left].topk(2, 1)
+    return pair, values.sum(1)
+
+
 class Sweep:
     """The networks and the measurements of `launch.sweep`."""
 
     def __init__(self, data: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> None:
-        """Puts the data on the device.
-
-        Args:
-          data: `train_images`, `train_labels`, `test_images` and `test_labels`; images `[N, H, W, C]` in [0, 1].
-          settings: `network`, `recipe`, `temperatures`, `per_class`, `seed`, `threads`, `memory_format`, `device`.
-        """
+        """Puts the data on the device; `sweeps` says what `data` and `settings` have."""
         self._settings, self._recipe, self._network = settings, settings["recipe"], settings["network"]
         self._format, self._device = settings["memory_format"], settings["device"]
         torch.set_num_threads(settings["threads"])
         torch.manual_seed(settings["seed"])
-        self._shape = data["train_images"].shape[1:]
-        self._train = self._centered(data["train_images"])
-        self._test = self._centered(data["test_images"])
-        labels = torch.from_numpy(data["train_labels"].astype(np.int64)).to(self._device)
-        self._one_hot = nn.functional.one_hot(labels, self._network["num_classes"]).float()
-        self._labels = torch.from_numpy(data["test_labels"].astype(np.int64)).to(self._device)
-        self._low, self._high = -self._network["center"], 1 - self._network["center"]
+        self._shape, self._center = data["train_images"].shape[1:], self._network["center"]
+        self._train, self._test = (
+            to_tensor(data[f"{split}_images"], self._device, self._format, self._center) for split in ("train", "test")
+        )
+        self._one_hot = one_hot(data["train_labels"], self._network["num_classes"], self._device)
+        self._labels = to_classes(data["test_labels"], self._device)
         self.seconds = {"training": 0.0, "amplitudes": 0.0, "fgsm": 0.0, "jsma": 0.0}
 
-    def _centered(self, images: np.ndarray) -> Any:
-        tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))) - self._network["center"]
-        return tensor.to(self._device).contiguous(memory_format=memory_format(self._format))
-
     def run(self) -> dict[str, Any]:
-        """Trains and measures all networks.
-
-        Returns:
-          For each, `"none"` or the temperature: accuracy, success of FGSM and JSMA, logarithm of the amplitude.
-        """
+        """Trains and measures all networks; the measurements by temperature, `"none"` for the baseline."""
         baseline = self._fit(self._one_hot, 1.0)
-        moved = self._timed("fgsm", self._fgsm, baseline)
-        results = {"none": self._measure(baseline, baseline, moved, 1.0)}
+        moved = self._fgsm(baseline)
+        results = {"none": self._measure(baseline, 1.0, moved, moved)}
         for temperature in self._settings["temperatures"]:
             teacher = self._fit(self._one_hot, temperature)
             student = self._fit(torch.softmax(self._logits(teacher, self._train) / temperature, 1), temperature)
-            row = self._measure(student, baseline, moved, temperature)
-            results[f"{temperature:g}"] = row | {"teacher_accuracy": self._accuracy(teacher)}
+            row = self._measure(student, temperature, self._fgsm(student), moved)
+            row["teacher_accuracy"] = float(self._correct(teacher, self._test).float().mean())
+            results[f"{temperature:g}"] = row
         return results
 
-    def _timed(self, name: str, function: Any, *arguments: Any) -> Any:
+    @contextlib.contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        result = function(*arguments)
+        yield
         if self._device != "cpu":
             torch.cuda.synchronize()
         self.seconds[name] += time.perf_counter() - started
-        return result
 
     def _fit(self, targets: Any, temperature: float) -> Any:
-        return self._timed("training", self._fit_now, targets, temperature)
-
-    def _fit_now(self, targets: Any, temperature: float) -> Any:
-        module = build(self._network, self._shape, self._device, self._format)
-        optimizer = make_optimizer(module, self._recipe)
-        for epoch in range(self._recipe["epochs"]):
-            size = self._recipe["batch_size"]
-            loss = train_epoch(module, optimizer, self._train, targets, temperature, size, self._format)
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}")
-        return module.eval().requires_grad_(False)
+        with self._timed("training"):
+            module = build(self._network, self._shape, self._device, self._format)
+            optimizer, size = make_optimizer(module, self._recipe), self._recipe["batch_size"]
+            for epoch in range(self._recipe["epochs"]):
+                loss = train_epoch(module, optimizer, self._train, targets, temperature, size, self._format)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"the loss became {loss} in epoch {epoch + 1}")
+            return module.eval().requires_grad_(False)
 
     def _logits(self, module: Any, images: Any) -> Any:
         with torch.no_grad():
             return torch.cat([module(part) for part in images.split(512)])
 
-    def _accuracy(self, module: Any) -> float:
-        return float((self._logits(module, self._test).argmax(1) == self._labels).float().mean())
-
-    def _measure(self, module: Any, baseline: Any, moved: Any, temperature: float) -> dict[str, Any]:
-        correct = self._logits(module, self._test).argmax(1) == self._labels
-        zero, log10 = self._timed("amplitudes", self._amplitude, module)
-        row = {"accuracy": float(correct.float().mean()), "zero_gradient_share": zero, "log10_amplitude": log10}
-        own = moved if module is baseline else self._timed("fgsm", self._fgsm, module)
-        for name, images in (("fgsm", own), ("fgsm_transfer", moved)):
-            fooled = self._logits(module, images).argmax(1) != self._labels
-            row[name] = float(fooled[correct].float().mean())
-        row["jsma_probs"] = row["jsma_tempered"] = self._timed("jsma", self._jsma_success, module, correct, 1.0)
-        if temperature != 1.0:
-            row["jsma_tempered"] = self._timed("jsma", self._jsma_success, module, correct, temperature)
-        return row
-
-    def _amplitude(self, module: Any) -> tuple[float, float]:
-        """The share of examples whose Jacobian of probabilities is zero, and the mean logarithm of its amplitude."""
-        zeros, logarithms = [], []
-        for images in self._test.split(128):
-            logits = self._logits(module, images)
-            of_logits = jacobian_by_loop(module, images).flatten(2)
-            probs = torch.softmax(logits, 1)
-            of_probs = probs[:, :, None] * (of_logits - torch.einsum("bl,bld->bd", probs, of_logits)[:, None])
-            zeros.append((of_probs == 0).all(2).all(1))
-            log_probs = torch.log_softmax(logits, 1)
-            own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
-            others = log_probs[:, None, :].masked_fill(own, -math.inf)
-            largest = others.amax(2)
-            weights = torch.exp(others - largest[:, :, None])
-            differences = weights.sum(2)[:, :, None] * of_logits - torch.einsum("bil,bld->bid", weights, of_logits)
-            scale = differences.abs().amax(2)
-            relative = differences.abs() / torch.where(scale > 0, scale, 1.0)[:, :, None]
-            sums = log_probs + largest + torch.log(scale) + torch.log(relative.sum(2).clamp(min=1.0))
-            entries = of_logits.shape[1] * of_logits.shape[2]
-            logarithms.append((torch.logsumexp(sums, 1) - math.log(entries)) / math.log(10))
-        found = torch.cat(logarithms)
-        return float(torch.cat(zeros).float().mean()), float(found[torch.isfinite(found)].mean())
+    def _correct(self, module: Any, images: Any) -> Any:
+        return self._logits(module, images).argmax(1) == self._labels
 
     def _fgsm(self, module: Any) -> Any:
-        moved = self._test.detach().requires_grad_()
-        loss = nn.functional.cross_entropy(module(moved), self._labels, reduction="sum")
-        (slope,) = torch.autograd.grad(loss, moved)
-        return (self._test + self._recipe["fgsm_epsilon"] * slope.sign()).clamp(self._low, self._high)
+        with self._timed("fgsm"):
+            step = self._recipe["fgsm_epsilon"] * input_gradient(module, self._test, self._labels).sign()
+            return (self._test + step).clamp(-self._center, 1 - self._center)
 
-    def _jsma_success(self, module: Any, correct: Any, temperature: float) -> float:
+    def _measure(self, module: Any, temperature: float, own: Any, moved: Any) -> dict[str, Any]:
+        """A network, its own images of FGSM, and those of the baseline."""
+        correct = self._correct(module, self._test)
+        row = {"accuracy": float(correct.float().mean())} | self._amplitude(module)
+        for name, images in (("fgsm", own), ("fgsm_transfer", moved)):
+            row[name] = float((~self._correct(module, images))[correct].float().mean())
+        row["jsma"] = row["jsma_tempered"] = self._jsma(module, correct, 1.0)
+        if temperature != 1.0:
+            row["jsma_tempered"] = self._jsma(module, correct, temperature)
+        return row
+
+    def _amplitude(self, module: Any) -> dict[str, float]:
+        """The share of examples whose Jacobian of probabilities is zero, and the mean logarithm of its amplitude."""
+        zeros, logarithms = [], []
+        with self._timed("amplitudes"):
+            for images in self._test.split(128):
+                logits = self._logits(module, images)
+                of_logits = jacobian_by_loop(module, images).flatten(2)
+                probs, log_probs = torch.softmax(logits, 1), torch.log_softmax(logits, 1)
+                of_probs = probs[:, :, None] * (of_logits - torch.einsum("bl,bld->bd", probs, of_logits)[:, None])
+                zeros.append((of_probs == 0).all(2).all(1))
+                own = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+                others = log_probs[:, None, :].masked_fill(own, -math.inf)
+                largest = others.amax(2)
+                weights = torch.exp(others - largest[:, :, None])
+                differences = weights.sum(2)[:, :, None] * of_logits - torch.einsum("bil,bld->bid", weights, of_logits)
+                sums = log_probs + largest + torch.log(differences.abs().sum(2))
+                entries = of_logits.shape[1] * of_logits.shape[2]
+                logarithms.append((torch.logsumexp(sums, 1) - math.log(entries)) / math.log(10))
+            log10 = torch.cat(logarithms)
+            share = float(torch.cat(zeros).float().mean())
+            return {"zero_gradient_share": share, "log10_amplitude": float(log10[torch.isfinite(log10)].mean())}
+
+    def _jsma(self, module: Any, correct: Any, temperature: float) -> float:
         """The success of JSMA on correct images, a few of each class, towards all other classes."""
-        classes = self._network["num_classes"]
-        sources = [
-            torch.nonzero(correct & (self._labels == label))[: self._settings["per_class"], 0]
-            for label in range(classes)
-        ]
-        rows = torch.cat(sources).repeat_interleave(classes)
-        targets = torch.arange(classes, device=rows.device).repeat(len(rows) // classes)
-        other = targets != self._labels[rows]
-        rows, targets = rows[other], targets[other]
-        parts = zip(rows.split(512), targets.split(512), strict=True)
-        images = torch.cat([self._jsma(module, self._test[some], goal, temperature) for some, goal in parts])
-        return float((self._logits(module, images).argmax(1) == targets).float().mean())
-
-    def _jsma(self, module: Any, images: Any, targets: Any, temperature: float) -> Any:
-        """JSMA on tempered probabilities, all examples at once, and those that are done no longer.
-
-        Probabilities sum to one, so the best pair is that of the two largest slopes of the target's: one backward pass.
-        """
-        shape, images = images.shape, images.clone(memory_format=torch.contiguous_format).flatten(1)
-        # As ours, without what is nearly at the bound.
-        unused = images < self._high - 0.01
-        live = torch.arange(len(images), device=images.device)
-        for step in range(self._recipe["jsma_features"] // 2 + 1):
-            at = images[live].reshape(-1, *shape[1:]).contiguous(memory_format=memory_format(self._format))
-            at.requires_grad_()
-            logits = module(at)
-            left = logits.argmax(1) != targets[live]
-            if step == self._recipe["jsma_features"] // 2 or not bool(left.any()):
-                break
-            chosen = torch.softmax(logits / temperature, 1).gather(1, targets[live, None]).sum()
-            slope = torch.autograd.grad(chosen, at)[0].flatten(1).masked_fill(~unused[live], -math.inf)
-            values, pair = slope.topk(2, 1)
-            moves = left & (values.sum(1) > 0)
-            live, pair = live[moves], pair[moves]
-            if len(live) == 0:
-                break
-            images[live[:, None], pair] = self._high
-            unused[live[:, None], pair] = False
-        return images.reshape(shape).contiguous(memory_format=memory_format(self._format))
+        classes, count = self._network["num_classes"], self._settings["per_class"]
+        find_pair = functools.partial(best_pair_of_probabilities, temperature)
+        settings = {"theta": 1.0, "num_pairs": self._recipe["jsma_features"] // 2, "formatted": self._format}
+        with self._timed("jsma"):
+            sources = [torch.nonzero(correct & (self._labels == label))[:count, 0] for label in range(classes)]
+            rows = torch.cat(sources).repeat_interleave(classes)
+            targets = torch.arange(classes, device=rows.device).repeat(len(rows) // classes)
+            other = targets != self._labels[rows]
+            reached = []
+            for some, goals in zip(rows[other].split(512), targets[other].split(512), strict=True):
+                images = jsma(module, self._test[some], goals, find_pair, center=self._center, **settings)
+                reached.append(self._logits(module, images).argmax(1) == goals)
+            return float(torch.cat(reached).float().mean())
 
 
 def main(data_path: str, settings_path: str, results_path: str) -> None:
     """Does a sweep and writes what it found, and where its seconds went."""
-    with open(settings_path) as file:
-        settings = json.load(file)
+    settings = json.loads(pathlib.Path(settings_path).read_text())
     with np.load(data_path) as data:
-        sweep = Sweep(dict(data), settings)
-    results = sweep.run()
-    with open(results_path, "w") as file:
-        json.dump({"results": results, "seconds": sweep.seconds}, file)
+        sweep = Sweep(data, settings)
+    found = {"results": sweep.run(), "seconds": sweep.seconds}
+    pathlib.Path(results_path).write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

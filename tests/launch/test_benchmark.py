@@ -1,6 +1,7 @@
 """The harness on sides whose times are known, the launcher without its peers, and, where they are installed, these."""
 
 import configparser
+import dataclasses
 import gc
 import time
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddjax import data, models, runs, training
+from ddjax import data, evaluation, models, runs, training
 from ddjax.attacks import jsma
 from launch import recipes
 from launch.benchmarks import adapters, attacks, measure, peers
@@ -26,6 +27,12 @@ def run(tmp_path):
     return runs.Run(tmp_path / "run", {"launcher": "benchmark"}, {})
 
 
+def compare(run, sides, repetitions, batch=1, **settings):
+    unused = {field.name: None for field in dataclasses.fields(measure.Context)}
+    context = measure.Context(**unused | {"run": run, "recipe": recipes.get("digits"), "repetitions": repetitions})
+    measure.compare(context, "sleep", sides, batch=batch, **settings)
+
+
 def sleeping(seconds, units=1, calls=None, **fields):
     def call():
         if calls is not None:
@@ -36,16 +43,13 @@ def sleeping(seconds, units=1, calls=None, **fields):
     return measure.Side(call, units, fields)
 
 
-WHERE = {"work": "sleep", "network": "none", "batch": 1}
-
-
 def records_of(run, name="benchmark"):
     return {record["side"]: record for record in runs.read_results(run.workdir) if record["measure"] == name}
 
 
 def test_compare_tells_times_and_ratios(run, capsys):
     sides = {"slow": sleeping(0.12, units=3), "ddjax": sleeping(0.06, success=1.0, norm="l2", mean_distance=0.5)}
-    measure.compare(run, WHERE, sides, unit="nap", repetitions=3)
+    compare(run, sides, 3, unit="nap")
     records = records_of(run)
     for side, record in records.items():
         assert record["work"] == "sleep"
@@ -70,7 +74,7 @@ def test_compare_counts_what_makes_a_side_as_its_first_call(run):
         time.sleep(0.2)
         return measure.Side(lambda: 7, 1, lambda result: {"success": result})
 
-    measure.compare(run, WHERE, {"ddjax": make}, repetitions=2)
+    compare(run, {"ddjax": make}, 2)
     record = records_of(run)["ddjax"]
     assert record["first_seconds"] >= 0.2
     assert record["seconds"] < 0.01
@@ -90,7 +94,7 @@ def test_compare_names_broken_sides_and_goes_on(run, capsys):
         "undescribable": measure.Side(lambda: 0, 1, lambda result: {"success": 1 / result}),
         "good": sleeping(0.05),
     }
-    measure.compare(run, WHERE, sides, repetitions=2)
+    compare(run, sides, 2)
     assert set(records_of(run)) == {"ddjax", "good"}
     named = records_of(run, "peer_broken")
     assert set(named) == {"unmakable", "uncallable", "late", "undescribable"}
@@ -104,37 +108,42 @@ def test_compare_raises_what_the_base_raises(run):
         raise RuntimeError("ours")
 
     with pytest.raises(RuntimeError, match="ours"):
-        measure.compare(run, WHERE, {"ddjax": broken, "peer": sleeping(0.01)}, repetitions=1)
-    with pytest.raises(ValueError, match="none of the sides: peer"):
-        measure.compare(run, WHERE, {"peer": sleeping(0.01)}, repetitions=1)
+        compare(run, {"ddjax": broken, "peer": sleeping(0.01)}, 1)
+
+
+def test_compare_takes_the_first_side_as_the_base_where_ours_is_not_there(run):
+    compare(run, {"one": sleeping(0.06), "two": sleeping(0.06)}, 1)
+    assert {record["base"] for record in records_of(run).values()} == {"one"}
 
 
 def test_compare_goes_on_where_it_was_stopped(run):
     first, second = [], []
-    measure.compare(run, WHERE, {"ddjax": sleeping(0.06, calls=first)}, repetitions=2)
+    compare(run, {"ddjax": sleeping(0.06, calls=first)}, 2)
     done = len(first)
     sides = {"ddjax": sleeping(0.06, calls=first), "peer": sleeping(0.06, calls=second)}
-    measure.compare(run, WHERE, sides, repetitions=2)
+    compare(run, sides, 2)
     # The base runs again beside the new side, and its record stays.
     assert len(first) > done
     done = len(first), len(second)
     run.close()
     again = runs.Run(run.workdir, {"launcher": "benchmark"}, {})
-    measure.compare(again, WHERE, sides, repetitions=2)
+    compare(again, sides, 2)
     assert (len(first), len(second)) == done
     assert [record["side"] for record in runs.read_results(run.workdir)] == ["ddjax", "peer"]
-    measure.compare(again, {**WHERE, "batch": 2}, sides, repetitions=2)
+    compare(again, sides, 2, batch=2)
     assert len(first) > done[0]
 
 
 def test_rate_of_the_machine_and_share_of_it(run):
-    rate = measure.machine_rate(run)
-    assert rate > 0
-    assert measure.machine_rate(run) == rate
-    measure.compare(run, WHERE, {"ddjax": sleeping(0.06, flops=1e6)}, repetitions=1)
+    measure.machine_rate(run)
+    measure.machine_rate(run)
+    (machine,) = (record for record in runs.read_results(run.workdir) if record["measure"] == "machine")
+    assert machine["jax_gflops"] > 0
+    assert machine["torch_gflops"] is None
+    compare(run, {"ddjax": sleeping(0.06, flops=1e6)}, 1)
     record = records_of(run)["ddjax"]
     assert record["gflops"] == pytest.approx(1e-3 / record["seconds"])
-    assert record["matmul_share"] == pytest.approx(record["gflops"] * 1e9 / rate)
+    assert record["matmul_share"] == pytest.approx(record["gflops"] / machine["jax_gflops"])
 
 
 def test_flops_and_memory_of_a_program():
@@ -148,7 +157,7 @@ def test_memory_of_a_call(run):
         pytest.skip("the kernel tells nothing about memory")
     size = 200 * 2**20
     side = measure.Side(lambda: np.ones(size, np.uint8).sum(), 1)
-    measure.compare(run, WHERE, {"ddjax": side}, repetitions=1)
+    compare(run, {"ddjax": side}, 1)
     assert 0.8 * size < records_of(run)["ddjax"]["peak_bytes"] < 1.5 * size
 
 
@@ -280,12 +289,13 @@ def test_adapters_do_their_work(there, trained, name, peer):
         settings["num_steps"] = 5
     test = data.load("digits", "test")
     clean = data.to_float(test.images)
-    rows = np.flatnonzero(attacks.decide(trained.logits_fn, clean) == test.labels)[:4]
+    rows = np.flatnonzero(evaluation.judge(trained.logits_fn, clean, test.labels).predictions[0] == test.labels)[:4]
     clean, labels = clean[rows], test.labels[rows]
     targets = (labels + 1) % 10
     network = peers.convert(trained, (8, 8, 1))
     there.torch.manual_seed(0)
-    call = adapters.ADAPTERS[name][peer].make(network, settings)
+    targeted = name == "jsma" or name.startswith("carlini")
+    call = adapters.make_call(name, peer, network, settings, targeted)
     found = peers.on_host(call(network.images(clean), network.classes(labels), network.classes(targets)))
     assert found.shape == clean.shape
     assert np.isfinite(found).all()
@@ -294,8 +304,7 @@ def test_adapters_do_their_work(there, trained, name, peer):
     change = np.abs(found - clean)
     # Something was found, and more than the image itself. Not by art's Linf attack in so few steps: it starts again
     # from the clean image with each constant, where saturated tanh variables hardly move.
-    decisions = attacks.decide(trained.logits_fn, found)
-    success = decisions == targets if name == "jsma" or name.startswith("carlini") else decisions != labels
+    success = evaluation.judge(trained.logits_fn, found, labels, targets if targeted else None).success
     if (name, peer) != ("carlini_wagner_linf", "art"):
         assert success.any()
         assert change.max() > 0.01
@@ -308,13 +317,13 @@ def test_adapters_do_their_work(there, trained, name, peer):
 def test_batched_jsma_takes_the_pairs_that_ours_takes(there, trained):
     test = data.load("digits", "test")
     clean = data.to_float(test.images)
-    rows = np.flatnonzero(attacks.decide(trained.logits_fn, clean) == test.labels)[:8]
+    rows = np.flatnonzero(evaluation.judge(trained.logits_fn, clean, test.labels).predictions[0] == test.labels)[:8]
     clean, labels = clean[rows], test.labels[rows]
     targets = ((labels + 3) % 10).astype(np.int32)
     network = peers.convert(trained, (8, 8, 1))
-    call = adapters.ADAPTERS["jsma"]["batched_torch"].make(network, SETTINGS["jsma"] | {"batch": 8})
+    call = adapters.make_call("jsma", "batched_torch", network, SETTINGS["jsma"] | {"batch": 8}, True)
     found = peers.on_host(call(network.images(clean), network.classes(labels), network.classes(targets)))
     ours = jax.jit(lambda f, x, y, t: jsma(f, x, y, targets=t, gamma=12 / 64, score_space="logits"))(
         trained.logits_fn, clean, labels, targets
     )
-    np.testing.assert_array_equal(found, np.asarray(ours.images))
+    np.testing.assert_array_equal(found, np.asarray(ours.inputs))
