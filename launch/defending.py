@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, rounding
+from ddjax import classifier, data, rounding
 from ddjax.defenses import Defense, models, squeezing
 from ddjax.evaluation import ConfiguredAttack
 
@@ -87,35 +87,26 @@ def aware(
         raise ValueError(f"no attack knows the detector {defense.text}; it would look robust")
     if attack.attack.targets == "no":
         return attack, squeezing.joint_classifier(logits_fn, detector.squeezers)
-    numbers = dict(attack.numbers) | {"threshold": detector.threshold}
-    words = dict(attack.words) | {"squeezers": detector.squeezers}
-    # The detector looks at probabilities as they are, and so must the attack.
-    known = attack.replace(numbers=numbers, words=words, temperature=None)
+    numbers = {"threshold": detector.threshold}
     if attack.attack.name == "carlini_wagner_l2":
-        return known.replace(attack=dataclasses.replace(attack.attack, function=_undetected)), logits_fn
-    numbers["divisor"] = attack.temperature or 1.0
-    together = _on_detector(attack.attack.function)
-    return known.replace(attack=dataclasses.replace(attack.attack, function=together)), logits_fn
-
-
-def _undetected(
-    logits_fn: Any, images: Any, labels: Any, *, key: Any, squeezers: Any, threshold: Any, **rest: Any
-) -> Any:
-    del key
-    return squeezing.adaptive_attack(logits_fn, images, labels, squeezers, threshold, **rest)
+        function = squeezing.adaptive_attack
+    else:
+        function = _on_detector(attack.attack.function)
+        numbers["divisor"] = attack.temperature or 1.0
+    known = attack.replace(
+        attack=dataclasses.replace(attack.attack, function=function),
+        numbers=dict(attack.numbers) | numbers,
+        words=dict(attack.words) | {"squeezers": detector.squeezers},
+        # The detector looks at probabilities as they are, and so must the attack.
+        temperature=None,
+    )
+    return known, logits_fn
 
 
 @functools.cache
 def _on_detector(function: Callable[..., Any]) -> Callable[..., Any]:
     """`squeezing.attack_detector` with an attack, as one object for one program."""
-
-    def attack(
-        logits_fn: Any, images: Any, labels: Any, *, key: Any, squeezers: Any, threshold: Any, divisor: Any, **rest: Any
-    ) -> attacks.AttackResult:
-        detector = (squeezers, threshold, divisor)
-        return squeezing.attack_detector(function, logits_fn, images, labels, key, *detector, **rest)
-
-    return attack
+    return functools.partial(squeezing.attack_detector, function)
 
 
 def _key(purpose: int) -> jax.Array:

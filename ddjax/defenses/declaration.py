@@ -29,74 +29,21 @@ from ddjax.classifier import (
 
 KINDS = ("none", "transform", "wrapper", "detector", "training")
 GRADIENTS = ("own", "straight-through", "substitute")
+# The default of a setting that `prepare` finds out, such as the length of a generator's codes.
+PREPARED: Any = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a defense is; `declare` makes it and says what the attributes mean."""
+    """What a defense is; made by `declare`.
 
-    name: str
-    function: Callable[..., Any]
-    kind: str
-    gradient: str | None
-    substitute: Callable[..., Any] | None
-    prepare: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None
-    random: bool
-    averages: bool
-    view: Callable[..., Array] | None
-    published: Callable[[str], dict[str, Any]] | None
-    check: Callable[..., None] | None
-    settings: tuple[tuple[str, Any], ...]
-
-    @property
-    def parameters(self) -> dict[str, inspect.Parameter]:
-        """The settings that a flag can set, with this declaration's defaults: those of `prepare` among them."""
-        found = registry.settings_of(self.function)
-        if self.prepare is not None:
-            # What `prepare` finds out itself is no setting of a user.
-            found |= registry.settings_of(self.prepare)
-        defaults = dict(self.settings)
-        return {
-            name: each.replace(default=defaults[name]) if name in defaults else each
-            for name, each in found.items()
-            if defaults.get(name, each) is not PREPARED
-        }
-
-
-class _Prepared:
-    """The default of a setting that `prepare` finds out, such as the length of a generator's codes."""
-
-    def __repr__(self) -> str:
-        return "PREPARED"
-
-
-PREPARED = _Prepared()
-
-
-def declare(
-    function: Callable[..., Any],
-    *,
-    name: str | None = None,
-    kind: str = "transform",
-    gradient: str | None = None,
-    substitute: Callable[..., Any] | None = None,
-    prepare: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
-    random: bool = False,
-    averages: bool = False,
-    view: Callable[..., Array] | None = None,
-    published: Callable[[str], dict[str, Any]] | None = None,
-    check: Callable[..., None] | None = None,
-    **settings: Any,
-) -> Declaration:
-    """Declares a defense.
-
-    Args:
+    Attributes:
+      name: in the registry.
       function: the defense. A transform takes inputs `[B, ...]`, where it is random then a key for each, then what
         `prepare` has made, and its settings as keyword-only arguments. A wrapper takes a classifier, then what
         `prepare` has made, and its settings, and returns a classifier or a `Randomized`. A detector takes a classifier,
         clean inputs and labels, and the keyword-only `key`, `evaluate` and its settings; it returns an object with
         `threshold`, `scores(inputs)` and `flags(inputs)`.
-      name: in the registry; default: the function's.
       kind: one of `KINDS`. A defense by training changes nothing when the network is deployed; neither does a
         detector, which stands beside it.
       gradient: of a transform or a wrapper, how an attack that knows the defense differentiates it. `"own"`: its own
@@ -114,7 +61,68 @@ def declare(
         it has. Default: the outputs.
       published: from the name of a data set to the settings that were published for it; empty for none.
       check: takes the settings and raises ValueError for bad ones, before any work is done.
-      **settings: defaults in the place of the function's or of `prepare`'s.
+      settings: defaults in the place of the function's or of `prepare`'s, by name.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    kind: str = "transform"
+    gradient: str | None = None
+    substitute: Callable[..., Any] | None = None
+    prepare: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+    random: bool = False
+    averages: bool = False
+    view: Callable[..., Array] | None = None
+    published: Callable[[str], dict[str, Any]] | None = None
+    check: Callable[..., None] | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses a declaration that does not say what others must know."""
+        name = f"defense {self.name!r}"
+        check_choice("kind of a defense", self.kind, KINDS)
+        if self.kind in ("transform", "wrapper"):
+            if self.gradient is None:
+                raise ValueError(
+                    f"{name} must declare its gradient: "
+                    'gradient="own", gradient="straight-through", or gradient="substitute" with substitute=FUNCTION'
+                )
+            check_choice("gradient", self.gradient, GRADIENTS)
+        elif self.gradient is not None:
+            raise ValueError(f"{name} is no transform and no wrapper: it has no gradient to declare")
+        if self.kind == "wrapper" and self.gradient == "straight-through":
+            raise ValueError(f"{name}: a wrapper has no straight-through gradient; give a substitute")
+        if (self.substitute is not None) != (self.gradient == "substitute"):
+            raise ValueError(f'{name}: gradient="substitute" and substitute=FUNCTION go together')
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The settings that a flag can set, with this declaration's defaults: those of `prepare` among them."""
+        found = registry.settings_of(self.function)
+        if self.prepare is not None:
+            found |= registry.settings_of(self.prepare)
+        defaults = dict(self.settings)
+        found = {name: each.replace(default=defaults.get(name, each.default)) for name, each in found.items()}
+        # What `prepare` finds out itself is no setting of a user.
+        return {name: each for name, each in found.items() if each.default is not PREPARED}
+
+    def differentiable(self, exact: Transform) -> Transform:
+        """The transform, with its settings, with the gradient that is declared."""
+        if self.gradient == "own":
+            return exact
+        if self.substitute is None:
+            return bpda(exact)
+        return bpda(exact, transform(self.substitute, **_taken(self.substitute, exact.settings)))
+
+
+def declare(function: Callable[..., Any], *, name: str | None = None, **declared: Any) -> Declaration:
+    """Declares a defense.
+
+    Args:
+      function: the defense.
+      name: in the registry; default: the function's.
+      **declared: the other attributes of `Declaration`, by name. All other names are those of settings, and their
+        values are defaults in the place of the function's or of `prepare`'s.
 
     Returns:
       The declaration, for `DEFENSES` at the end of the file or for `ddjax.defenses.register`.
@@ -123,34 +131,10 @@ def declare(
       ValueError: for an unknown kind; a transform or a wrapper that does not say what its gradient is; a gradient that
         the kind does not have; a substitute without `gradient="substitute"`, or the latter without a substitute.
     """
-    name = str(getattr(function, "__name__", "")) if name is None else name
-    check_choice("kind of a defense", kind, KINDS)
-    if kind in ("transform", "wrapper"):
-        if gradient is None:
-            raise ValueError(
-                f"defense {name!r} must declare its gradient: "
-                'gradient="own", gradient="straight-through", or gradient="substitute" with substitute=FUNCTION'
-            )
-        check_choice("gradient", gradient, GRADIENTS)
-    elif gradient is not None:
-        raise ValueError(f"defense {name!r} is no transform and no wrapper: it has no gradient to declare")
-    if kind == "wrapper" and gradient == "straight-through":
-        raise ValueError(f"defense {name!r}: a wrapper has no straight-through gradient; give a substitute")
-    if (substitute is not None) != (gradient == "substitute"):
-        raise ValueError(f'defense {name!r}: gradient="substitute" and substitute=FUNCTION go together')
+    known = {field.name for field in dataclasses.fields(Declaration)} - {"settings"}
+    settings = {key: declared.pop(key) for key in sorted(declared.keys() - known)}
     return Declaration(
-        name,
-        function,
-        kind,
-        gradient,
-        substitute,
-        prepare,
-        random,
-        averages,
-        view,
-        published,
-        check,
-        tuple(sorted(settings.items(), key=lambda item: item[0])),
+        name or getattr(function, "__name__", ""), function, settings=tuple(settings.items()), **declared
     )
 
 
@@ -158,6 +142,8 @@ def declare(
 @dataclasses.dataclass(frozen=True)
 class Defense:
     """A defense with its settings, and with what was prepared for it; a pytree whose leaves are the latter.
+
+    Methods that need what is prepared raise ValueError where it is missing.
 
     Attributes:
       declaration: what it is.
@@ -215,7 +201,7 @@ class Defense:
         """What the transform makes of inputs: one draw of each, where it is random.
 
         Raises:
-          ValueError: for a defense that is no transform, or that is not prepared.
+          ValueError: for a defense that is no transform.
         """
         if not self.is_transform:
             raise ValueError(f"{self.text} does not transform inputs")
@@ -223,11 +209,7 @@ class Defense:
         return self._transform(inputs, *drawn, *self._given)
 
     def deployed(self, logits_fn: LogitsFn) -> LogitsFn | Randomized:
-        """The defended classifier; a `Randomized` where the defense is random.
-
-        Raises:
-          ValueError: for a defense that is not prepared.
-        """
+        """The defended classifier; a `Randomized` where the defense is random."""
         return self._defended(logits_fn, self.declaration.function, self._transform)
 
     def naive(self, logits_fn: LogitsFn, key: Key[Array, ""]) -> LogitsFn:
@@ -236,9 +218,6 @@ class Defense:
         Args:
           logits_fn: the network.
           key: of the draw, a single one.
-
-        Raises:
-          ValueError: for a defense that is not prepared.
         """
         defended = self.deployed(logits_fn)
         return single_draw(defended, key) if isinstance(defended, Randomized) else defended
@@ -250,17 +229,13 @@ class Defense:
           logits_fn: the network.
           key: of the draws, a single one.
           num_samples: of the expectation; one for a defense that averages already.
-
-        Raises:
-          ValueError: for a defense that is not prepared.
         """
-        function = self.declaration.function
-        if self.declaration.kind == "wrapper" and self.declaration.substitute is not None:
-            function = self.declaration.substitute
-        defended = self._defended(logits_fn, function, self._aware_transform)
+        declared = self.declaration
+        wrap = declared.substitute or declared.function
+        defended = self._defended(logits_fn, wrap, declared.differentiable(self._transform))
         if not isinstance(defended, Randomized):
             return defended
-        return expectation(defended, key, num_samples=1 if self.declaration.averages else num_samples)
+        return expectation(defended, key, num_samples=1 if declared.averages else num_samples)
 
     def check_fits(self, logits_fn: LogitsFn, input_shape: tuple[int, ...]) -> None:
         """Refuses a network or a setting that does not fit, without running anything.
@@ -288,12 +263,11 @@ class Defense:
     def view(self, inputs: Float[Array, "B ..."], key: Key[Array, ""]) -> Array | None:
         """Inputs as the defended network sees them, by one draw; None where it sees them as they are."""
         show = self.declaration.view
-        if self.is_detector and show is not None:
-            return show(inputs, **_taken(show, self.settings))
-        if not self.is_transform:
+        if self.is_transform:
+            inputs = self.transform(inputs, jax.random.split(key, len(inputs)))
+        elif show is None:
             return None
-        seen = self.transform(inputs, jax.random.split(key, len(inputs)))
-        return seen if show is None else show(seen, **_taken(show, self.settings))
+        return inputs if show is None else show(inputs, **_taken(show, self.settings))
 
     def detector(self, logits_fn: LogitsFn, inputs: Any, labels: Any, *, key: Key[Array, ""], evaluate: Any) -> Any:
         """Fits the detector, or calibrates its threshold.
@@ -326,34 +300,14 @@ class Defense:
     def _transform(self) -> Transform:
         return transform(self.declaration.function, **dict(self.settings))
 
-    @property
-    def _aware_transform(self) -> Transform:
-        return differentiable(self._transform, self.declaration)
-
     def _defended(self, logits_fn: LogitsFn, wrap: Callable[..., Any], seen: Transform) -> Any:
+        """The classifier in the wrapper, or behind the transform, whichever of the two the defense is."""
         if self.declaration.kind == "wrapper":
             return wrap(logits_fn, *self._given, **_taken(wrap, self.settings))
         if not self.is_transform:
             return logits_fn
         behind = randomized if self.declaration.random else transformed
         return behind(logits_fn, seen, *self._given)
-
-
-def differentiable(exact: Transform, declaration: Declaration) -> Transform:
-    """The transform with the gradient that its declaration names."""
-    if declaration.gradient == "own":
-        return exact
-    if declaration.substitute is None:
-        return bpda(exact)
-    return bpda(exact, transform(declaration.substitute, **_taken(declaration.substitute, exact.settings)))
-
-
-def parsed(defenses: registry.Registry[Declaration], text: str, dataset: str = "") -> Defense:
-    """Reads `name:key=value,key=value`; see `ddjax.defenses.parse`."""
-    name, settings = defenses.split(text)
-    declaration = defenses.find(name)
-    read = registry.read_settings(f"--defense={text}", name, settings, declaration.parameters)
-    return with_settings(declaration, text, read, dataset)
 
 
 def with_settings(declaration: Declaration, text: str, settings: Mapping[str, Any], dataset: str = "") -> Defense:
@@ -365,14 +319,10 @@ def with_settings(declaration: Declaration, text: str, settings: Mapping[str, An
     published = declaration.published(dataset) if declaration.published is not None else {}
     defaults = {name: value for name, value in declaration.settings if value is not PREPARED}
     merged = defaults | published | dict(settings)
-    missing = [
-        name
-        for name, each in declaration.parameters.items()
-        if each.default is inspect.Parameter.empty and name not in merged
-    ]
-    if missing:
-        published_for = f"; nothing is published for {dataset or 'this data set'}" if declaration.published else ""
-        raise ValueError(f"--defense={text} needs {missing[0]}, as in {missing[0]}=VALUE{published_for}")
+    for name, each in declaration.parameters.items():
+        if each.default is inspect.Parameter.empty and name not in merged:
+            reason = f"; nothing is published for {dataset or 'this data set'}" if declaration.published else ""
+            raise ValueError(f"--defense={text} needs {name}, as in {name}=VALUE{reason}")
     if declaration.check is not None:
         declaration.check(**merged)
     of_preparing = () if declaration.prepare is None else registry.settings_of(declaration.prepare)

@@ -5,7 +5,8 @@ minibatch of clean images; it tends to be larger for adversarial images. The fea
 the input and at every layer, and a logistic regression decides.
 
 Reference:
-  Ma et al., Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, 2018 (arXiv 1801.02613).
+  Ma et al., Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, 2018 (arXiv 1801.02613),
+  Algorithm 1.
 """
 
 import collections
@@ -19,17 +20,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from ddjax import layers
-from ddjax.attacks import carlini_wagner_l2, contract, examples
+from ddjax.attacks import carlini_wagner_l2, examples
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.squeezing import calibrated_threshold
+from ddjax.defenses.detector import Detector as FittedDetector
+from ddjax.defenses.detector import calibrated_threshold, call
 
 # The modules whose outputs count as layers.
 LAYERS: tuple[type[nn.Module], ...] = (layers.Conv, nn.Conv, nn.Dense, nn.BatchNorm, layers.ReLU)
+# The attack that the detector is fitted on: Opt of the paper, Carlini and Wagner's L2 attack, shortened.
+FITTING_ATTACK = {"learning_rate": 0.01, "initial_const": 1.0, "search_steps": 3, "num_steps": 100}
 # Squared distances from a matrix product are right to about this share of the squared norms; smaller ones are rounding.
 _ROUNDING = 1e-6
 # The least squared distance, for points that coincide.
@@ -61,9 +65,6 @@ def local_intrinsic_dimensionality(
 
     Raises:
       ValueError: for too few neighbors or references.
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
     """
     if neighbors < 2 or len(references) <= neighbors:
         raise ValueError(
@@ -145,9 +146,6 @@ def features(
     Raises:
       ValueError: as `local_intrinsic_dimensionality` and `activations` do.
 
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
-
     Departures from the paper:
       There, the references are the clean images of the minibatch that is judged. A deployed detector has no clean
       originals: it takes one fixed minibatch of clean images, and should be fitted on features from it, too.
@@ -185,12 +183,10 @@ class Detector:
     Attributes:
       weights: of the features, `[L]` floats.
       bias: a float.
-      threshold: a float; an image counts as adversarial when its score exceeds it.
     """
 
     weights: Any
     bias: Any
-    threshold: Any
 
     def log_odds(self, features: Float[Array, "B L"]) -> Float[Array, " B"]:
         """The logarithm of the odds that an image is adversarial; an attack on the detector minimizes it."""
@@ -219,14 +215,10 @@ def fit_detector(
       seed: of the folds by which the strength of the regularization is chosen.
 
     Returns:
-      The detector with a threshold of one half, where the paper's decides. For another one, replace it, with
-      `squeezing.calibrated_threshold` of the scores of clean images for instance.
+      The detector. The paper's decides at a score of one half.
 
     Raises:
       ValueError: for features that are not finite, fewer than five of a kind, or different numbers of layers.
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
 
     Departures from the authors' code:
       Features are scaled to [0, 1] by the smallest and largest value of the fitted ones alone, there also of those that
@@ -256,11 +248,8 @@ def fit_detector(
     )
     scaler, regression = search.fit(values, is_adversarial).best_estimator_.named_steps.values()
     weights = regression.coef_[0]
-    return Detector(
-        weights=jnp.asarray(weights * scaler.scale_, jnp.float32),
-        bias=jnp.float32(regression.intercept_[0] + weights @ scaler.min_),
-        threshold=jnp.float32(0.5),
-    )
+    bias = regression.intercept_[0] + weights @ scaler.min_
+    return Detector(jnp.asarray(weights * scaler.scale_, jnp.float32), jnp.float32(bias))
 
 
 def detector_scores(
@@ -268,66 +257,21 @@ def detector_scores(
     detector: Detector,
     images: Float[Array, "B H W C"],
     references: Float[Array, "M H W C"],
-    *,
-    neighbors: int = 20,
-    after: tuple[type[nn.Module], ...] = LAYERS,
+    **settings: Any,
 ) -> Float[Array, " B"]:
-    """The detector as it is deployed, differentiable from the images on.
+    """The detector's probabilities that images are adversarial, differentiable from the images on.
 
     Args:
       logits_fn: see `activations`.
       detector: fitted on features with the same settings.
       images: a batch.
       references: clean images.
-      neighbors: see `features`.
-      after: see `features`.
-
-    Returns:
-      Probabilities; an image counts as adversarial when its own exceeds the detector's threshold.
+      **settings: of `features`.
 
     Raises:
       ValueError: as `features` does.
     """
-    return detector.scores(features(logits_fn, images, references, neighbors=neighbors, after=after))
-
-
-@dataclasses.dataclass(frozen=True)
-class LidDetector:
-    """A fitted detector beside its network.
-
-    Attributes:
-      logits_fn: the network.
-      detector: fitted.
-      references: clean images, `[M, H, W, C]`.
-      evaluate: applies a function to any number of images.
-    """
-
-    logits_fn: Any
-    detector: Detector
-    references: np.ndarray
-    evaluate: Callable[..., Any]
-
-    @property
-    def threshold(self) -> float:
-        """An image counts as adversarial when its score exceeds it."""
-        return float(self.detector.threshold)
-
-    def scores(self, inputs: np.ndarray) -> np.ndarray:
-        """The detector's probability that each image is adversarial."""
-        return self.evaluate(_scores, (self.logits_fn, self.detector, self.references), inputs)
-
-    def flags(self, inputs: np.ndarray) -> np.ndarray:
-        """Which images the detector takes for adversarial."""
-        return self.scores(inputs) > np.asarray(self.detector.threshold)
-
-
-def fitting_attack(
-    logits_fn: LogitsFn, images: Float[Array, "B H W C"], labels: Int[Array, " B"], *, key: Key[Array, "..."]
-) -> contract.AttackResult:
-    """The attack that the detector is fitted on: Opt of the paper, Carlini and Wagner's L2 attack, shortened."""
-    return carlini_wagner_l2(
-        logits_fn, images, labels, key=key, learning_rate=0.01, initial_const=1.0, search_steps=3, num_steps=100
-    )
+    return detector.scores(features(logits_fn, images, references, **settings))
 
 
 def fit(
@@ -337,9 +281,8 @@ def fit(
     *,
     key: Key[Array, ""],
     evaluate: Callable[..., Any],
-    attack: Callable[..., contract.AttackResult] = fitting_attack,
     false_positive_rate: float = 0.05,
-) -> LidDetector:
+) -> FittedDetector:
     """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate.
 
     Args:
@@ -348,9 +291,7 @@ def fit(
         `[N, H, W, C]`: an eighth to compare with, three eighths to be fitted on, one half for the threshold.
       labels: the true classes, `[N]`.
       key: a single one.
-      evaluate: `evaluate(function, shared, *columns)` applies `function(shared, *batch)` to any number of examples and
-        returns NumPy arrays.
-      attack: takes a classifier, images, labels and keys.
+      evaluate: see `ddjax.defenses.detector.Detector`.
       false_positive_rate: in [0, 1), of the images for the threshold that the network classifies correctly.
 
     Returns:
@@ -358,68 +299,44 @@ def fit(
 
     Raises:
       ValueError: for a bad rate; too few images, or too few on which the attack succeeds (see `fit_detector`).
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
     """
     check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
     logits_fn = as_pytree(logits_fn)
+    decide = functools.partial(_decisions, evaluate, logits_fn)
     first, second = (round(len(images) * share) for share in (_REFERENCES, _REFERENCES + _FITTED))
-    references, tried, rest = images[:first], images[first:second], images[second:]
-    keys = jax.random.split(key, (2, len(tried)))
-    of_attack, of_noise = (np.asarray(jax.random.key_data(half)) for half in keys)
-    found = evaluate(_attacking(attack), logits_fn, tried, labels[first:second], of_attack)
-    correct = _is_correct(evaluate(_logits, logits_fn, tried), labels[first:second])
-    fooled = correct & _is_wrong(evaluate(_logits, logits_fn, found), labels[first:second])
-    disturbed = evaluate(_noisy, (), tried[fooled], found[fooled], of_noise[fooled]) if fooled.any() else tried[:0]
-    seen = functools.partial(evaluate, _features, (logits_fn, references))
-    kinds = (tried[correct], disturbed, found[fooled])
-    if min(map(len, kinds)) < _FOLDS:
+    references, tried, rest = np.split(images, [first, second])
+    _, true, true_rest = np.split(labels, [first, second])
+    of_attack, of_noise = (np.asarray(jax.random.key_data(half)) for half in jax.random.split(key, (2, len(tried))))
+    attacked = evaluate(_attacked, logits_fn, tried, true, of_attack)
+    correct, decisions = decide(tried) == true, decide(attacked)
+    fooled = correct & (decisions != true) & (decisions >= 0)
+    if min(correct.sum(), fooled.sum()) < _FOLDS:
         raise ValueError(
             f"a detector needs {_FOLDS} or more images that the network classifies correctly, and as many that the "
-            f"attack fools, got {len(kinds[0])} and {len(kinds[2])}"
+            f"attack fools, got {correct.sum()} and {fooled.sum()}"
         )
-    detector = fit_detector(*map(seen, kinds), seed=int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32)))
-    fitted = LidDetector(logits_fn, detector, references, evaluate)
-    clean = rest[_is_correct(evaluate(_logits, logits_fn, rest), labels[second:])]
-    threshold = calibrated_threshold(fitted.scores(clean), false_positive_rate)
-    return dataclasses.replace(fitted, detector=dataclasses.replace(detector, threshold=jnp.float32(threshold)))
+    disturbed = evaluate(_noisy, (), tried[fooled], attacked[fooled], of_noise[fooled])
+    seen = functools.partial(evaluate, call, jax.tree_util.Partial(features, logits_fn, references=references))
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32))
+    detector = fit_detector(seen(tried[correct]), seen(disturbed), seen(attacked[fooled]), seed=seed)
+    score_fn = jax.tree_util.Partial(detector_scores, logits_fn, detector, references=references)
+    scores = evaluate(call, score_fn, rest[decide(rest) == true_rest])
+    return FittedDetector(score_fn, calibrated_threshold(scores, false_positive_rate), evaluate)
 
 
-@functools.cache
-def _attacking(attack: Callable[..., contract.AttackResult]) -> Callable[..., Array]:
-    """The attack's images as one object for one program."""
-
-    def run(logits_fn: Any, images: Array, labels: Array, key_data: Array) -> Array:
-        return attack(logits_fn, images, labels, key=jax.random.wrap_key_data(key_data)).inputs
-
-    return run
+def _decisions(evaluate: Callable[..., Any], logits_fn: LogitsFn, images: np.ndarray) -> np.ndarray:
+    """The classes; -1 where a logit is NaN."""
+    logits = evaluate(call, logits_fn, images)
+    return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
 
-def _logits(logits_fn: Any, images: Array) -> Array:
-    return logits_fn(images)
+def _attacked(logits_fn: Any, images: Array, labels: Array, key_data: Array) -> Array:
+    key = jax.random.wrap_key_data(key_data)
+    return carlini_wagner_l2(logits_fn, images, labels, key=key, **FITTING_ATTACK).inputs
 
 
 def _noisy(_: Any, images: Array, like: Array, key_data: Array) -> Array:
     return noisy(images, like, jax.random.wrap_key_data(key_data))
-
-
-def _features(shared: Any, images: Array) -> Array:
-    logits_fn, references = shared
-    return features(logits_fn, images, references)
-
-
-def _scores(shared: Any, images: Array) -> Array:
-    logits_fn, detector, references = shared
-    return detector_scores(logits_fn, detector, images, references)
-
-
-def _is_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
-
-
-def _is_wrong(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (logits.argmax(axis=1) != labels) & ~np.isnan(logits).any(axis=1)
 
 
 DEFENSES = (declare(fit, name="lid", kind="detector"),)

@@ -1,14 +1,12 @@
 """Feature squeezing: the detector that compares the classifier's answers for an image and for squeezed copies of it.
 
-`ddjax.defenses.squeezers` holds the squeezers.
+`ddjax.defenses.squeezers` holds the squeezers. Every function here that takes squeezers raises ValueError without any.
 
 Reference:
   Xu, Evans and Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, 2018 (arXiv 1704.01155).
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,12 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from ddjax.attacks import carlini_wagner_l2, contract, examples
 from ddjax.checks import check_number
-from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda, transformed
+from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda
 from ddjax.defenses.declaration import declare
+from ddjax.defenses.detector import Detector, calibrated_threshold, call
 from ddjax.defenses.squeezers import squeezer
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
@@ -36,14 +35,16 @@ JOINT = {
 }
 
 
-def _distances(
-    logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Float[Array, "B H W C"]
-) -> Float[Array, "S B"]:
-    """For each squeezer, the L1 distance between the probabilities of the images and of the squeezed ones."""
+def _views(logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Array) -> list[Array]:
+    """The logits of the images, and of what each squeezer makes of them."""
     if not squeezers:
         raise ValueError("a detector needs at least one squeezer")
-    probs = jax.nn.softmax(logits_fn(images))
-    squeezed = [jax.nn.softmax(transformed(logits_fn, squeeze)(images)) for squeeze in squeezers]
+    return [logits_fn(images), *(logits_fn(squeeze(images)) for squeeze in squeezers)]
+
+
+def _distances(views: list[Array], temperature: float | Array = 1.0) -> Float[Array, "S B"]:
+    """For each squeezer, the L1 distance between the probabilities of the images and of the squeezed ones."""
+    probs, *squeezed = (jax.nn.softmax(logits / temperature) for logits in views)
     return jnp.stack([jnp.sum(jnp.abs(probs - other), axis=1) for other in squeezed])
 
 
@@ -59,23 +60,24 @@ def detector_scores(
 
     Returns:
       Scores from 0 to 2; an image counts as adversarial when its score exceeds the threshold.
-
-    Raises:
-      ValueError: without squeezers.
-
-    Reference:
-      Xu et al., 2018 (arXiv 1704.01155).
     """
-    return jnp.max(_distances(logits_fn, squeezers, images), axis=0)
+    return jnp.max(_distances(_views(logits_fn, squeezers, images)), axis=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Joint:
+class _Squeezed:
+    """A function of a classifier, of squeezers and of more; compared by value."""
+
+    function: Callable[..., Array]
     squeezers: tuple[Transform, ...]
 
-    def __call__(self, logits_fn: LogitsFn, images: Array) -> Array:
-        views = [logits_fn(images), *(logits_fn(bpda(squeeze)(images)) for squeeze in self.squeezers)]
-        return sum(views[1:], views[0]) / len(views)
+    def __call__(self, logits_fn: LogitsFn, *rest: Array) -> Array:
+        return self.function(logits_fn, self.squeezers, *rest)
+
+
+def _joint_logits(logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Array) -> Array:
+    views = _views(logits_fn, squeezers, images)
+    return sum(views[1:], views[0]) / len(views)
 
 
 def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> LogitsFn:
@@ -86,40 +88,12 @@ def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> Log
 
     Args:
       logits_fn: a classifier.
-      squeezers: of the detector.
+      squeezers: of the detector, at least one.
 
     Returns:
       A classifier; a pytree like `bind`'s where `logits_fn` is one.
     """
-    return jax.tree_util.Partial(_Joint(tuple(squeezers)), as_pytree(logits_fn))
-
-
-def calibrated_threshold(scores: np.ndarray, false_positive_rate: float = 0.05) -> float:
-    """The lowest threshold that at most this share of clean images exceeds.
-
-    Args:
-      scores: of clean images that are used for nothing else, `[N]`.
-      false_positive_rate: in [0, 1).
-
-    Returns:
-      One of the scores.
-
-    Raises:
-      ValueError: for no scores, scores that are not finite, or another rate.
-    """
-    scores = np.sort(np.asarray(scores, np.float64).ravel())
-    if not len(scores) or not np.isfinite(scores).all():
-        raise ValueError("a threshold needs finite scores of clean images, and at least one")
-    check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
-    # Of 100 scores and a rate of 0.05 it is the 95th: 5 exceed it. Less a rounding error of the product.
-    return float(scores[math.ceil(len(scores) * (1 - false_positive_rate) - 1e-9) - 1])
-
-
-def _excess(
-    logits_fn: LogitsFn, squeezers: Sequence[Transform], threshold: Array | float, images: Array
-) -> Float[Array, " B"]:
-    distances = _distances(logits_fn, [bpda(squeeze) for squeeze in squeezers], images)
-    return jnp.sum(jax.nn.relu(distances - threshold), axis=0)
+    return jax.tree_util.Partial(_Squeezed(_joint_logits, tuple(map(bpda, squeezers))), as_pytree(logits_fn))
 
 
 def adaptive_attack(
@@ -128,14 +102,12 @@ def adaptive_attack(
     labels: Int[Array, " B"],
     squeezers: Sequence[Transform],
     threshold: float | Float[Array, ""],
-    *,
-    targets: Int[Array, " B"] | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> contract.AttackResult:
     """Carlini and Wagner's L2 attack on the classifier and its detector together.
 
     To the margin that is still missed it adds, for each squeezer, by how much the score exceeds the threshold; what
-    counts is an image that is misclassified and not detected. Through squeezers without a gradient it sees by BPDA.
+    counts is an image that is misclassified and not detected. Squeezers are seen through by BPDA.
 
     Args:
       logits_fn: a classifier.
@@ -143,14 +115,13 @@ def adaptive_attack(
       labels: the true classes.
       squeezers: of the detector, at least one.
       threshold: of the detector; may be traced.
-      targets: the classes to reach, for the targeted attack.
-      **settings: of `ddjax.carlini_wagner_l2`.
+      **settings: of `ddjax.carlini_wagner_l2`, targets among them.
 
     Returns:
       The closest such images; where there were none the clean image, without success.
 
     Raises:
-      ValueError: as `ddjax.carlini_wagner_l2` does, and without squeezers.
+      ValueError: as `ddjax.carlini_wagner_l2` does.
 
     Reference:
       He, Wei, Chen, Carlini and Song, Adversarial Example Defenses: Ensembles of Weak Defenses are not Strong, 2017
@@ -159,30 +130,25 @@ def adaptive_attack(
     Departures from Xu et al.'s code of it:
       The search for the constant goes by misclassification and detection, there by misclassification alone.
     """
-    excess = functools.partial(_excess, logits_fn, squeezers, threshold)
-    return carlini_wagner_l2(logits_fn, images, labels, targets=targets, constraint=excess, **settings)  # pyright: ignore[reportArgumentType]
+
+    def excess(images: Array) -> Array:
+        distances = _distances(_views(logits_fn, [bpda(squeeze) for squeeze in squeezers], images))
+        return jnp.sum(jax.nn.relu(distances - threshold), axis=0)
+
+    return carlini_wagner_l2(logits_fn, images, labels, constraint=excess, **settings)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Guarded:
+def _guarded_logits(
+    logits_fn: LogitsFn, squeezers: Sequence[Transform], threshold: Array, temperature: Array, images: Array
+) -> Array:
     """Logits `[B, K + 1]`, of which the last is the largest where the detector takes the image for adversarial."""
-
-    squeezers: tuple[Transform, ...]
-
-    def __call__(self, logits_fn: LogitsFn, threshold: Array, temperature: Array, images: Array) -> Array:
-        logits, *others = (logits_fn(view) for view in (images, *(bpda(squeeze)(images) for squeeze in self.squeezers)))
-
-        def score(temperature: Array | float) -> Array:
-            probs = jax.nn.softmax(logits / temperature)
-            distances = [jnp.sum(jnp.abs(probs - jax.nn.softmax(other / temperature)), axis=1) for other in others]
-            return functools.reduce(jnp.maximum, distances)
-
-        # The detector's score, with the gradient that it would have at the temperature: at 1 that of a distilled
-        # network is zero.
-        seen = score(temperature)
-        seen = seen + lax.stop_gradient(score(1.0) - seen)
-        guard = jnp.max(logits, axis=1) + _GUARD * temperature * (seen - threshold)
-        return jnp.concatenate([logits, guard[:, None]], axis=1) / temperature
+    views = _views(logits_fn, squeezers, images)
+    # The detector's score, with the gradient that it would have at the temperature: at 1 that of a distilled network
+    # is zero.
+    score = jnp.max(_distances(views, temperature), axis=0)
+    score = score + lax.stop_gradient(jnp.max(_distances(views), axis=0) - score)
+    guard = jnp.max(views[0], axis=1) + _GUARD * temperature * (score - threshold)
+    return jnp.concatenate([views[0], guard[:, None]], axis=1) / temperature
 
 
 def guarded_classifier(
@@ -205,9 +171,6 @@ def guarded_classifier(
     Returns:
       A classifier of K + 1 classes; a pytree like `bind`'s where `logits_fn` is one.
 
-    Raises:
-      ValueError: without squeezers.
-
     Reference:
       Carlini and Wagner, Adversarial Examples Are Not Easily Detected: Bypassing Ten Detection Methods, 2017
       (arXiv 1705.07263).
@@ -217,10 +180,8 @@ def guarded_classifier(
       added, since logits need not be positive, times 0.3: on MNIST any factor from 0.1 to 1 serves DDN as well, and 10
       is too steep.
     """
-    if not squeezers:
-        raise ValueError("a detector needs at least one squeezer")
-    numbers = (jnp.float32(threshold), jnp.float32(temperature))
-    return jax.tree_util.Partial(_Guarded(tuple(squeezers)), as_pytree(logits_fn), *numbers)
+    guarded = _Squeezed(_guarded_logits, tuple(map(bpda, squeezers)))
+    return jax.tree_util.Partial(guarded, as_pytree(logits_fn), jnp.float32(threshold), jnp.float32(temperature))
 
 
 def attack_detector(
@@ -228,14 +189,13 @@ def attack_detector(
     logits_fn: LogitsFn,
     images: Float[Array, "B H W C"],
     labels: Int[Array, " B"],
-    key: Key[Array, ""] | Key[Array, " B"],
     squeezers: Sequence[Transform],
     threshold: float | Float[Array, ""],
-    temperature: float | Float[Array, ""] = 1.0,
-    /,
     *,
+    divisor: float | Float[Array, ""] = 1.0,
+    key: Key[Array, "..."],
     targets: Int[Array, " B"] | None = None,
-    **settings: object,
+    **settings: Any,
 ) -> contract.AttackResult:
     """Any attack against classifier and detector together, made twice, of which the better image counts.
 
@@ -248,10 +208,10 @@ def attack_detector(
       logits_fn: a classifier.
       images: within the bounds.
       labels: the true classes.
-      key: as for the attack.
       squeezers: of the detector, at least one.
       threshold: of the detector.
-      temperature: what logits are divided by for the attack, not for the detector.
+      divisor: what logits are divided by for the attack, not for the detector.
+      key: as for the attack.
       targets: the classes to reach, for the targeted attack.
       **settings: of the attack.
 
@@ -260,10 +220,10 @@ def attack_detector(
       first attack's.
 
     Raises:
-      ValueError: as the attack does, and without squeezers.
+      ValueError: as the attack does.
     """
-    joint = at_temperature(joint_classifier(logits_fn, squeezers), temperature)
-    guarded = guarded_classifier(logits_fn, squeezers, threshold, temperature)
+    joint = at_temperature(joint_classifier(logits_fn, squeezers), divisor)
+    guarded = guarded_classifier(logits_fn, squeezers, threshold, divisor)
     goals = targets
     if goals is None:
         logits = joint(images)
@@ -286,40 +246,15 @@ def attack_detector(
     return dataclasses.replace(chosen, **both)
 
 
-def is_detected(scores: Float[Array, " B"], threshold: float | Float[Array, ""]) -> Bool[Array, " B"]:
-    """Whether the joint detector takes images for adversarial."""
-    return scores > threshold
-
-
 @dataclasses.dataclass(frozen=True)
-class SqueezingDetector:
-    """The joint detector beside its network.
+class SqueezingDetector(Detector):
+    """The joint detector beside its network; its scores are from 0 to 2.
 
     Attributes:
-      logits_fn: the network.
       squeezers: at least one.
-      threshold: an image counts as adversarial when its score exceeds it.
-      evaluate: applies a function to any number of images.
     """
 
-    logits_fn: Any
     squeezers: tuple[Transform, ...]
-    threshold: float
-    evaluate: Callable[..., Any]
-
-    def scores(self, inputs: Any) -> np.ndarray:
-        """The detector's scores of any number of images, from 0 to 2."""
-        return self.evaluate(_scores_of(self.squeezers), self.logits_fn, inputs)
-
-    def flags(self, inputs: Any) -> np.ndarray:
-        """Which images the detector takes for adversarial."""
-        return self.scores(inputs) > np.float32(self.threshold)
-
-
-@functools.cache
-def _scores_of(squeezers: tuple[Transform, ...]) -> Callable[[Any, jax.Array], jax.Array]:
-    """The scores as one object for one program."""
-    return lambda logits_fn, images: detector_scores(logits_fn, squeezers, images)
 
 
 def joint_detector(
@@ -340,7 +275,7 @@ def joint_detector(
       images: clean ones that are used for nothing else, `[N, H, W, C]`; not looked at with a fixed threshold.
       labels: not looked at.
       key: not used.
-      evaluate: `evaluate(function, shared, images)` applies `function(shared, batch)` to any number of images.
+      evaluate: see `Detector`.
       squeezers: names as in `ddjax.defenses.squeezers.squeezer`, joined by `+`.
       threshold: in [0, 2); None calibrates it.
       false_positive_rate: in [0, 1), the share of clean images that may exceed a calibrated threshold; None for 0.05.
@@ -351,25 +286,21 @@ def joint_detector(
     Raises:
       ValueError: for bad settings; both a threshold and a false-positive rate; a calibrated threshold that no score
         exceeds, where the squeezers change more clean images than the rate allows.
-
-    Reference:
-      Xu et al., 2018 (arXiv 1704.01155).
     """
     del labels, key
-    logits_fn = as_pytree(logits_fn)
     check_settings(squeezers=squeezers, threshold=threshold, false_positive_rate=false_positive_rate)
-    names = _squeezers(squeezers)
-    if threshold is None:
-        rate = 0.05 if false_positive_rate is None else false_positive_rate
-        scores = evaluate(_scores_of(names), logits_fn, images)
-        # In the precision of scores, so that the score it is taken from does not exceed it.
-        threshold = float(np.float32(calibrated_threshold(scores, rate)))
-        if threshold >= _LARGEST_SCORE:
-            raise ValueError(
-                f"squeezing with {squeezers} changes the decision on more than {rate:.0%} of the clean images, "
-                "so no threshold detects anything at this false-positive rate; choose weaker squeezers"
-            )
-    return SqueezingDetector(logits_fn, names, threshold, evaluate)
+    used = _squeezers(squeezers)
+    score_fn = jax.tree_util.Partial(_Squeezed(detector_scores, used), as_pytree(logits_fn))
+    if threshold is not None:
+        return SqueezingDetector(score_fn, threshold, evaluate, used)
+    rate = 0.05 if false_positive_rate is None else false_positive_rate
+    threshold = calibrated_threshold(evaluate(call, score_fn, images), rate)
+    if threshold >= _LARGEST_SCORE:
+        raise ValueError(
+            f"squeezing with {squeezers} changes the decision on more than {rate:.0%} of the clean images, "
+            "so no threshold detects anything at this false-positive rate; choose weaker squeezers"
+        )
+    return SqueezingDetector(score_fn, threshold, evaluate, used)
 
 
 def check_settings(*, squeezers: str, threshold: float | None = None, false_positive_rate: float | None = None) -> None:
