@@ -1,7 +1,8 @@
 """Stochastic activation pruning: a trained network keeps a random part of each layer's activations, mostly large ones.
 
 Reference:
-  Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense, 2018 (arXiv 1803.01442).
+  Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense, 2018 (arXiv 1803.01442),
+  Algorithm 1.
 """
 
 import dataclasses
@@ -45,9 +46,6 @@ def keep_probabilities(
 
     Raises:
       ValueError: for a known number of samples that is not positive.
-
-    Reference:
-      Dhillon et al., 2018 (arXiv 1803.01442), Algorithm 1.
     """
     check_number("samples", samples, above=0.0)
     # Below one, where the logarithm has a derivative; of a unit that is always kept, it is zero.
@@ -85,9 +83,6 @@ def prune(
     Raises:
       ValueError: for a share that is not positive or an unknown kind of draws.
 
-    Reference:
-      Dhillon et al., 2018 (arXiv 1803.01442), Algorithm 1.
-
     Departures from the paper:
       Rounding takes units below 2^-32 (multinomial) or a probability below 2^-24 (Bernoulli) for zeros.
     """
@@ -122,8 +117,7 @@ class _Pruned:
             context: nn.module.InterceptorContext,
         ) -> Any:
             nonlocal layer, inside
-            matches = context.method_name == "__call__" and isinstance(context.module, self.after)
-            if inside or not matches:
+            if inside or context.method_name != "__call__" or not isinstance(context.module, self.after):
                 return run(*args, **kwargs)
             # What a matching module calls, such as its own base class, is a part of it.
             inside = True
@@ -173,7 +167,7 @@ def pruned(
       ValueError: as `prune` does, and for a compiled classifier.
 
     Reference:
-      Dhillon et al., 2018 (arXiv 1803.01442). Athalye et al., 2018 (arXiv 1802.00420), section 5.3.1, for the attack.
+      Athalye et al., 2018 (arXiv 1802.00420), section 5.3.1, for the attack.
     """
     check_number("share", share, above=0.0)
     check_choice("draws", draws, DRAWS)

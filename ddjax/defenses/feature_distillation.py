@@ -46,9 +46,6 @@ def distill_features(
 
     Returns:
       Images within [0, 1]. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for a table that is no square of positive finite numbers, or inputs that are no images.
     """
     check_images("Feature Distillation", images)
     steps = np.asarray(table, np.float32)
@@ -93,12 +90,6 @@ def random_grid(
       cells: the number of cells of a side, at least 1.
       flips: runs each of the two directions from the other end with probability one half, as the authors' TensorFlow
         code does.
-
-    Returns:
-      The distorted images.
-
-    Raises:
-      ValueError: for a limit or number of cells out of its range, or inputs that are no images.
     """
     check_images("the random grid", images)
     if not 0 <= limit < 1 or cells < 1:
@@ -141,12 +132,6 @@ def random_jitter(
       images: a batch.
       keys: one for each image.
       limit: the place j shows j (1 + U(-limit, limit)); in [0, 1).
-
-    Returns:
-      The distorted images.
-
-    Raises:
-      ValueError: for a limit out of its range, or inputs that are no images.
     """
     check_images("the random jitter", images)
     if not 0 <= limit < 1:
@@ -157,10 +142,8 @@ def random_jitter(
             side = image.shape[axis]
             share = jax.random.uniform(half, (side,), jnp.float32, minval=1 - limit, maxval=1 + limit)
             place = jnp.clip(jnp.arange(side, dtype=jnp.float32) * share, 0.0, side - 1.0)
-            low = jnp.floor(place)
-            weight = (place - low).astype(image.dtype)
-            weight = weight.reshape(*(side if other == axis else 1 for other in range(3)))
-            low = low.astype(jnp.int32)
+            low = jnp.floor(place).astype(jnp.int32)
+            weight = jnp.expand_dims((place - low).astype(image.dtype), (2, 1 - axis))
             near, far = (jnp.take(image, at, axis=axis) for at in (low, jnp.minimum(low + 1, side - 1)))
             image = (1 - weight) * near + weight * far
         return image
@@ -190,9 +173,6 @@ def distill_and_distort(
 
     Returns:
       The defended images. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for an unknown grid, or inputs that are no images.
     """
     return distort(distill_features(images, table=table, shifted=shifted), keys, grid=grid, limit=limit)
 
@@ -203,19 +183,7 @@ def distort(
     """One of the two random distortions alone: the substitute for a defense-aware attack on `distill_and_distort`.
 
     Distortions are linear in the image, so this is the gradient of the distortion with the quantization passed straight
-    through.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      grid: see `distill_and_distort`.
-      limit: of the distortion.
-
-    Returns:
-      The distorted images.
-
-    Raises:
-      ValueError: for an unknown grid, or inputs that are no images.
+    through. The arguments are those of `distill_and_distort`.
     """
     distortions = {"jitter": random_jitter, "cells": random_grid}
     check_choice("grid", grid, distortions)

@@ -1,4 +1,4 @@
-"""What defenses of images share: the check of shapes, and float32 inside of a defense of narrower inputs."""
+"""What defenses of images share: the check of shapes, float32 inside of a defense, and neighborhoods of pixels."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -21,3 +21,16 @@ def check_images(name: str, inputs: Array) -> None:
 def widened(inputs: Array) -> Array:
     """The inputs in float32, or wider where they are; bfloat16 and float16 lose too much inside of a defense."""
     return inputs.astype(jnp.float32) if inputs.dtype.itemsize < 4 else inputs
+
+
+def surrounded(images: Array, height: int, width: int, mode: str) -> Array:
+    """Pads images by what a neighborhood of this size reaches beyond them; an even side reaches further up or left."""
+    sides = [(side // 2, (side - 1) // 2) for side in (height, width)]
+    return jnp.pad(images, ((0, 0), *sides, (0, 0)), mode=mode)
+
+
+def neighborhoods(images: Array, height: int, width: int, mode: str) -> list[Array]:
+    """The padded images shifted by each offset of a neighborhood of this size."""
+    rows, columns = images.shape[1:3]
+    padded = surrounded(images, height, width, mode)
+    return [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]

@@ -2,7 +2,7 @@
 
 Reference:
   Guo, Rana, Cisse and van der Maaten, Countering Adversarial Images Using Input Transformations, 2018
-  (arXiv 1711.00117).
+  (arXiv 1711.00117), section 4.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32, Key
 from ddjax import checks, rounding
 from ddjax.classifier import LogitsFn, Randomized, as_pytree, map_draws
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import check_images, neighborhoods, widened
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
 # the speed of convergence only: 20 iterations with this value get further than 50 with the 2 of the public code.
@@ -39,9 +39,6 @@ def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float
 
     Returns:
       Inputs of fewer bits. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for another number of bits.
 
     Reference:
       Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), whose
@@ -83,9 +80,6 @@ def total_variation(
     Returns:
       Images within [0, 1]. They carry no gradient; attacks on the defense use `ddjax.bpda`.
 
-    Raises:
-      ValueError: for a weight, probability or number out of its range, or inputs that are no images.
-
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), section 4; the solver is of Goldstein and Osher, The Split Bregman Method
       for L1-Regularized Problems, 2009.
@@ -126,9 +120,8 @@ def total_variation(
         return smooth, down, right
 
     # The start is free of the dropped pixels, so that none shows before the solver has converged.
-    mean = jnp.sum(kept * images, axis=(1, 2), keepdims=True) / jnp.maximum(
-        jnp.sum(kept, axis=(1, 2), keepdims=True), 1
-    )
+    count = jnp.maximum(jnp.sum(kept, axis=(1, 2), keepdims=True), 1)
+    mean = jnp.sum(kept * images, axis=(1, 2), keepdims=True) / count
     start = jnp.where(kept > 0, images, mean), jnp.zeros_like(images), jnp.zeros_like(images)
     return jnp.clip(lax.fori_loop(0, num_iterations, iterate, start)[0], 0, 1).astype(dtype)
 
@@ -200,10 +193,6 @@ def quilt(
     Returns:
       Images without a gradient.
 
-    Raises:
-      ValueError: for patches that are no squares of the images' channels, an overlap or number out of its range, or
-        inputs that are no images.
-
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), section 4; the quilting is of Efros and Freeman, Image Quilting for Texture
       Synthesis and Transfer, 2001.
@@ -257,11 +246,11 @@ def _nearest(tiles: Float[Array, "T D"], patches: Float[Array, "P D"], neighbors
     """Which patches are the nearest to each tile, the very nearest first."""
     squares = jnp.sum(patches**2, axis=1)
 
-    def of(tile: Array) -> Array:
+    def nearest(tile: Array) -> Array:
         # But for the tile's own square, which is the same for all.
         return lax.top_k(2 * jnp.dot(patches, tile, precision=lax.Precision.HIGHEST) - squares, neighbors)[1]
 
-    return lax.map(of, tiles, batch_size=max(_ENTRIES // len(patches), 1))
+    return lax.map(nearest, tiles, batch_size=max(_ENTRIES // len(patches), 1))
 
 
 def minimum_error_seam(errors: Float[Array, "B L O"]) -> Int32[Array, "B L"]:
@@ -298,33 +287,16 @@ def _beyond_seam(errors: Float[Array, "B L O"], side: int) -> Array:
 def local_means(images: Float[Array, "B H W C"], *rest: Any) -> Float[Array, "B H W C"]:
     """The mean of each pixel and its eight neighbors: the substitute for a defense-aware attack on `quilt`.
 
-    Args:
-      images: a batch; the border is repeated outside of it.
-      *rest: the keys and patches that `quilt` takes; not used.
-
-    Returns:
-      Images of the same shape.
+    The border is repeated outside of the image. The keys and patches that `quilt` takes are not used.
     """
     del rest
-    rows, columns = images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    shifted = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return jnp.mean(jnp.stack(shifted), axis=0)
+    return jnp.mean(jnp.stack(neighborhoods(images, 3, 3, "edge")), axis=0)
 
 
 def prepare_patches(
     images: Array, key: Key[Array, ""], *, num_patches: int = 10_000, patch: int = 5
 ) -> tuple[tuple[Array, ...], dict[str, Any]]:
-    """Makes the patches that `quilt` takes, see `patch_database`.
-
-    Args:
-      images: training images `[N, H, W, C]`, at least one.
-      key: a single one.
-      num_patches: see `patch_database`.
-      patch: see `patch_database`.
-
-    Returns:
-      The patches, and no settings.
+    """Makes the patches that `quilt` takes from training images, see `patch_database`; and no settings.
 
     Raises:
       ValueError: as `patch_database`, and without images.
@@ -344,20 +316,11 @@ def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size
       keys: one for each image.
       size: the side of the square in pixels, from 1 to the shorter of the image's.
 
-    Returns:
-      Images of the same shape.
-
-    Raises:
-      ValueError: for another size, or inputs that are no images.
-
-    Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4.
-
     Departures from the paper:
       Crops are scaled to the classifier's size in one step, not to `size` pixels first.
     """
     check_images("a random crop", images)
-    rows, columns, channels = images.shape[1:]
+    rows, columns = images.shape[1:3]
     if not 1 <= size <= min(rows, columns):
         raise ValueError(f"size must be from 1 to {min(rows, columns)}, got {size}")
     room = np.array([rows - size, columns - size], np.float32)
@@ -365,9 +328,8 @@ def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size
 
     def crop(image: Array, key: Array) -> Array:
         start = room * jax.random.uniform(key, (2,), jnp.float32)
-        return jax.image.scale_and_translate(
-            image, (rows, columns, channels), (0, 1), jnp.asarray(scale), -scale * start, "linear", antialias=False
-        )
+        shape, move = image.shape, -scale * start
+        return jax.image.scale_and_translate(image, shape, (0, 1), jnp.asarray(scale), move, "linear", antialias=False)
 
     return jax.vmap(crop)(images, keys)
 
@@ -400,7 +362,7 @@ def crop_ensemble(logits_fn: LogitsFn, *, size: int, num_crops: int = 30) -> Ran
       ValueError: for no crops, or crops without a pixel.
 
     Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4: 30 crops of 90 of 224 pixels.
+      Guo et al., 2018 (arXiv 1711.00117), section 4, with 30 crops of 90 of 224 pixels.
     """
     if size < 1 or num_crops < 1:
         raise ValueError(f"an ensemble needs at least one crop of at least one pixel, got {num_crops} of {size}")

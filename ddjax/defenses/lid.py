@@ -104,9 +104,7 @@ def activations(
     found = collections.OrderedDict(input=images)
     calls = collections.Counter(found)
 
-    def record(
-        run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
-    ) -> Any:
+    def record(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         outputs = run(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, after):
             name = "/".join(context.module.path) or type(context.module).__name__

@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from ddjax import generative
 from ddjax.checkpoints import CheckpointError, load_network, read_spec
-
-model_fn, latent_of = generative.model_fn, generative.latent_of
 
 
 class MissingModelError(CheckpointError):

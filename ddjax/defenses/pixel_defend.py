@@ -2,7 +2,7 @@
 
 Reference:
   Song, Kim, Nowozin, Ermon and Kushman, PixelDefend: Leveraging Generative Models to Understand and Defend against
-  Adversarial Examples, 2018 (arXiv 1710.10766).
+  Adversarial Examples, 2018 (arXiv 1710.10766), algorithm 1.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from ddjax import rounding
+from ddjax import generative, rounding
 from ddjax.checks import check_number
 from ddjax.defenses import models
 from ddjax.defenses.declaration import declare
@@ -44,12 +44,6 @@ def purify(
     Returns:
       Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient; an
       attack on the defense uses `ddjax.bpda`.
-
-    Raises:
-      ValueError: for a radius or a number of bits that is negative or not finite, or inputs that are no images.
-
-    Reference:
-      Song et al., 2018 (arXiv 1710.10766), algorithm 1.
 
     Departures from the authors' code:
       The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel
@@ -105,7 +99,7 @@ def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array
 def load_density(
     images: Any, key: Any, *, model: str = "runs/train_pixelcnn_mnist/checkpoints/seed0_none/density"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the density that `purify` takes.
+    """Loads the density that `purify` takes, see `ddjax.defenses.models.load`.
 
     Args:
       images: of the shape that it must take, `[N, H, W, C]`; may be none.
@@ -114,13 +108,9 @@ def load_density(
 
     Returns:
       The density, and no settings.
-
-    Raises:
-      CheckpointError: where there is none.
-      ValueError: for a model of another kind, or of images of another shape.
     """
     del key
-    return (models.model_fn(models.load(model, "density", images.shape[1:])),), {}
+    return (generative.model_fn(models.load(model, "density", images.shape[1:])),), {}
 
 
 DEFENSES = (declare(purify, name="pixel_defend", prepare=load_density, gradient="straight-through"),)

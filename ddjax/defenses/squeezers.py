@@ -4,7 +4,7 @@ Reference:
   Xu, Evans and Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, 2018 (arXiv 1704.01155).
 """
 
-from collections.abc import Callable
+import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from ddjax import rounding
 from ddjax.checks import check_number
 from ddjax.classifier import Transform, transform
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import check_images, neighborhoods, surrounded, widened
 
 
 def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[Array, "B ..."]:
@@ -28,9 +28,6 @@ def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[A
 
     Returns:
       Rounded inputs. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for another number of bits.
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be from 1 to 16, got {bits}")
@@ -46,9 +43,6 @@ def binarize(inputs: Float[Array, "B ..."], *, threshold: float = 0.5) -> Float[
 
     Returns:
       Zeros and ones. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for a threshold that is not finite.
     """
     check_number("threshold", threshold)
     return (inputs > threshold).astype(inputs.dtype)
@@ -65,31 +59,12 @@ def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: in
       images: a batch.
       height: of the neighborhood, at least 1.
       width: of the neighborhood, at least 1.
-
-    Returns:
-      The filtered images.
-
-    Raises:
-      ValueError: for a side below 1, or inputs that are no images.
     """
     check_images("a median filter", images)
     if height < 1 or width < 1:
         raise ValueError(f"a neighborhood must have sides of at least 1, got {height} x {width}")
-    windows = _windows(images, height, width)
+    windows = neighborhoods(images, height, width, "symmetric")
     return jnp.sort(jnp.stack(windows, axis=-1), axis=-1)[..., len(windows) // 2]
-
-
-def _windows(images: Array, height: int, width: int) -> list[Array]:
-    """The images shifted by each offset of a neighborhood."""
-    rows, columns = images.shape[1:3]
-    padded = _mirrored(images, height, width)
-    return [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-
-
-def _mirrored(images: Array, height: int, width: int) -> Array:
-    """With the surroundings that a neighborhood of this size needs, the edge pixel repeated first."""
-    sides = [(side // 2, (side - 1) // 2) for side in (height, width)]
-    return jnp.pad(images, ((0, 0), *sides, (0, 0)), mode="symmetric")
 
 
 def non_local_means(
@@ -106,12 +81,6 @@ def non_local_means(
       block: the side of the blocks that are compared; odd.
       strength: h, above 0.
 
-    Returns:
-      The smoothed images.
-
-    Raises:
-      ValueError: for even sides, a strength that is not positive, or inputs that are no images.
-
     Reference:
       Buades, Coll and Morel, A Non-Local Algorithm for Image Denoising, 2005.
 
@@ -124,7 +93,7 @@ def non_local_means(
         raise ValueError(f"search and block must be odd, got {search} and {block}")
     check_number("strength", strength, above=0.0)
     wide, channels = widened(images), images.shape[3]
-    padded = _mirrored(wide, search, search)
+    padded = surrounded(wide, search, search, "symmetric")
     patch = (1, block, block, 1)
 
     def add(sums: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
@@ -133,7 +102,8 @@ def non_local_means(
         other = lax.dynamic_slice(padded, (zero, offset[0], offset[1], zero), images.shape)
         squared = jnp.sum((255 * (wide - other)) ** 2, axis=3, keepdims=True)
         start = np.zeros((), squared.dtype)
-        distance = lax.reduce_window(_mirrored(squared, block, block), start, lax.add, patch, (1, 1, 1, 1), "VALID")
+        around = surrounded(squared, block, block, "symmetric")
+        distance = lax.reduce_window(around, start, lax.add, patch, (1, 1, 1, 1), "VALID")
         weight = jnp.exp(-distance / (block * block * channels * strength**2))
         return (total + weight * other, weights + weight), None
 
@@ -149,13 +119,7 @@ def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array
 
     Args:
       images: a batch.
-      factor: at least 1; sides are divided by it and rounded down.
-
-    Returns:
-      Blurred images of the same size.
-
-    Raises:
-      ValueError: when a factor is below 1 or leaves nothing of a side, or for inputs that are no images.
+      factor: at least 1; sides are divided by it and rounded down, which must leave a pixel.
     """
     check_images("resampling", images)
     rows, columns = images.shape[1:3]
@@ -165,34 +129,23 @@ def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array
     return jax.image.resize(jax.image.resize(images, small, "bilinear"), images.shape, "bilinear")
 
 
-# By name: the function, and its settings with their types in the order in which a name holds them.
-SQUEEZERS: dict[str, tuple[Callable[..., Array], dict[str, type]]] = {
-    "bit_depth": (reduce_bit_depth, {"bits": int}),
-    "binary": (binarize, {"threshold": float}),
-    "median": (median_filter, {"height": int, "width": int}),
-    "non_local_means": (non_local_means, {"search": int, "block": int, "strength": float}),
-    "resample": (resample, {"factor": int}),
-}
-
-
 def squeezer(name: str) -> Transform:
     """Makes a squeezer by name: `bit_depth_1`, `binary_0.5`, `median_2_2`, `non_local_means_13_3_2`, `resample_2`.
+
+    The name is that of a declared squeezer, with all its settings in their order, or with none.
 
     Raises:
       ValueError: for an unknown name, or settings that are no numbers or too many.
     """
-    for known, (function, settings) in SQUEEZERS.items():
-        if name == known or name.startswith(known + "_"):
-            numbers = name[len(known) + 1 :].split("_") if name != known else []
-            if len(numbers) not in (0, len(settings)):
-                break
-            try:
-                return transform(function, **{key: settings[key](n) for key, n in zip(settings, numbers, strict=False)})
-            except ValueError:
-                break
-    forms = [
-        f"{known}_{'_'.join(setting.upper() for setting in settings)}" for known, (_, settings) in SQUEEZERS.items()
-    ]
+    for declared in DEFENSES:
+        if name != declared.name and not name.startswith(f"{declared.name}_"):
+            continue
+        numbers, settings = name.removeprefix(declared.name).split("_")[1:], declared.parameters
+        if len(numbers) in (0, len(settings)):
+            pairs = zip(settings.items(), numbers, strict=False)
+            with contextlib.suppress(ValueError):
+                return transform(declared.function, **{key: type(each.default)(n) for (key, each), n in pairs})
+    forms = ("_".join([declared.name, *map(str.upper, declared.parameters)]) for declared in DEFENSES)
     raise ValueError(f"unknown squeezer {name!r}; known: {', '.join(forms)}")
 
 
