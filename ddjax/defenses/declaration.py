@@ -42,8 +42,10 @@ class Declaration:
       function: the defense. A transform takes inputs `[B, ...]`, where it is random then a key for each, then what
         `prepare` has made, and its settings as keyword-only arguments. A wrapper takes a classifier, then what
         `prepare` has made, and its settings, and returns a classifier or a `Randomized`. A detector takes a classifier,
-        clean inputs and labels, and the keyword-only `key`, `evaluate` and its settings; it returns an object with
-        `threshold`, `scores(inputs)` and `flags(inputs)`.
+        clean inputs `[N, ...]` that serve nothing else, their labels `[N]`, and the keyword-only `key`, a single one,
+        `evaluate` and its settings. `evaluate(function, shared, *columns)` applies `function(shared, *batch)` to any
+        number of examples and returns NumPy arrays. The detector returns an object with `threshold`, `scores(inputs)`
+        and `flags(inputs)`.
       kind: one of `KINDS`. A defense by training changes nothing when the network is deployed; neither does a
         detector, which stands beside it.
       gradient: of a transform or a wrapper, how an attack that knows the defense differentiates it. `"own"`: its own
@@ -172,12 +174,8 @@ class Defense:
     def prepared(self, inputs: Float[Array | np.ndarray, "N ..."], key: Key[Array, ""]) -> "Defense":
         """The defense with what it takes in addition: patches of training images, or a trained model.
 
-        Args:
-          inputs: training inputs, or none of the same shape for a defense that only loads a model.
-          key: a single one.
-
-        Returns:
-          The same defense where there is nothing to prepare.
+        `inputs` are for training; none of the same shape are enough for a defense that only loads a model. `key` is a
+        single one.
 
         Raises:
           ValueError: as its `prepare` does.
@@ -213,22 +211,14 @@ class Defense:
         return self._defended(logits_fn, self.declaration.function, self._transform)
 
     def naive(self, logits_fn: LogitsFn, key: Key[Array, ""]) -> LogitsFn:
-        """The defended classifier as a defense-unaware attacker sees it: its own gradients, and one fixed draw.
-
-        Args:
-          logits_fn: the network.
-          key: of the draw, a single one.
-        """
+        """The defended classifier as a defense-unaware attacker sees it: its own gradients, and one fixed draw."""
         defended = self.deployed(logits_fn)
         return single_draw(defended, key) if isinstance(defended, Randomized) else defended
 
     def aware(self, logits_fn: LogitsFn, key: Key[Array, ""], num_samples: int = 30) -> LogitsFn:
         """The defended classifier as a defense-aware attacker sees it: by the declared gradient, over several draws.
 
-        Args:
-          logits_fn: the network.
-          key: of the draws, a single one.
-          num_samples: of the expectation; one for a defense that averages already.
+        Of a defense that averages already, it takes one draw.
         """
         declared = self.declaration
         wrap = declared.substitute or declared.function
@@ -238,11 +228,7 @@ class Defense:
         return expectation(defended, key, num_samples=1 if declared.averages else num_samples)
 
     def check_fits(self, logits_fn: LogitsFn, input_shape: tuple[int, ...]) -> None:
-        """Refuses a network or a setting that does not fit, without running anything.
-
-        Args:
-          logits_fn: the network.
-          input_shape: of one input, without the batch.
+        """Refuses a network, or a setting, that does not fit inputs of this shape `[...]`; runs nothing.
 
         Raises:
           ValueError: where the transform gives inputs that the network does not take, or as the defense itself does.
@@ -270,18 +256,7 @@ class Defense:
         return inputs if show is None else show(inputs, **_taken(show, self.settings))
 
     def detector(self, logits_fn: LogitsFn, inputs: Any, labels: Any, *, key: Key[Array, ""], evaluate: Any) -> Any:
-        """Fits the detector, or calibrates its threshold.
-
-        Args:
-          logits_fn: the network.
-          inputs: clean ones that serve nothing else, `[N, ...]`.
-          labels: the true classes, `[N]`.
-          key: a single one.
-          evaluate: applies `function(shared, *batch)` to any number of examples: `evaluate(function, shared, *columns)`
-            returns NumPy arrays.
-
-        Returns:
-          An object with `threshold`, `scores(inputs)` and `flags(inputs)`.
+        """Fits the detector, or calibrates its threshold; see `Declaration.function`.
 
         Raises:
           ValueError: for a defense that is no detector, and as its function does.

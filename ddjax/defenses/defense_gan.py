@@ -281,17 +281,8 @@ def carried_attack(
     nearest image G(z) of the generator that is decided otherwise with the confidence, and returns x + G(z) - G(z0),
     scaled to the radius. The attack works as far as the reconstruction follows this change.
 
-    Args:
-      logits_fn: see `manifold_attack`, as for all that is not said here.
-      images: within [0, 1].
-      labels: the true classes.
-      key: one, or one for each image.
-      generator_fn: from codes to images within [0, 1].
-      latent: the length of a code.
-      epsilon: the radius in L2, above 0; may be traced, and one for each example.
-      confidence: the margin between the logits; above 0, since the reconstruction follows only so far.
-      inversion: settings of `invert`.
-      **settings: what else `manifold_attack` takes.
+    `epsilon` is the radius in L2, above 0; it may be traced, and one for each example. The other arguments are those of
+    `manifold_attack`. The confidence should be above 0, since the reconstruction follows only so far.
 
     Returns:
       Images within the ball and the box; the clean one where nothing was found. Success says that an image of the

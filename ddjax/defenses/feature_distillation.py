@@ -142,9 +142,10 @@ def random_jitter(
             side = image.shape[axis]
             share = jax.random.uniform(half, (side,), jnp.float32, minval=1 - limit, maxval=1 + limit)
             place = jnp.clip(jnp.arange(side, dtype=jnp.float32) * share, 0.0, side - 1.0)
-            low = jnp.floor(place).astype(jnp.int32)
+            low = jnp.floor(place)
             weight = jnp.expand_dims((place - low).astype(image.dtype), (2, 1 - axis))
-            near, far = (jnp.take(image, at, axis=axis) for at in (low, jnp.minimum(low + 1, side - 1)))
+            first = low.astype(jnp.int32)
+            near, far = (jnp.take(image, at, axis=axis) for at in (first, jnp.minimum(first + 1, side - 1)))
             image = (1 - weight) * near + weight * far
         return image
 

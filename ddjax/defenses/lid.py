@@ -4,6 +4,10 @@ The dimensionality around an image is estimated, at each layer, from the distanc
 minibatch of clean images; it tends to be larger for adversarial images. The features of an image are the estimates at
 the input and at every layer, and a logistic regression decides.
 
+In all functions here, `logits_fn` is a classifier that calls flax modules, such as `bind` makes; not compiled by
+itself, which would hide its layers. `references` are a minibatch of clean images, 100 in the paper. `after` are the
+types of the modules that count as layers.
+
 Reference:
   Ma et al., Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, 2018 (arXiv 1801.02613),
   Algorithm 1.
@@ -30,7 +34,7 @@ from ddjax.defenses.declaration import declare
 from ddjax.defenses.detector import Detector as FittedDetector
 from ddjax.defenses.detector import calibrated_threshold, call
 
-# The modules whose outputs count as layers.
+# The modules whose outputs count as layers; pooling, flattening and dropout are left out.
 LAYERS: tuple[type[nn.Module], ...] = (layers.Conv, nn.Conv, nn.Dense, nn.BatchNorm, layers.ReLU)
 # The attack that the detector is fitted on: Opt of the paper, Carlini and Wagner's L2 attack, shortened.
 FITTING_ATTACK = {"learning_rate": 0.01, "initial_const": 1.0, "search_steps": 3, "num_steps": 100}
@@ -88,13 +92,6 @@ def activations(
 ) -> collections.OrderedDict[str, Float[Array, "B _"]]:
     """The images, and each layer's activations.
 
-    Args:
-      logits_fn: a classifier that calls flax modules, such as `bind` makes; not compiled by itself, which would hide
-        its layers.
-      images: a batch.
-      after: the types of the modules that count as layers. The default has convolutions, dense layers, normalizations
-        and rectifiers; pooling, flattening and dropout are left out.
-
     Returns:
       By name, in the order of computation and the first of them `"input"`: one row of values for each image.
 
@@ -129,14 +126,7 @@ def features(
     neighbors: int = 20,
     after: tuple[type[nn.Module], ...] = LAYERS,
 ) -> Float[Array, "B L"]:
-    """The dimensionality around each image at each layer.
-
-    Args:
-      logits_fn: see `activations`.
-      queries: images to judge: clean, noisy or adversarial.
-      references: a minibatch of clean images; the paper takes 100.
-      neighbors: see `local_intrinsic_dimensionality`.
-      after: see `activations`.
+    """The dimensionality around each of the queries: clean, noisy or adversarial images.
 
     Returns:
       One column for each of the `activations`.
@@ -150,9 +140,8 @@ def features(
     """
     found = activations(logits_fn, queries, after=after)
     near = activations(logits_fn, references, after=after)
-    return jnp.stack(
-        [local_intrinsic_dimensionality(found[name], near[name], neighbors=neighbors) for name in found], axis=1
-    )
+    columns = [local_intrinsic_dimensionality(found[name], near[name], neighbors=neighbors) for name in found]
+    return jnp.stack(columns, axis=1)
 
 
 def noisy(
@@ -160,13 +149,7 @@ def noisy(
 ) -> Float[Array, "B H W C"]:
     """Images with Gaussian noise of the same L2 norm as an attack's change; the detector must not flag noise.
 
-    Args:
-      images: within [0, 1].
-      like: the same images after the attack.
-      keys: one for each image.
-
-    Returns:
-      Images within [0, 1]; clipping shortens the noise.
+    Both are within [0, 1]; `like` are the images after the attack. Clipping to [0, 1] shortens the noise.
     """
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
     scale = examples.norm(like - images) / examples.norm(noise)
@@ -259,15 +242,7 @@ def detector_scores(
 ) -> Float[Array, " B"]:
     """The detector's probabilities that images are adversarial, differentiable from the images on.
 
-    Args:
-      logits_fn: see `activations`.
-      detector: fitted on features with the same settings.
-      images: a batch.
-      references: clean images.
-      **settings: of `features`.
-
-    Raises:
-      ValueError: as `features` does.
+    The detector must be fitted on `features` with the same settings.
     """
     return detector.scores(features(logits_fn, images, references, **settings))
 
@@ -284,7 +259,7 @@ def fit(
     """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate.
 
     Args:
-      logits_fn: the network; see `activations`.
+      logits_fn: the network.
       images: clean ones that are used for nothing else and that the network was not trained on, within [0, 1],
         `[N, H, W, C]`: an eighth to compare with, three eighths to be fitted on, one half for the threshold.
       labels: the true classes, `[N]`.

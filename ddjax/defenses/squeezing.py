@@ -1,6 +1,10 @@
 """Feature squeezing: the detector that compares the classifier's answers for an image and for squeezed copies of it.
 
-`ddjax.defenses.squeezers` holds the squeezers. Every function here that takes squeezers raises ValueError without any.
+`ddjax.defenses.squeezers` holds the squeezers. Attacks see through them by BPDA.
+
+In all functions here, `logits_fn` is the classifier, `squeezers` are those of the detector, and `threshold` is the
+detector's, a number that may be traced. Without squeezers they raise ValueError. The classifiers that they return are
+pytrees like `bind`'s where `logits_fn` is one.
 
 Reference:
   Xu, Evans and Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, 2018 (arXiv 1704.01155).
@@ -52,13 +56,7 @@ def detector_scores(
 ) -> Float[Array, " B"]:
     """The joint detector's score: the largest L1 distance by which a squeezer moves the probabilities of an image.
 
-    Args:
-      logits_fn: a classifier.
-      squeezers: at least one.
-      images: a batch.
-
-    Returns:
-      Scores from 0 to 2; an image counts as adversarial when its score exceeds the threshold.
+    It is from 0 to 2; an image counts as adversarial when its score exceeds the threshold.
     """
     return jnp.max(_distances(_views(logits_fn, squeezers, images)), axis=0)
 
@@ -80,17 +78,10 @@ def _joint_logits(logits_fn: LogitsFn, squeezers: Sequence[Transform], images: A
 
 
 def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> LogitsFn:
-    """The mean logits of an image and of all that the squeezers make of it, seen through by BPDA.
+    """The classifier by the mean logits of an image and of all that the squeezers make of it.
 
     An image that deceives all of these views at once has a low score, so any attack on this classifier knows the
     detector.
-
-    Args:
-      logits_fn: a classifier.
-      squeezers: of the detector, at least one.
-
-    Returns:
-      A classifier; a pytree like `bind`'s where `logits_fn` is one.
     """
     return jax.tree_util.Partial(_Squeezed(_joint_logits, tuple(map(bpda, squeezers))), as_pytree(logits_fn))
 
@@ -106,21 +97,11 @@ def adaptive_attack(
     """Carlini and Wagner's L2 attack on the classifier and its detector together.
 
     To the margin that is still missed it adds, for each squeezer, by how much the score exceeds the threshold; what
-    counts is an image that is misclassified and not detected. Squeezers are seen through by BPDA.
-
-    Args:
-      logits_fn: a classifier.
-      images: within the bounds.
-      labels: the true classes.
-      squeezers: of the detector, at least one.
-      threshold: of the detector; may be traced.
-      **settings: of `ddjax.carlini_wagner_l2`, targets among them.
+    counts is an image that is misclassified and not detected. The other arguments, and the errors, are those of
+    `ddjax.carlini_wagner_l2`.
 
     Returns:
       The closest such images; where there were none the clean image, without success.
-
-    Raises:
-      ValueError: as `ddjax.carlini_wagner_l2` does.
 
     Reference:
       He, Wei, Chen, Carlini and Song, Adversarial Example Defenses: Ensembles of Weak Defenses are not Strong, 2017
@@ -156,19 +137,10 @@ def guarded_classifier(
     threshold: float | Float[Array, ""],
     temperature: float | Float[Array, ""] = 1.0,
 ) -> LogitsFn:
-    """Classifier and detector as one classifier with a class more, that of the images which are detected.
+    """Classifier and detector as one classifier of K + 1 classes, the last that of the images which are detected.
 
-    A targeted attack on it reaches its target undetected.
-
-    Args:
-      logits_fn: a classifier of K classes.
-      squeezers: of the detector, at least one; seen through by BPDA.
-      threshold: of the detector.
-      temperature: what the logits are divided by; it also gives the detector the gradient that it has there. The
-        detector's decision stays that at temperature 1.
-
-    Returns:
-      A classifier of K + 1 classes; a pytree like `bind`'s where `logits_fn` is one.
+    A targeted attack on it reaches its target undetected. The logits are divided by `temperature`, which also gives the
+    detector the gradient that it has there. The detector's decision stays that at temperature 1.
 
     Reference:
       Carlini and Wagner, Adversarial Examples Are Not Easily Detected: Bypassing Ten Detection Methods, 2017
@@ -200,26 +172,12 @@ def attack_detector(
 
     Once on `joint_classifier`, and once on `guarded_classifier` towards a target: without one, the class that is next
     after the label for the views together. The first takes all views over with much to spare, the second stops where
-    the detector is passed.
-
-    Args:
-      attack: takes targets.
-      logits_fn: a classifier.
-      images: within the bounds.
-      labels: the true classes.
-      squeezers: of the detector, at least one.
-      threshold: of the detector.
-      divisor: what logits are divided by for the attack, not for the detector.
-      key: as for the attack.
-      targets: the classes to reach, for the targeted attack.
-      **settings: of the attack.
+    the detector is passed. For the attack, not for the detector, logits are divided by `divisor`. The other arguments,
+    and the errors, are those of the attack, which must take targets.
 
     Returns:
       For each example the closer image, in L2, of those that are misclassified and not detected; where none is, the
       first attack's.
-
-    Raises:
-      ValueError: as the attack does.
     """
     joint = at_temperature(joint_classifier(logits_fn, squeezers), divisor)
     guarded = guarded_classifier(logits_fn, squeezers, threshold, divisor)
@@ -272,7 +230,7 @@ def joint_detector(
     Args:
       logits_fn: the network.
       images: clean ones that are used for nothing else, `[N, H, W, C]`; not looked at with a fixed threshold.
-      labels: not looked at.
+      labels: not used.
       key: not used.
       evaluate: see `Detector`.
       squeezers: names as in `ddjax.defenses.squeezers.squeezer`, joined by `+`.
@@ -303,11 +261,7 @@ def joint_detector(
 
 
 def check_settings(*, squeezers: str, threshold: float | None = None, false_positive_rate: float | None = None) -> None:
-    """Refuses bad settings of `joint_detector`.
-
-    Raises:
-      ValueError: as `joint_detector` does.
-    """
+    """Refuses bad settings of `joint_detector`, as this does."""
     _squeezers(squeezers)
     if threshold is not None and false_positive_rate is not None:
         raise ValueError("the threshold of a detector is either fixed or calibrated: give one of the two settings")
@@ -333,11 +287,6 @@ def _published(dataset: str) -> dict[str, Any]:
 
 DEFENSES = (
     declare(
-        joint_detector,
-        name="squeezing",
-        kind="detector",
-        published=_published,
-        check=check_settings,
-        view=_first_view,
+        joint_detector, name="squeezing", kind="detector", published=_published, check=check_settings, view=_first_view
     ),
 )

@@ -95,7 +95,7 @@ def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "
     check_images("thermometer encoding", images)
     reached = _reached(images, levels)
     # Masks instead of `clip`, which would share the gradient between its branches on the borders.
-    active = _or_first(reached) & ~reached
+    active = jax.nn.one_hot(_bins(images, levels) + 1, levels, dtype=bool)
     slope = levels * images[..., None] - jnp.arange(-1, levels - 1, dtype=images.dtype).reshape(1, 1, 1, 1, -1)
     return jnp.where(active, slope, reached.astype(images.dtype)).reshape(*images.shape[:3], -1)
 
@@ -175,9 +175,6 @@ def ls_pga(
       ValueError: for bad images, labels or targets (see `attacks.prepare`); settings out of their range.
       TypeError: for a noisy start without a key.
 
-    Reference:
-      Buckman et al., 2018.
-
     Departures from the paper:
       Adversarial training took steps of 0.01 there. Bins are allowed exactly where the ball has a point, not where one
       of a few samples of it falls, and the codes come as images that have them.
@@ -231,26 +228,8 @@ def dga(
     attack returns the visited code, the start included, with the smallest margin of the label, or the largest of the
     target.
 
-    Args:
-      logits_fn: takes codes; `ddjax.bind` of an `Encoded` does.
-      images: see `ls_pga`, as for all that is not said here.
-      labels: the true classes.
-      key: may be None without `random_start`.
-      targets: the classes to reach.
-      epsilon: the Linf radius of the ball.
-      num_steps: of the ascent.
-      random_start: starts at the codes of a uniform point of the ball, else of the image.
-      levels: of the codes.
-
-    Returns:
-      As `ls_pga`.
-
-    Raises:
-      ValueError: as `ls_pga`.
-      TypeError: for a random start without a key.
-
-    Reference:
-      Buckman et al., 2018.
+    The arguments, results and errors are those of `ls_pga`. With `random_start` it starts at the codes of a uniform
+    point of the ball and needs a key, else it starts at the codes of the image.
 
     Departures from the paper:
       The best of all codes that were visited is returned, not the last. Each is taken by images inside the ball.
@@ -320,11 +299,6 @@ def _reached(images: Array, levels: int) -> Bool[Array, "B H W C L"]:
     return images[..., None] >= jnp.asarray(edges).reshape(1, 1, 1, 1, -1)
 
 
-def _or_first(reached: Bool[Array, "B H W C L"]) -> Bool[Array, "B H W C L"]:
-    """Whether the level before is reached; before the first, it is."""
-    return jnp.concatenate([jnp.ones_like(reached[..., :1]), reached[..., :-1]], axis=4)
-
-
 def _bins(images: Array, levels: int) -> Int[Array, "B H W C"]:
     return jnp.sum(_reached(images, levels), axis=4, dtype=jnp.int32) - 1
 
@@ -345,16 +319,15 @@ def _prepare(
 
 
 def _allowed(low: Array, high: Array, levels: int) -> Bool[Array, "B H W C L"]:
-    """Which bins have a point between the two: those that begin before the higher, and end after the lower."""
-    reached = _reached(low, levels)
-    below = jnp.concatenate([reached[..., 1:], jnp.zeros_like(reached[..., :1])], axis=4)
-    return _reached(high, levels) & ~below
+    """Which bins have a point between the two."""
+    bins = jnp.arange(levels, dtype=jnp.int32).reshape(1, 1, 1, 1, -1)
+    return (bins >= _bins(low, levels)[..., None]) & (bins <= _bins(high, levels)[..., None])
 
 
 def _preferred(scores: Array, allowed: Array, current: Array) -> Int[Array, "B H W C"]:
     """The allowed bin with the highest score; the current one where it is among the highest."""
     scores = jnp.where(allowed, scores, -jnp.inf)
-    is_current = jnp.arange(scores.shape[4]).reshape(1, 1, 1, 1, -1) == current[..., None]
+    is_current = jax.nn.one_hot(current, scores.shape[4], dtype=bool)
     own = jnp.max(jnp.where(is_current, scores, -jnp.inf), axis=4)
     return jnp.where(own >= jnp.max(scores, axis=4), current, jnp.argmax(scores, axis=4).astype(current.dtype))
 
