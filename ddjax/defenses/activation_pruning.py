@@ -37,15 +37,8 @@ def keep_probabilities(
 ) -> Float[Array, "B D"]:
     """The probability that a unit is among those sampled: 1 - (1 - p)^r, where p is its part of the magnitudes.
 
-    Args:
-      activations: all units of a layer, for each image.
-      samples: r, the number of draws with replacement, above 0; may be traced.
-
-    Returns:
-      Probabilities, accurate where they are small; zero in a layer of zeros.
-
-    Raises:
-      ValueError: for a known number of samples that is not positive.
+    The number r of draws with replacement is above 0 and may be traced. Probabilities are accurate where they are
+    small, and zero in a layer of zeros.
     """
     check_number("samples", samples, above=0.0)
     # Below one, where the logarithm has a derivative; of a unit that is always kept, it is zero.

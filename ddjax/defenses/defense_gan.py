@@ -71,8 +71,7 @@ def invert(
     checks.check_number("learning_rate", learning_rate, above=0.0)
     checks.check_number("momentum", momentum, least=0.0, below=1.0)
     for name, value in (("latent", latent), ("num_steps", num_steps), ("restarts", restarts)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        checks.check_whole_number(name, value, least=1)
     start = lambda key: jax.random.normal(key, (latent,), jnp.float32)
     draw = lambda restart: jax.vmap(lambda key: start(jax.random.fold_in(key, restart)))(keys)
     starts = jax.vmap(draw)(jnp.arange(restarts, dtype=jnp.int32))
@@ -92,16 +91,13 @@ def descend(
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
 ) -> tuple[Float[Array, "R B L"], Float[Array, "R B"]]:
-    """The descent of `invert`, whose arguments it has, from given codes as starts, all at once.
+    """The descent of `invert`, whose arguments and errors it has, from given codes as starts, all at once.
 
     One after the other takes less memory and, on two cores of a CPU too, more time for several images; `python -m
     launch.benchmark --work=reconstruct` measures it.
 
     Returns:
       The codes where each descent ends, and the mean squared error of the images that they make.
-
-    Raises:
-      ValueError: for a generator whose images have another shape.
     """
     images, generator_fn = lax.stop_gradient((images, as_pytree(generator_fn)))
     made = jax.eval_shape(generator_fn, starts[0]).shape
@@ -137,13 +133,9 @@ def reconstruct(
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
 ) -> Float[Array, "B H W C"]:
-    """Replaces each image by the nearest one found among those of a generator.
+    """Replaces each image by the nearest one found among those of a generator, by `invert` with these arguments.
 
-    The arguments, and the errors, are those of `invert`.
-
-    Returns:
-      Images that the generator makes. They carry no gradient; attacks on the defense use `ddjax.bpda` or
-      `ddjax.reparameterized`.
+    The images carry no gradient; attacks on the defense use `ddjax.bpda` or `ddjax.reparameterized`.
     """
     settings = {"num_steps": num_steps, "restarts": restarts, "learning_rate": learning_rate, "momentum": momentum}
     check_images("Defense-GAN", images)
@@ -154,12 +146,7 @@ def reconstruct(
 def load_generator(
     images: Any, key: Any, *, model: str = "runs/train_gan_mnist/checkpoints/seed0_none/generator"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the generator that `reconstruct` takes, see `ddjax.defenses.models.load`.
-
-    Args:
-      images: of the shape that it must make, `[N, H, W, C]`; may be none.
-      key: not used.
-      model: the directory of its checkpoints.
+    """Loads the generator that `reconstruct` takes, for the shape of these images, see `ddjax.defenses.models.load`.
 
     Returns:
       The generator, and the length of its codes as the setting `latent`.

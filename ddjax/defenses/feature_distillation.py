@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from ddjax.checks import check_choice
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import blocks, check_images, widened
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -31,41 +31,33 @@ def cosine_matrix(size: int) -> np.ndarray:
     return np.asarray(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
 
 
-def distill_features(
-    images: Float[Array, "B H W C"], *, table: Table = TABLE, shifted: bool = False
-) -> Float[Array, "B H W C"]:
+def distill_features(images: Float[Array, "B H W C"], *, table: Table = TABLE) -> Float[Array, "B H W C"]:
     """Quantizes the block-wise cosine transform of images in 8-bit units.
 
-    Images are mirrored around their edge pixels up to whole blocks, equally on both sides, and cropped back. Channels
-    are transformed one by one.
+    The table has the quantization step of each frequency: a square of positive numbers, whose side is that of the
+    blocks. Images are mirrored around their edge pixels up to whole blocks, equally on both sides, and cropped back.
+    Channels are transformed one by one. The gradient is zero everywhere.
 
-    Args:
-      images: within [0, 1].
-      table: the quantization step of each frequency, a square of positive numbers; its side is that of the blocks.
-      shifted: crops at the origin of the padded images as the public code does, which shifts them by half the padding.
-
-    Returns:
-      Images within [0, 1]. The gradient is zero everywhere.
+    Departures from the public code:
+      It crops at the origin of the padded images, which shifts them by half the padding.
     """
     check_images("Feature Distillation", images)
     steps = np.asarray(table, np.float32)
     block = len(steps)
     if steps.shape != (block, block) or not (np.isfinite(steps) & (steps > 0)).all():
         raise ValueError(f"a quantization table must be a square of positive numbers, got {table}")
-    batch, rows, columns, channels = images.shape
-    pads = [-side % block for side in (rows, columns)]
-    sides = [(pad // 2, pad - pad // 2) for pad in pads]
+    rows, columns = images.shape[1:3]
+    pads = (-side % block for side in (rows, columns))
+    (top, below), (left, right) = ((pad // 2, pad - pad // 2) for pad in pads)
     wide = widened(images)
-    padded = 255 * jnp.pad(wide, ((0, 0), *sides, (0, 0)), mode="reflect")
-    blocks = padded.reshape(batch, (rows + pads[0]) // block, block, (columns + pads[1]) // block, block, channels)
+    padded = 255 * jnp.pad(wide, ((0, 0), (top, below), (left, right), (0, 0)), mode="reflect")
     # As products with a matrix: a fast transform gains nothing on blocks of eight, and rounds otherwise.
     matrix = jnp.asarray(cosine_matrix(block), wide.dtype)
     multiply = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    spectrum = multiply("ki,lj,bminjc->bmnklc", matrix, matrix, blocks)
+    spectrum = multiply("ki,lj,bminjc->bmnklc", matrix, matrix, blocks(padded, block))
     step = jnp.asarray(steps, wide.dtype)[None, None, None, :, :, None]
     coarse = jnp.round(spectrum / step) * step
     restored = multiply("ki,lj,bmnklc->bminjc", matrix, matrix, coarse).reshape(padded.shape)
-    top, left = (0, 0) if shifted else (sides[0][0], sides[1][0])
     return jnp.clip(restored[:, top : top + rows, left : left + columns] / 255, 0.0, 1.0).astype(images.dtype)
 
 
@@ -126,12 +118,7 @@ def random_jitter(
 ) -> Float[Array, "B H W C"]:
     """Moves each column and each row by a random share of its coordinate, bilinearly; most far from the origin.
 
-    Gradients pass.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      limit: the place j shows j (1 + U(-limit, limit)); in [0, 1).
+    The place j shows j (1 + U(-limit, limit)), for a limit in [0, 1). Gradients pass.
     """
     check_images("the random jitter", images)
     if not 0 <= limit < 1:
@@ -157,25 +144,15 @@ def distill_and_distort(
     keys: Key[Array, " B"],
     *,
     table: Table = TABLE,
-    shifted: bool = False,
     grid: str = "jitter",
     limit: float = 0.025,
 ) -> Float[Array, "B H W C"]:
-    """Feature Distillation, then one of the two random distortions.
+    """Feature Distillation by a table, then one of the two random distortions with its limit.
 
-    Args:
-      images: within [0, 1].
-      keys: one for each image.
-      table: see `distill_features`.
-      shifted: see `distill_features`.
-      grid: `"jitter"`, as the public code that combines them has it, or `"cells"`, the grid of Qiu et al., for whom a
-        limit of 0.25 is usual.
-      limit: of the distortion.
-
-    Returns:
-      The defended images. The gradient is zero everywhere.
+    The grid is `"jitter"`, as the public code that combines them has it, or `"cells"`, that of Qiu et al., for whom a
+    limit of 0.25 is usual. The gradient is zero everywhere.
     """
-    return distort(distill_features(images, table=table, shifted=shifted), keys, grid=grid, limit=limit)
+    return distort(distill_features(images, table=table), keys, grid=grid, limit=limit)
 
 
 def distort(
@@ -194,7 +171,7 @@ def distort(
 DEFENSES = (
     declare(distill_features, name="feature_distillation", gradient="straight-through"),
     declare(
-        distill_and_distort, name="feature_distillation_grid", random=True, gradient="substitute", substitute=distort
+        distill_and_distort, name="feature_distillation_grid", gradient="substitute", substitute=distort, random=True
     ),
     declare(random_grid, random=True, gradient="own"),
     declare(random_jitter, random=True, gradient="own"),

@@ -1,19 +1,11 @@
-"""What defenses of images share: the check of shapes, float32 inside of a defense, and neighborhoods of pixels."""
+"""What defenses of images share: the check of shapes, float32 inside, blocks and neighborhoods of pixels."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
 
 def check_images(name: str, inputs: Array) -> None:
-    """Refuses inputs that are no images, for a defense that works on pixels, blocks or windows.
-
-    Args:
-      name: of the defense.
-      inputs: a batch.
-
-    Raises:
-      ValueError: for another shape than `[B, H, W, C]`.
-    """
+    """Raises ValueError for inputs that are no images, for a defense that works on pixels, blocks or windows."""
     if inputs.ndim != 4:
         raise ValueError(f"{name} works on images [B, H, W, C], got inputs of the shape {tuple(inputs.shape)}")
 
@@ -21,6 +13,12 @@ def check_images(name: str, inputs: Array) -> None:
 def widened(inputs: Array) -> Array:
     """The inputs in float32, or wider where they are; bfloat16 and float16 lose too much inside of a defense."""
     return inputs.astype(jnp.float32) if inputs.dtype.itemsize < 4 else inputs
+
+
+def blocks(images: Array, side: int) -> Array:
+    """The squares that images of whole squares consist of: `[B, rows of blocks, side, columns of blocks, side, C]`."""
+    batch, rows, columns, channels = images.shape
+    return images.reshape(batch, rows // side, side, columns // side, side, channels)
 
 
 def surrounded(images: Array, height: int, width: int, mode: str) -> Array:

@@ -28,17 +28,10 @@ _ENTRIES = 2**20
 
 
 def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float[Array, "B ..."]:
-    """Keeps the leading bits of 8-bit values and sets the others to zero.
+    """Keeps the leading bits, 1 to 8 of them, of 8-bit values and sets the others to zero.
 
-    `squeezers.reduce_bit_depth` rounds to the nearest of as many values from 0 to 1 instead; here the largest is below
-    1, 224 / 255 with three bits.
-
-    Args:
-      inputs: within [0, 1]; rounded to 8 bits first.
-      bits: from 1 to 8.
-
-    Returns:
-      Inputs of fewer bits. The gradient is zero everywhere.
+    Inputs are rounded to 8 bits first. `squeezers.reduce_bit_depth` rounds to the nearest of as many values from 0 to 1
+    instead; here the largest is below 1, 224 / 255 with three bits. The gradient is zero everywhere.
 
     Reference:
       Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), whose
@@ -141,19 +134,10 @@ def _adjoint(down: Array, right: Array) -> Array:
 def patch_database(
     images: Float[Array, "N H W C"], key: Key[Array, ""], *, num_patches: int, patch: int = 5
 ) -> Float[Array, "P h w C"]:
-    """Cuts patches out of images at random: of any image, from any place, and any of them more than once.
+    """Cuts the patches that `quilt` takes out of training images at random.
 
-    Args:
-      images: of the training set.
-      key: a single one.
-      num_patches: P, at least 1; Guo et al. have a million.
-      patch: the side of a patch, from 1 to the shorter of the images'.
-
-    Returns:
-      The patches that `quilt` takes.
-
-    Raises:
-      ValueError: for a number or side out of its range.
+    They are of any image and from any place, and any of them may come more than once. Guo et al. have a million. The
+    side `patch` is from 1 to the shorter of the images'.
     """
     count, rows, columns, channels = images.shape
     if num_patches < 1 or not 1 <= patch <= min(rows, columns):
@@ -256,11 +240,8 @@ def _nearest(tiles: Float[Array, "T D"], patches: Float[Array, "P D"], neighbors
 def minimum_error_seam(errors: Float[Array, "B L O"]) -> Int32[Array, "B L"]:
     """The path of the least sum of errors along an overlap, which moves by one place at most from one step to the next.
 
-    Args:
-      errors: L steps along the overlap, O places across.
-
-    Returns:
-      The place at each step; the lower one of two that are as good.
+    There are L steps along the overlap and O places across. The path is the place at each step, the lower one of two
+    that are as good.
 
     Reference:
       Efros and Freeman, Image Quilting for Texture Synthesis and Transfer, 2001, section 2.1.
@@ -309,12 +290,8 @@ def prepare_patches(
 def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size: int) -> Float[Array, "B H W C"]:
     """Cuts a square out of each image and scales it bilinearly to the size of the image.
 
-    The place is uniform within the image, in fractions of a pixel. Gradients pass.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      size: the side of the square in pixels, from 1 to the shorter of the image's.
+    The side of the square is `size` pixels, from 1 to the shorter of the image's. Its place is uniform within the
+    image, in fractions of a pixel. Gradients pass.
 
     Departures from the paper:
       Crops are scaled to the classifier's size in one step, not to `size` pixels first.
@@ -347,22 +324,13 @@ class _CropEnsemble:
 
 
 def crop_ensemble(logits_fn: LogitsFn, *, size: int, num_crops: int = 30) -> Randomized:
-    """The classifier that averages the probabilities of random crops of an image.
+    """The classifier that averages the probabilities of at least one random crop of an image, see `random_crop`.
 
-    Args:
-      logits_fn: a classifier of images of the full size.
-      size: the side of a crop, see `random_crop`.
-      num_crops: at least 1.
+    Guo et al. have 30 crops of 90 of 224 pixels.
 
     Returns:
       A random classifier whose logits are the logarithms of the mean probabilities; a pytree whose leaves are those of
       `logits_fn`.
-
-    Raises:
-      ValueError: for no crops, or crops without a pixel.
-
-    Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4, with 30 crops of 90 of 224 pixels.
     """
     if size < 1 or num_crops < 1:
         raise ValueError(f"an ensemble needs at least one crop of at least one pixel, got {num_crops} of {size}")

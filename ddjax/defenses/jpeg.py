@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int32
 
 from ddjax import rounding
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import blocks, check_images, widened
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -64,15 +64,7 @@ _COSINES = np.concatenate([_HALF, _HALF[:, ::-1] * np.array([[1], [-1]] * 4, np.
 
 
 def quantization_table(table: Table, quality: int) -> np.ndarray:
-    """The steps of a quality, by the rule of the Independent JPEG Group.
-
-    Args:
-      table: the steps of quality 50.
-      quality: from 1, the coarsest, to 100.
-
-    Returns:
-      Integer steps from 1 to 255.
-    """
+    """The steps of a quality, integers from 1 to 255, by the rule of the Independent JPEG Group."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return np.clip((np.asarray(table, np.int32) * percent + 50) // 100, 1, 255)
 
@@ -122,14 +114,7 @@ def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = Tru
     """The linear part of `jpeg`, without its rounding: the chrominances lose half of their resolution.
 
     The substitute for a defense-aware attack, see `ddjax.bpda`. With the identity an attack would spend its budget on
-    the colors of single pixels, which subsampling removes.
-
-    Args:
-      images: within [0, 1]; color of three channels or gray of one.
-      subsampling: as for `jpeg`.
-
-    Returns:
-      Images; values may be slightly outside of [0, 1].
+    the colors of single pixels, which subsampling removes. Values may be slightly outside of [0, 1].
     """
     check_images("JPEG", images)
     if images.shape[3] == 1 or not subsampling:
@@ -137,7 +122,7 @@ def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = Tru
     planes = jnp.einsum("kc,bijc->bijk", jnp.asarray(_TO_YCC / 2**16, images.dtype), images)
     bright, color = planes[..., :1], planes[..., 1:]
     color = _pad(color, 2, 2)
-    means = jnp.mean(_blocks(color, 2), axis=(2, 4))
+    means = jnp.mean(blocks(color, 2), axis=(2, 4))
     color = jax.image.resize(means, color.shape, "linear")[:, : images.shape[1], : images.shape[2]]
     planes = jnp.concatenate([bright, color], axis=3)
     return jnp.einsum("ck,bijk->bijc", jnp.asarray(_TO_RGB / 2**16, images.dtype), planes)
@@ -149,12 +134,6 @@ def _pad(planes: Array, rows: int, columns: int) -> Array:
     return jnp.pad(planes, ((0, 0), *pads, (0, 0)), mode="edge")
 
 
-def _blocks(planes: Array, side: int) -> Array:
-    """Splits whole blocks off: `[B, rows of blocks, side, columns of blocks, side, channels]`."""
-    batch, rows, columns, channels = planes.shape
-    return planes.reshape(batch, rows // side, side, columns // side, side, channels)
-
-
 def _shift(values: Array, bits: int) -> Array:
     """Divides by a power of two and rounds."""
     return (values + 2 ** (bits - 1)) >> bits
@@ -164,9 +143,8 @@ def _quantize(planes: Int32[Array, "B h w c"], table: np.ndarray) -> Int32[Array
     """To the quantized coefficients of each block and back; of 8-bit values less 128."""
     rows, columns = planes.shape[1:3]
     padded = _pad(planes, 8, 8)
-    blocks = _blocks(padded, 8)
     # Two more bits are kept between the two passes. Coefficients come as eighths, with the means of blocks exact.
-    of_rows = _shift(jnp.einsum("lj,bminjc->bminlc", _COSINES, blocks), 11)
+    of_rows = _shift(jnp.einsum("lj,bminjc->bminlc", _COSINES, blocks(padded, 8)), 11)
     eighths = _shift(jnp.einsum("ki,bminlc->bmknlc", _COSINES, of_rows), 15)
     steps = jnp.asarray(table)[None, None, :, None, :, None]
     levels = jnp.sign(eighths) * ((jnp.abs(eighths) + 4 * steps) // (8 * steps))
@@ -179,7 +157,7 @@ def _downsample(planes: Int32[Array, "B H W c"]) -> Int32[Array, "B h w c"]:
     """The means of 2 x 2 pixels; a half goes down in one column and up in the next."""
     # The codec fills its blocks to the right before it takes the means, and downward after.
     padded = _pad(planes, 2, 16)
-    total = jnp.sum(_blocks(padded, 2), axis=(2, 4))
+    total = jnp.sum(blocks(padded, 2), axis=(2, 4), dtype=jnp.int32)
     bias = 1 + jnp.arange(total.shape[2], dtype=jnp.int32) % 2
     return (total + bias[None, None, :, None]) >> 2
 

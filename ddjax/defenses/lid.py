@@ -58,17 +58,9 @@ def local_intrinsic_dimensionality(
     and would reveal which of the two the query is. Where it is neither, leaving it out raises the estimate by about a
     sixth, with 20 neighbors.
 
-    Args:
-      queries: points.
-      references: points in whose midst the dimensionality is wanted, at least one more than neighbors.
-      neighbors: k, at least 2.
-
-    Returns:
-      Positive and finite numbers, one for each query, which do not change with the scale of the points. Where the
-      neighbors are equally far, as duplicates are, it is a million.
-
-    Raises:
-      ValueError: for too few neighbors or references.
+    There must be at least 2 neighbors, and one reference more than neighbors. The estimates are positive and finite,
+    and do not change with the scale of the points. One is a million where the neighbors are equally far, as duplicates
+    are.
     """
     if neighbors < 2 or len(references) <= neighbors:
         raise ValueError(

@@ -63,15 +63,9 @@ def purify(
 
 
 def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:
-    """The start of `purify`, and its choice of each pixel.
+    """The start of `purify`, and its choice of each pixel for `ddjax.generative.pixelcnn.autoregress`.
 
-    Args:
-      images: within [0, 1].
-      epsilon: the radius of the ball in Linf.
-
-    Returns:
-      The nearest levels from 0 to 255, and the choice of a pixel for `ddjax.generative.pixelcnn.autoregress`: the
-      likeliest levels within the ball.
+    These are the nearest levels from 0 to 255, and the likeliest ones within the ball.
     """
     levels = 255 * images
     nearest = jnp.clip(jnp.round(levels), 0, 255)
@@ -79,15 +73,13 @@ def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array
     most = jnp.clip(jnp.floor(levels + 255 * epsilon + _SLACK), 0, 255)
     # A ball between two levels.
     least, most = (jnp.where(least > most, nearest, bound) for bound in (least, most))
-    candidates = jnp.arange(256, dtype=jnp.float32)
+    candidates = jnp.arange(256, dtype=jnp.float32)[None]
 
     def choose(parameters: Array, pixel: Array, row: Array, column: Array) -> Array:
-        low, high = (lax.dynamic_slice_in_dim(bound, row, 1, 1) for bound in (least, most))
-        low, high = (lax.dynamic_slice_in_dim(bound, column, 1, 2)[:, 0, 0] for bound in (low, high))
+        low, high = least[:, row, column], most[:, row, column]
         for channel in range(pixel.shape[1]):
             log_probs = logistic_mixture.channel_log_probs(parameters, pixel, channel)
-            bounds = low[:, channel, None], high[:, channel, None]
-            allowed = (candidates[None] >= bounds[0]) & (candidates[None] <= bounds[1])
+            allowed = (candidates >= low[:, channel, None]) & (candidates <= high[:, channel, None])
             best = jnp.argmax(jnp.where(allowed, log_probs, -jnp.inf), axis=1)
             is_channel = jnp.arange(pixel.shape[1]) == channel
             pixel = jnp.where(is_channel[None], best.astype(pixel.dtype)[:, None], pixel)
@@ -99,16 +91,7 @@ def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array
 def load_density(
     images: Any, key: Any, *, model: str = "runs/train_pixelcnn_mnist/checkpoints/seed0_none/density"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the density that `purify` takes, see `ddjax.defenses.models.load`.
-
-    Args:
-      images: of the shape that it must take, `[N, H, W, C]`; may be none.
-      key: not used.
-      model: the directory of its checkpoints.
-
-    Returns:
-      The density, and no settings.
-    """
+    """Loads the density that `purify` takes, for the shape of these images, see `ddjax.defenses.models.load`."""
     del key
     return (generative.model_fn(models.load(model, "density", images.shape[1:])),), {}
 

@@ -20,14 +20,9 @@ from ddjax.defenses.images import check_images, neighborhoods, surrounded, widen
 
 
 def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[Array, "B ..."]:
-    """Rounds every value to the nearest of 2^bits equally spaced ones.
+    """Rounds every value to the nearest of 2^bits equally spaced ones, for 1 to 16 bits.
 
-    Args:
-      inputs: within [0, 1].
-      bits: from 1 to 16.
-
-    Returns:
-      Rounded inputs. The gradient is zero everywhere.
+    The gradient is zero everywhere.
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be from 1 to 16, got {bits}")
@@ -35,15 +30,7 @@ def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[A
 
 
 def binarize(inputs: Float[Array, "B ..."], *, threshold: float = 0.5) -> Float[Array, "B ..."]:
-    """One above the threshold, zero at and below it.
-
-    Args:
-      inputs: a batch.
-      threshold: a finite number.
-
-    Returns:
-      Zeros and ones. The gradient is zero everywhere.
-    """
+    """One above the threshold, a finite number, and zero at and below it. The gradient is zero everywhere."""
     check_number("threshold", threshold)
     return (inputs > threshold).astype(inputs.dtype)
 
@@ -53,12 +40,7 @@ def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: in
 
     As `scipy.ndimage.median_filter` with mode `"reflect"`: the median of an even number of values is the upper of the
     two in the middle, an even side reaches further up or to the left, and images are mirrored at their edges. Gradients
-    pass to the pixel that is the median.
-
-    Args:
-      images: a batch.
-      height: of the neighborhood, at least 1.
-      width: of the neighborhood, at least 1.
+    pass to the pixel that is the median. The sides of the neighborhood are at least 1.
     """
     check_images("a median filter", images)
     if height < 1 or width < 1:
@@ -117,9 +99,7 @@ def non_local_means(
 def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array, "B H W C"]:
     """Scales the images down by a factor and up again, bilinearly.
 
-    Args:
-      images: a batch.
-      factor: at least 1; sides are divided by it and rounded down, which must leave a pixel.
+    Sides are divided by the factor, at least 1, and rounded down, which must leave a pixel.
     """
     check_images("resampling", images)
     rows, columns = images.shape[1:3]

@@ -1,8 +1,8 @@
 """Thermometer encoding: pixels are coded by the levels that they reach; and the two attacks of its authors.
 
-A pixel in one of `levels` equal bins becomes `levels` bits, of which those up to its bin are set. A network that takes
-these codes is a classifier of images behind `encode`, which has no gradient. It is attacked by BPDA with `ramp`, or in
-the space of codes by `ls_pga` and `dga`.
+A pixel in one of `levels` equal bins, at least 2, becomes `levels` bits, of which those up to its bin are set. A
+network that takes these codes is a classifier of images behind `encode`, which has no gradient. It is attacked by BPDA
+with `ramp`, or in the space of codes by `ls_pga` and `dga`.
 
 Reference:
   Buckman et al., Thermometer Encoding: One Hot Way to Resist Adversarial Examples, 2018 (ICLR).
@@ -30,15 +30,8 @@ from ddjax.training.adversaries import DeclaredAdversary
 def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
     """Codes each pixel by the levels that it reaches: bit j is set where the pixel is at least `j / levels`.
 
-    Bit 0 is always set. The number of set bits less one is the bin; the last bin includes 1.
-
-    Args:
-      images: within [0, 1].
-      levels: the number of bins and of bits, at least 2.
-
-    Returns:
-      Zeros and ones, the bits of a channel side by side: bit j of channel c is `c * levels + j`. The gradient is zero
-      everywhere.
+    Bit 0 is always set. The number of set bits less one is the bin; the last bin includes 1. The bits of a channel are
+    side by side: bit j of channel c is `c * levels + j`. The gradient is zero everywhere.
 
     Departures from the paper:
       In the paper bit j is set above `j / levels`; here at `j / levels`, too, as in the public code. The first bit is
@@ -51,12 +44,7 @@ def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array,
 def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array, "B H W C"]:
     """Decodes each code as the center of its bin, which is at most half a bin from the pixel.
 
-    Args:
-      codes: as `encode` makes them, or relaxed ones with bits between 0 and 1, whose expectation is decoded.
-      levels: as they were encoded.
-
-    Returns:
-      Images within [0, 1], which `encode` to the same codes.
+    The images `encode` to the same codes. Of relaxed codes, with bits between 0 and 1, the expectation is decoded.
 
     Raises:
       ValueError: when the codes are not whole channels of so many bits.
@@ -77,13 +65,6 @@ def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "
 
     The ramp shows the effect of the next bin, not of the one before, and nothing for a pixel in the last bin. On images
     with many white pixels, such as digits, `ls_pga` and `dga` find more; judge the defense by the strongest attack.
-
-    Args:
-      images: within [0, 1].
-      levels: at least 2.
-
-    Returns:
-      Values from 0 to 1 in the shape of `encode`.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420).
@@ -282,8 +263,7 @@ def ls_pga_examples(
     levels: int,
 ) -> Float[Array, "B H W C"]:
     """The adversarial images of `ls_pga`, for adversarial training of networks of codes with so many levels."""
-    settings = {"epsilon": epsilon, "num_steps": num_steps, "levels": levels}
-    return ls_pga(logits_fn, images, labels, key=keys, **settings).inputs
+    return ls_pga(logits_fn, images, labels, key=keys, epsilon=epsilon, num_steps=num_steps, levels=levels).inputs
 
 
 def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
@@ -307,7 +287,6 @@ def _prepare(
     logits_fn: LogitsFn, images: Array, labels: Array, targets: Array | None, epsilon: Any, num_steps: int, levels: int
 ) -> tuple[problem.Problem, Array, Array]:
     """Refuses bad arguments; the least and greatest value of each pixel in the ball and the box."""
-    checks.check_number("levels", levels, least=2.0)
     checks.check_number("epsilon", epsilon, least=0.0)
     checks.check_number("num_steps", num_steps, least=1.0)
     of_images = transformed(logits_fn, transform(encode, levels=levels))

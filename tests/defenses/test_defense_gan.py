@@ -122,9 +122,9 @@ class TestReconstruct:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
-            ({"restarts": 0}, "restarts must be at least 1, got 0"),
-            ({"latent": 0}, "latent must be at least 1, got 0"),
+            ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+            ({"restarts": 0}, "restarts must be a whole number of at least 1, got 0"),
+            ({"latent": 0}, "latent must be a whole number of at least 1, got 0"),
             ({"learning_rate": 0.0}, "learning_rate must be a finite number above 0"),
             ({"momentum": -0.1}, "momentum must be a finite number at least 0"),
             ({"momentum": 1.0}, "momentum must be a finite number at least 0 and below 1"),
@@ -263,7 +263,7 @@ class TestManifoldAttack:
             attack(None)
         with pytest.raises(ValueError, match="num_steps must be a whole number of at least 1"):
             attack(jax.random.key(0), num_steps=0)
-        with pytest.raises(ValueError, match="restarts must be at least 1"):
+        with pytest.raises(ValueError, match="restarts must be a whole number of at least 1"):
             attack(jax.random.key(0), inversion={"restarts": 0})
         with pytest.raises(ValueError, match="initial_const must be a finite number above 0"):
             attack(jax.random.key(0), initial_const=0.0)
