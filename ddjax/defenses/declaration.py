@@ -13,19 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddjax import registry
+from ddjax import classifier, registry
 from ddjax.checks import check_choice
-from ddjax.classifier import (
-    LogitsFn,
-    Randomized,
-    Transform,
-    bpda,
-    expectation,
-    randomized,
-    single_draw,
-    transform,
-    transformed,
-)
+from ddjax.classifier import LogitsFn, Randomized, Transform
 
 KINDS = ("none", "transform", "wrapper", "detector", "training")
 GRADIENTS = ("own", "straight-through", "substitute")
@@ -113,12 +103,12 @@ class Declaration:
         if self.gradient == "own":
             return exact
         if self.substitute is None:
-            return bpda(exact)
-        return bpda(exact, transform(self.substitute, **_taken(self.substitute, exact.settings)))
+            return classifier.bpda(exact)
+        return classifier.bpda(exact, classifier.transform(self.substitute, **_taken(self.substitute, exact.settings)))
 
 
 def declare(function: Callable[..., Any], *, name: str | None = None, **declared: Any) -> Declaration:
-    """Declares a defense.
+    """Declares a defense, for `DEFENSES` at the end of the file or for `ddjax.defenses.register`.
 
     Args:
       function: the defense.
@@ -126,18 +116,13 @@ def declare(function: Callable[..., Any], *, name: str | None = None, **declared
       **declared: the other attributes of `Declaration`, by name. All other names are those of settings, and their
         values are defaults in the place of the function's or of `prepare`'s.
 
-    Returns:
-      The declaration, for `DEFENSES` at the end of the file or for `ddjax.defenses.register`.
-
     Raises:
       ValueError: for an unknown kind; a transform or a wrapper that does not say what its gradient is; a gradient that
         the kind does not have; a substitute without `gradient="substitute"`, or the latter without a substitute.
     """
     known = {field.name for field in dataclasses.fields(Declaration)} - {"settings"}
-    settings = {key: declared.pop(key) for key in sorted(declared.keys() - known)}
-    return Declaration(
-        name or getattr(function, "__name__", ""), function, settings=tuple(settings.items()), **declared
-    )
+    settings = tuple((key, declared.pop(key)) for key in sorted(declared.keys() - known))
+    return Declaration(name or getattr(function, "__name__", ""), function, settings=settings, **declared)
 
 
 @jax.tree_util.register_dataclass
@@ -150,15 +135,13 @@ class Defense:
     Attributes:
       declaration: what it is.
       text: as it was written, for results.
-      settings: of the function; names and hashable values.
-      preparing: settings of `prepare`.
+      settings: of the function, and until it is prepared of `prepare`; names and hashable values.
       given: what was prepared; None where it is still missing.
     """
 
     declaration: Declaration = dataclasses.field(metadata={"static": True})
     text: str = dataclasses.field(metadata={"static": True})
     settings: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
-    preparing: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
     given: tuple[Any, ...] | None = None
 
     @property
@@ -182,7 +165,7 @@ class Defense:
         """
         if self.declaration.prepare is None or self.given is not None:
             return dataclasses.replace(self, given=self.given or ())
-        given, settings = self.declaration.prepare(inputs, key, **dict(self.preparing))
+        given, settings = self.declaration.prepare(inputs, key, **_taken(self.declaration.prepare, self.settings))
         return self.with_given(*given, **settings)
 
     def with_given(self, *given: Any, **settings: Any) -> "Defense":
@@ -192,8 +175,8 @@ class Defense:
           *given: what the function takes after inputs, or after inputs and keys; arrays and pytrees.
           **settings: of the function, in the place of those it has.
         """
-        merged = tuple(sorted((dict(self.settings) | settings).items()))
-        return dataclasses.replace(self, given=given, settings=merged, preparing=())
+        merged = _taken(self.declaration.function, self.settings) | settings
+        return dataclasses.replace(self, given=given, settings=tuple(sorted(merged.items())))
 
     def transform(self, inputs: Float[Array, "B ..."], keys: Key[Array, " B"]) -> Array:
         """What the transform makes of inputs: one draw of each, where it is random.
@@ -213,7 +196,7 @@ class Defense:
     def naive(self, logits_fn: LogitsFn, key: Key[Array, ""]) -> LogitsFn:
         """The defended classifier as a defense-unaware attacker sees it: its own gradients, and one fixed draw."""
         defended = self.deployed(logits_fn)
-        return single_draw(defended, key) if isinstance(defended, Randomized) else defended
+        return classifier.single_draw(defended, key) if isinstance(defended, Randomized) else defended
 
     def aware(self, logits_fn: LogitsFn, key: Key[Array, ""], num_samples: int = 30) -> LogitsFn:
         """The defended classifier as a defense-aware attacker sees it: by the declared gradient, over several draws.
@@ -225,7 +208,7 @@ class Defense:
         defended = self._defended(logits_fn, wrap, declared.differentiable(self._transform))
         if not isinstance(defended, Randomized):
             return defended
-        return expectation(defended, key, num_samples=1 if declared.averages else num_samples)
+        return classifier.expectation(defended, key, num_samples=1 if declared.averages else num_samples)
 
     def check_fits(self, logits_fn: LogitsFn, input_shape: tuple[int, ...]) -> None:
         """Refuses a network, or a setting, that does not fit inputs of this shape `[...]`; runs nothing.
@@ -273,7 +256,7 @@ class Defense:
 
     @property
     def _transform(self) -> Transform:
-        return transform(self.declaration.function, **dict(self.settings))
+        return classifier.transform(self.declaration.function, **dict(self.settings))
 
     def _defended(self, logits_fn: LogitsFn, wrap: Callable[..., Any], seen: Transform) -> Any:
         """The classifier in the wrapper, or behind the transform, whichever of the two the defense is."""
@@ -281,7 +264,7 @@ class Defense:
             return wrap(logits_fn, *self._given, **_taken(wrap, self.settings))
         if not self.is_transform:
             return logits_fn
-        behind = randomized if self.declaration.random else transformed
+        behind = classifier.randomized if self.declaration.random else classifier.transformed
         return behind(logits_fn, seen, *self._given)
 
 
@@ -300,10 +283,7 @@ def with_settings(declaration: Declaration, text: str, settings: Mapping[str, An
             raise ValueError(f"--defense={text} needs {name}, as in {name}=VALUE{reason}")
     if declaration.check is not None:
         declaration.check(**merged)
-    of_preparing = () if declaration.prepare is None else registry.settings_of(declaration.prepare)
-    preparing = {name: value for name, value in merged.items() if name in of_preparing}
-    rest = {name: value for name, value in merged.items() if name not in of_preparing}
-    return Defense(declaration, text, tuple(sorted(rest.items())), tuple(sorted(preparing.items())))
+    return Defense(declaration, text, tuple(sorted(merged.items())))
 
 
 def _taken(function: Callable[..., Any], settings: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
