@@ -33,15 +33,12 @@ register = DEFENSES.register
 
 
 def defense(name: str, dataset: str = "", **settings: Any) -> Defense:
-    """A defense by its name, with its settings.
+    """A defense by its name, with its settings; `Defense.prepared` makes what it takes in addition.
 
     Args:
       name: registered, or an import path `package.module:name`.
       dataset: the name of the data set, for defenses with published settings for some of them.
       **settings: of the function and of what prepares it.
-
-    Returns:
-      The defense; `Defense.prepared` makes what it takes in addition.
 
     Raises:
       ValueError: for an unknown name or setting, with the known ones.
@@ -61,31 +58,21 @@ def defense(name: str, dataset: str = "", **settings: Any) -> Defense:
 def parse(text: str, dataset: str = "") -> Defense:
     """Reads `name`, `name:key=value,key=value` or `package.module:name:key=value`.
 
-    Args:
-      text: of the flag `--defense`.
-      dataset: as for `defense`.
-
-    Returns:
-      As `defense`.
+    The data set and the result are those of `defense`.
 
     Raises:
       ValueError: for an unknown name or setting, with the known ones; a value that is missing or of another type.
     """
     name, settings = DEFENSES.split(text)
     found = DEFENSES.find(name)
-    return with_settings(
-        found, text, registry.read_settings(f"--defense={text}", name, settings, found.parameters), dataset
-    )
+    read = registry.read_settings(f"--defense={text}", name, settings, found.parameters)
+    return with_settings(found, text, read, dataset)
 
 
 def aware(transform: Transform) -> Transform:
     """The transform as an attack that knows it differentiates it: by its own gradient, or by BPDA, as declared.
 
-    Args:
-      transform: of a declared defense, or made by `ddjax.bpda`.
-
-    Returns:
-      A transform with the same values.
+    It has the same values. A transform that `ddjax.bpda` has made stays as it is.
 
     Raises:
       ValueError: for a transform that nobody has declared. Its gradient may be zero, and an attack that follows it

@@ -61,6 +61,7 @@ def prune(
     """Keeps the units that are sampled in proportion to their magnitudes, divided by the probability that they are.
 
     The expectation is the activations themselves. Gradients pass the activations and the probabilities, not the draw.
+    A layer of zeros stays one.
 
     Args:
       activations: of one layer; all that follows the first axis are an image's units.
@@ -69,9 +70,6 @@ def prune(
         unit keeps 63 percent of units that are alike, fewer of others.
       draws: `"multinomial"`, with replacement as in the paper, or `"bernoulli"`: each unit by itself with the same
         probability to be kept, which is an approximation, and faster.
-
-    Returns:
-      The pruned activations; zero in a layer of zeros.
 
     Raises:
       ValueError: for a share that is not positive or an unknown kind of draws.
@@ -103,12 +101,7 @@ class _Pruned:
     def __call__(self, logits_fn: LogitsFn, images: Array, keys: Array) -> Array:
         layer, inside = 0, False
 
-        def intercept(
-            run: Callable[..., Any],
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            context: nn.module.InterceptorContext,
-        ) -> Any:
+        def intercept(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             nonlocal layer, inside
             if inside or context.method_name != "__call__" or not isinstance(context.module, self.after):
                 return run(*args, **kwargs)
@@ -141,16 +134,12 @@ def pruned(
 ) -> Randomized:
     """The classifier with stochastic activation pruning in it.
 
-    Each layer of each image has its own draws, from the key of the image.
+    The classifier calls flax modules, as `bind` makes it. It must not be compiled already: the program would stay as it
+    is, or stay pruned. Each layer of each image has its own draws, see `prune`, from the key of the image.
 
-    Args:
-      logits_fn: a classifier that calls flax modules, such as `bind` makes. Not one that is compiled already: the
-        program would stay as it is, or stay pruned.
-      share: see `prune`.
-      draws: see `prune`.
-      after: the types of the modules whose outputs are pruned. The default is the paper's, every rectifier;
-        `(layers.Conv, nn.Conv)` is every convolution, as in the code that broke the defense, there with a share of 2
-        and Bernoulli draws. Where one of them stands inside another, only the outer one's outputs are pruned.
+    `after` are the types of the modules whose outputs are pruned. The default is the paper's, every rectifier;
+    `(layers.Conv, nn.Conv)` is every convolution, as in the code that broke the defense, there with a share of 2 and
+    Bernoulli draws. Where one of them stands inside another, only the outer one's outputs are pruned.
 
     Returns:
       A random classifier; a pytree whose leaves are those of `logits_fn`. It raises ValueError when the classifier

@@ -171,9 +171,8 @@ class Defense:
     def with_given(self, *given: Any, **settings: Any) -> "Defense":
         """The defense with what the caller has prepared, such as patches or a model of their own.
 
-        Args:
-          *given: what the function takes after inputs, or after inputs and keys; arrays and pytrees.
-          **settings: of the function, in the place of those it has.
+        These are the arrays and pytrees that the function takes after inputs, or after inputs and keys, and settings in
+        the place of those it has.
         """
         merged = _taken(self.declaration.function, self.settings) | settings
         return dataclasses.replace(self, given=given, settings=tuple(sorted(merged.items())))

@@ -182,22 +182,10 @@ def manifold_attack(
     The evaluation tells whether the reconstruction as deployed gives it back: judge the images by the defended
     classifier.
 
-    Args:
-      logits_fn: the classifier behind the reconstruction.
-      images: within [0, 1].
-      labels: the true classes.
-      key: one, or one for each image, for the starts of the inversion; may be None with codes.
-      generator_fn: from codes to images within [0, 1].
-      latent: the length of a code.
-      codes: where the search starts; None for the inversion of the images.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
-      learning_rate: of Adam, on the codes; may be traced.
-      initial_const: the first c; may be traced.
-      search_steps: how many constants are tried.
-      num_steps: the steps for each; the authors' code takes 30,000.
-      abort_early: whether the search for one constant ends when a tenth of its steps brought less than 0.01 percent.
-      inversion: settings of `invert`.
+    The settings of the search are those of `ddjax.attacks.carlini_wagner_l2`; the learning rate is that of Adam on the
+    codes, and the authors' code takes 30,000 steps. `logits_fn` is the classifier behind the reconstruction. The
+    generator and the length of its codes are as for `invert`, whose settings are `inversion`; the key, one or one for
+    each image, is for its starts. `codes` are where the search starts, in the place of an inversion, without a key.
 
     Returns:
       The closest images of the generator that have the margin, or the clean image, as no success, where there was

@@ -42,14 +42,9 @@ def call(function: Any, inputs: Array) -> Array:
 
 
 def calibrated_threshold(scores: np.ndarray, false_positive_rate: float = 0.05) -> float:
-    """The lowest threshold that at most this share of clean images exceeds.
+    """The lowest threshold, one of the scores, that at most this share of clean images exceeds.
 
-    Args:
-      scores: of clean images that are used for nothing else, `[N]`.
-      false_positive_rate: in [0, 1).
-
-    Returns:
-      One of the scores.
+    The images are used for nothing else. The rate is in [0, 1).
 
     Raises:
       ValueError: for no scores, scores that are not finite, or another rate.

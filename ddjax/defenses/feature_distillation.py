@@ -71,17 +71,11 @@ def random_grid(
 ) -> Float[Array, "B H W C"]:
     """The random distortion grid: columns and rows are stretched and compressed, cell by cell.
 
-    A side is cut into cells of `side // cells` pixels. Each cell shows a stretch of the image that begins where the
-    stretch of the cell before ended; its length is that of the cell times 1 + U(-limit, limit). A last cell that is cut
-    off by the edge shows all that is left. Positions are rounded, so pixels are moved and not mixed. Gradients pass.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      limit: of the change of lengths, in [0, 1).
-      cells: the number of cells of a side, at least 1.
-      flips: runs each of the two directions from the other end with probability one half, as the authors' TensorFlow
-        code does.
+    A side is cut into cells, at least one, of `side // cells` pixels. Each cell shows a stretch of the image that
+    begins where the stretch of the cell before ended; its length is that of the cell times 1 + U(-limit, limit), for a
+    limit in [0, 1). A last cell that is cut off by the edge shows all that is left. Positions are rounded, so pixels
+    are moved and not mixed. Gradients pass. With `flips`, each of the two directions runs from the other end with
+    probability one half, as in the authors' TensorFlow code.
     """
     check_images("the random grid", images)
     if not 0 <= limit < 1 or cells < 1:

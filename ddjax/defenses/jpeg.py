@@ -73,15 +73,13 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
     """Compresses images as a baseline JPEG file does, and decompresses them.
 
     Values are rounded to 8 bits first, as a file holds them. The rest is the integer arithmetic of libjpeg, with equal
-    values to the bit. The file itself is left out: the coding of the quantized coefficients is lossless.
+    values to the bit. The file itself is left out: the coding of the quantized coefficients is lossless. Rounding makes
+    the gradient zero everywhere.
 
     Args:
       images: within [0, 1]; color of three channels or gray of one.
       quality: from 1, the coarsest, to 100.
       subsampling: halves the resolution of the chrominances (4:2:0), as codecs do by default.
-
-    Returns:
-      Images of 8-bit values within [0, 1]. They have no gradient: rounding makes it zero everywhere.
 
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), where the quality is 75.

@@ -120,11 +120,7 @@ def features(
 ) -> Float[Array, "B L"]:
     """The dimensionality around each of the queries: clean, noisy or adversarial images.
 
-    Returns:
-      One column for each of the `activations`.
-
-    Raises:
-      ValueError: as `local_intrinsic_dimensionality` and `activations` do.
+    There is one column for each of the `activations`.
 
     Departures from the paper:
       There, the references are the clean images of the minibatch that is judged. A deployed detector has no clean
@@ -177,18 +173,11 @@ def fit_detector(
     *,
     seed: int = 0,
 ) -> Detector:
-    """Fits the detector: adversarial features against those of clean and of noisy images.
+    """Fits the detector: adversarial `features` against those of clean and of noisy images.
 
-    Keep aside what the detector is to be judged by, all features of an image together.
-
-    Args:
-      clean: `features` of images that the network classifies correctly; leave out the others.
-      noisy: of the same images with noise.
-      adversarial: of the same images after an attack that succeeded.
-      seed: of the folds by which the strength of the regularization is chosen.
-
-    Returns:
-      The detector. The paper's decides at a score of one half.
+    They are of images that the network classifies correctly: as they are, with noise, and after an attack that
+    succeeded. Keep aside what the detector is to be judged by, all features of an image together. The seed is that of
+    the folds by which the strength of the regularization is chosen. The paper's detector decides at a score of 0.5.
 
     Raises:
       ValueError: for features that are not finite, fewer than five of a kind, or different numbers of layers.
@@ -248,19 +237,11 @@ def fit(
     evaluate: Callable[..., Any],
     false_positive_rate: float = 0.05,
 ) -> FittedDetector:
-    """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate.
+    """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate in [0, 1).
 
-    Args:
-      logits_fn: the network.
-      images: clean ones that are used for nothing else and that the network was not trained on, within [0, 1],
-        `[N, H, W, C]`: an eighth to compare with, three eighths to be fitted on, one half for the threshold.
-      labels: the true classes, `[N]`.
-      key: a single one.
-      evaluate: see `ddjax.defenses.detector.Detector`.
-      false_positive_rate: in [0, 1), of the images for the threshold that the network classifies correctly.
-
-    Returns:
-      The detector.
+    The network was not trained on the images. It takes an eighth of them, within [0, 1], to compare with, three eighths
+    to be fitted on, and one half for the threshold; the rate is that of those which the network classifies correctly.
+    The other arguments are those of all detectors, see `Declaration`.
 
     Raises:
       ValueError: for a bad rate; too few images, or too few on which the attack succeeds (see `fit_detector`).

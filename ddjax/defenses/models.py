@@ -19,15 +19,7 @@ class MissingModelError(CheckpointError):
 
 
 def load(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> Any:
-    """Loads the trained model of a defense.
-
-    Args:
-      checkpoint: its directory.
-      role: `"density"` or `"generator"`.
-      image_shape: (H, W, C) of the images that it must take.
-
-    Returns:
-      Its state.
+    """The state of the trained model of a role that takes images of this shape, (H, W, C), from its checkpoints.
 
     Raises:
       MissingModelError: where there is none.

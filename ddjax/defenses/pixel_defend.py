@@ -32,7 +32,8 @@ def purify(
 ) -> Float[Array, "B H W C"]:
     """Sets each pixel, in raster order, to the likeliest value within a ball, given those that have been set before it.
 
-    A greedy search for the likeliest image of the ball: each choice is the best one by itself.
+    A greedy search for the likeliest image of the ball: each choice is the best one by itself. Pixels get 8-bit values,
+    where the ball holds none the nearest. The result carries no gradient.
 
     Args:
       images: within [0, 1].
@@ -40,10 +41,6 @@ def purify(
       epsilon: the radius of the ball in Linf, at least 0.
       most_bits: images of fewer bits per dimension than this look like those that the density was trained on, and stay
         as they are; 0 for none. The paper's adaptive defense.
-
-    Returns:
-      Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient; an
-      attack on the defense uses `ddjax.bpda`.
 
     Departures from the authors' code:
       The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel

@@ -227,18 +227,9 @@ def joint_detector(
 ) -> SqueezingDetector:
     """The joint detector with a fixed threshold, or with one that is calibrated on clean images.
 
-    Args:
-      logits_fn: the network.
-      images: clean ones that are used for nothing else, `[N, H, W, C]`; not looked at with a fixed threshold.
-      labels: not used.
-      key: not used.
-      evaluate: see `Detector`.
-      squeezers: names as in `ddjax.defenses.squeezers.squeezer`, joined by `+`.
-      threshold: in [0, 2); None calibrates it.
-      false_positive_rate: in [0, 1), the share of clean images that may exceed a calibrated threshold; None for 0.05.
-
-    Returns:
-      The detector.
+    `squeezers` are names as in `ddjax.defenses.squeezers.squeezer`, joined by `+`. The threshold is in [0, 2). None
+    calibrates it, such that at most a share of the images exceeds it: the `false_positive_rate`, in [0, 1), or 0.05.
+    The other arguments are those of all detectors, see `Declaration`; labels and key are not used.
 
     Raises:
       ValueError: for bad settings; both a threshold and a false-positive rate; a calibrated threshold that no score
