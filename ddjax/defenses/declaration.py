@@ -130,7 +130,7 @@ def declare(function: Callable[..., Any], *, name: str | None = None, **declared
 class Defense:
     """A defense with its settings, and with what was prepared for it; a pytree whose leaves are the latter.
 
-    Methods that need what is prepared raise ValueError where it is missing.
+    Methods raise ValueError where what they need is not prepared, and for a defense of another kind than theirs.
 
     Attributes:
       declaration: what it is.
@@ -158,10 +158,7 @@ class Defense:
         """The defense with what it takes in addition: patches of training images, or a trained model.
 
         `inputs` are for training; none of the same shape are enough for a defense that only loads a model. `key` is a
-        single one.
-
-        Raises:
-          ValueError: as its `prepare` does.
+        single one. The errors are those of `prepare`.
         """
         if self.declaration.prepare is None or self.given is not None:
             return dataclasses.replace(self, given=self.given or ())
@@ -178,11 +175,7 @@ class Defense:
         return dataclasses.replace(self, given=given, settings=tuple(sorted(merged.items())))
 
     def transform(self, inputs: Float[Array, "B ..."], keys: Key[Array, " B"]) -> Array:
-        """What the transform makes of inputs: one draw of each, where it is random.
-
-        Raises:
-          ValueError: for a defense that is no transform.
-        """
+        """What the transform makes of inputs: one draw of each, where it is random."""
         if not self.is_transform:
             raise ValueError(f"{self.text} does not transform inputs")
         drawn = (keys,) if self.declaration.random else ()
@@ -238,11 +231,7 @@ class Defense:
         return inputs if show is None else show(inputs, **_taken(show, self.settings))
 
     def detector(self, logits_fn: LogitsFn, inputs: Any, labels: Any, *, key: Key[Array, ""], evaluate: Any) -> Any:
-        """Fits the detector, or calibrates its threshold; see `Declaration.function`.
-
-        Raises:
-          ValueError: for a defense that is no detector, and as its function does.
-        """
+        """Fits the detector, or calibrates its threshold; the arguments and errors are those of its function."""
         if not self.is_detector:
             raise ValueError(f"{self.text} is no detector")
         return self.declaration.function(logits_fn, inputs, labels, key=key, evaluate=evaluate, **dict(self.settings))

@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from ddjax import checks, generative
 from ddjax.attacks import carlini_wagner, contract, examples, problem
 from ddjax.attacks.carlini_wagner import search
-from ddjax.attacks.carlini_wagner.search import Scalar
 from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses import models
 from ddjax.defenses.declaration import PREPARED, declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, Keys, Labels, Scalar, check_images, widened
 
 # From codes `[B, L]` to images `[B, H, W, C]` in [0, 1]; a pytree whose leaves are the parameters.
 GeneratorFn = Callable[[Array], Array]
@@ -31,8 +30,8 @@ _LATE, _SHORTER = 0.8, 0.1
 
 
 def invert(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
+    images: Images,
+    keys: Keys,
     generator_fn: GeneratorFn,
     *,
     latent: int,
@@ -83,7 +82,7 @@ def invert(
 
 
 def descend(
-    images: Float[Array, "B H W C"],
+    images: Images,
     starts: Float[Array, "R B L"],
     generator_fn: GeneratorFn,
     *,
@@ -123,8 +122,8 @@ def descend(
 
 
 def reconstruct(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
+    images: Images,
+    keys: Keys,
     generator_fn: GeneratorFn,
     *,
     latent: int,
@@ -132,7 +131,7 @@ def reconstruct(
     restarts: int = 10,
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
-) -> Float[Array, "B H W C"]:
+) -> Images:
     """Replaces each image by the nearest one found among those of a generator, by `invert` with these arguments.
 
     The images carry no gradient; attacks on the defense use `ddjax.bpda` or `ddjax.reparameterized`.
@@ -158,14 +157,14 @@ def load_generator(
 
 def manifold_attack(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,
     latent: int,
     codes: Float[Array, "B L"] | None = None,
-    targets: Int[Array, " B"] | None = None,
+    targets: Labels | None = None,
     confidence: examples.PerExample = 0.0,
     learning_rate: Scalar = 0.1,
     initial_const: Scalar = 1.0,
@@ -205,7 +204,8 @@ def manifold_attack(
       which differ by the same number for all classes. The inversion is the defense's, by descent with momentum.
     """
     checks.check_whole_number("search_steps", search_steps, least=1)
-    search.check_search(num_steps, confidence, {"learning_rate": learning_rate, "initial_const": initial_const})
+    rates = {"learning_rate": learning_rate, "initial_const": initial_const}
+    search.check_search(num_steps, confidence, rates)
     asked = problem.prepare("manifold_attack", logits_fn, images, labels, key=key, targets=targets)
     if codes is None:
         keys = problem.example_keys("manifold_attack", key, len(images))
@@ -222,24 +222,14 @@ def manifold_attack(
 
         return made, finite
 
-    return carlini_wagner.search_l2(
-        asked,
-        view,
-        codes,
-        restrict=None,
-        confidence=confidence,
-        learning_rate=learning_rate,
-        initial_const=initial_const,
-        search_steps=search_steps,
-        num_steps=num_steps,
-        abort_early=abort_early,
-    )
+    steps = {"search_steps": search_steps, "num_steps": num_steps, "abort_early": abort_early}
+    return carlini_wagner.search_l2(asked, view, codes, restrict=None, confidence=confidence, **rates, **steps)
 
 
 def carried_attack(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array
 
 from ddjax.checks import check_choice
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import blocks, check_images, widened
+from ddjax.defenses.images import Images, Keys, blocks, check_images, widened
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -31,7 +31,7 @@ def cosine_matrix(size: int) -> np.ndarray:
     return np.asarray(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
 
 
-def distill_features(images: Float[Array, "B H W C"], *, table: Table = TABLE) -> Float[Array, "B H W C"]:
+def distill_features(images: Images, *, table: Table = TABLE) -> Images:
     """Quantizes the block-wise cosine transform of images in 8-bit units.
 
     The table has the quantization step of each frequency: a square of positive numbers, whose side is that of the
@@ -61,14 +61,7 @@ def distill_features(images: Float[Array, "B H W C"], *, table: Table = TABLE) -
     return jnp.clip(restored[:, top : top + rows, left : left + columns] / 255, 0.0, 1.0).astype(images.dtype)
 
 
-def random_grid(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    *,
-    limit: float = 0.25,
-    cells: int = 10,
-    flips: bool = False,
-) -> Float[Array, "B H W C"]:
+def random_grid(images: Images, keys: Keys, *, limit: float = 0.25, cells: int = 10, flips: bool = False) -> Images:
     """The random distortion grid: columns and rows are stretched and compressed, cell by cell.
 
     A side is cut into cells, at least one, of `side // cells` pixels. Each cell shows a stretch of the image that
@@ -107,9 +100,7 @@ def _positions(key: Array, side: int, limit: float, cells: int, flips: bool) -> 
     return places
 
 
-def random_jitter(
-    images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, limit: float = 0.025
-) -> Float[Array, "B H W C"]:
+def random_jitter(images: Images, keys: Keys, *, limit: float = 0.025) -> Images:
     """Moves each column and each row by a random share of its coordinate, bilinearly; most far from the origin.
 
     The place j shows j (1 + U(-limit, limit)), for a limit in [0, 1). Gradients pass.
@@ -134,13 +125,8 @@ def random_jitter(
 
 
 def distill_and_distort(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    *,
-    table: Table = TABLE,
-    grid: str = "jitter",
-    limit: float = 0.025,
-) -> Float[Array, "B H W C"]:
+    images: Images, keys: Keys, *, table: Table = TABLE, grid: str = "jitter", limit: float = 0.025
+) -> Images:
     """Feature Distillation by a table, then one of the two random distortions with its limit.
 
     The grid is `"jitter"`, as the public code that combines them has it, or `"cells"`, that of Qiu et al., for whom a
@@ -149,9 +135,7 @@ def distill_and_distort(
     return distort(distill_features(images, table=table), keys, grid=grid, limit=limit)
 
 
-def distort(
-    images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, grid: str = "jitter", limit: float = 0.025
-) -> Float[Array, "B H W C"]:
+def distort(images: Images, keys: Keys, *, grid: str = "jitter", limit: float = 0.025) -> Images:
     """One of the two random distortions alone: the substitute for a defense-aware attack on `distill_and_distort`.
 
     Distortions are linear in the image, so this is the gradient of the distortion with the quantization passed straight

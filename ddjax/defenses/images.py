@@ -1,7 +1,14 @@
-"""What defenses of images share: the check of shapes, float32 inside, blocks and neighborhoods of pixels."""
+"""What defenses of images share: types, the check of shapes, float32 inside, blocks and neighborhoods of pixels."""
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int, Key
+
+Images = Float[Array, "B H W C"]
+# One for each image.
+Keys = Key[Array, " B"]
+Labels = Int[Array, " B"]
+# A number that may be traced.
+Scalar = float | Float[Array, ""]
 
 
 def check_images(name: str, inputs: Array) -> None:

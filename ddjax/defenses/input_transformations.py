@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32, Key
 from ddjax import checks, rounding
 from ddjax.classifier import LogitsFn, Randomized, as_pytree, map_draws
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, neighborhoods, widened
+from ddjax.defenses.images import Images, Keys, Scalar, check_images, neighborhoods, widened
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
 # the speed of convergence only: 20 iterations with this value get further than 50 with the 2 of the public code.
@@ -49,13 +49,8 @@ def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float
 
 
 def total_variation(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    *,
-    weight: float | Float[Array, ""] = 0.03,
-    keep: float | Float[Array, ""] = 0.5,
-    num_iterations: int = 50,
-) -> Float[Array, "B H W C"]:
+    images: Images, keys: Keys, *, weight: Scalar = 0.03, keep: Scalar = 0.5, num_iterations: int = 50
+) -> Images:
     """Drops pixels at random and fits an image of little total variation to those that are left.
 
     Minimizes over u the sum of (u - image)^2 over the kept pixels plus `weight` times the anisotropic total variation,
@@ -150,13 +145,8 @@ def patch_database(
 
 
 def quilt(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    patches: Float[Array, "P h w c"],
-    *,
-    overlap: int = 2,
-    neighbors: int = 10,
-) -> Float[Array, "B H W C"]:
+    images: Images, keys: Keys, patches: Float[Array, "P h w c"], *, overlap: int = 2, neighbors: int = 10
+) -> Images:
     """Replaces each part of an image by a similar patch of other images.
 
     An image is covered with tiles of a patch's size, in raster order, each overlapping those to its left and above.
@@ -259,7 +249,7 @@ def _beyond_seam(errors: Float[Array, "B L O"], side: int) -> Array:
     return jnp.arange(side, dtype=jnp.int32)[None, None] >= minimum_error_seam(errors)[:, :, None]
 
 
-def local_means(images: Float[Array, "B H W C"], *rest: Any) -> Float[Array, "B H W C"]:
+def local_means(images: Images, *rest: Any) -> Images:
     """The mean of each pixel and its eight neighbors: the substitute for a defense-aware attack on `quilt`.
 
     The border is repeated outside of the image. The keys and patches that `quilt` takes are not used.
@@ -275,7 +265,7 @@ def prepare_patches(
     return (patch_database(jnp.asarray(images), key, num_patches=num_patches, patch=patch),), {}
 
 
-def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size: int) -> Float[Array, "B H W C"]:
+def random_crop(images: Images, keys: Keys, *, size: int) -> Images:
     """Cuts a square out of each image and scales it bilinearly to the size of the image.
 
     The side of the square is `size` pixels, from 1 to the shorter of the image's. Its place is uniform within the

@@ -10,11 +10,11 @@ Reference:
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
 from ddjax import rounding
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import blocks, check_images, widened
+from ddjax.defenses.images import Images, blocks, check_images, widened
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -69,7 +69,7 @@ def quantization_table(table: Table, quality: int) -> np.ndarray:
     return np.clip((np.asarray(table, np.int32) * percent + 50) // 100, 1, 255)
 
 
-def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: bool = True) -> Float[Array, "B H W C"]:
+def jpeg(images: Images, *, quality: int = 75, subsampling: bool = True) -> Images:
     """Compresses images as a baseline JPEG file does, and decompresses them.
 
     Values are rounded to 8 bits first, as a file holds them. The rest is the integer arithmetic of libjpeg, with equal
@@ -108,7 +108,7 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
     return rounding.round_to_levels(decoded.astype(wide.dtype) / 255, 256).astype(images.dtype)
 
 
-def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:
+def without_rounding(images: Images, *, subsampling: bool = True) -> Images:
     """The linear part of `jpeg`, without its rounding: the chrominances lose half of their resolution.
 
     The substitute for a defense-aware attack, see `ddjax.bpda`. With the identity an attack would spend its budget on

@@ -33,6 +33,7 @@ from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.detector import Detector as FittedDetector
 from ddjax.defenses.detector import calibrated_threshold, call
+from ddjax.defenses.images import Images, Keys
 
 # The modules whose outputs count as layers; pooling, flattening and dropout are left out.
 LAYERS: tuple[type[nn.Module], ...] = (layers.Conv, nn.Conv, nn.Dense, nn.BatchNorm, layers.ReLU)
@@ -80,15 +81,12 @@ def local_intrinsic_dimensionality(
 
 
 def activations(
-    logits_fn: LogitsFn, images: Float[Array, "B H W C"], *, after: tuple[type[nn.Module], ...] = LAYERS
+    logits_fn: LogitsFn, images: Images, *, after: tuple[type[nn.Module], ...] = LAYERS
 ) -> collections.OrderedDict[str, Float[Array, "B _"]]:
-    """The images, and each layer's activations.
+    """The images, and each layer's activations: one row of values for each image.
 
-    Returns:
-      By name, in the order of computation and the first of them `"input"`: one row of values for each image.
-
-    Raises:
-      ValueError: when the classifier calls no such module.
+    They are in the order of computation, by name; the first is `"input"`. A classifier that calls no such module raises
+    ValueError.
     """
     found = collections.OrderedDict(input=images)
     calls = collections.Counter(found)
@@ -112,7 +110,7 @@ def activations(
 
 def features(
     logits_fn: LogitsFn,
-    queries: Float[Array, "B H W C"],
+    queries: Images,
     references: Float[Array, "M H W C"],
     *,
     neighbors: int = 20,
@@ -132,9 +130,7 @@ def features(
     return jnp.stack(columns, axis=1)
 
 
-def noisy(
-    images: Float[Array, "B H W C"], like: Float[Array, "B H W C"], keys: Key[Array, " B"]
-) -> Float[Array, "B H W C"]:
+def noisy(images: Images, like: Images, keys: Keys) -> Images:
     """Images with Gaussian noise of the same L2 norm as an attack's change; the detector must not flag noise.
 
     Both are within [0, 1]; `like` are the images after the attack. Clipping to [0, 1] shortens the noise.
@@ -215,11 +211,7 @@ def fit_detector(
 
 
 def detector_scores(
-    logits_fn: LogitsFn,
-    detector: Detector,
-    images: Float[Array, "B H W C"],
-    references: Float[Array, "M H W C"],
-    **settings: Any,
+    logits_fn: LogitsFn, detector: Detector, images: Images, references: Float[Array, "M H W C"], **settings: Any
 ) -> Float[Array, " B"]:
     """The detector's probabilities that images are adversarial, differentiable from the images on.
 

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from ddjax import generative, rounding
 from ddjax.checks import check_number
 from ddjax.defenses import models
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, check_images, widened
 from ddjax.generative import logistic_mixture, pixelcnn
 
 # In levels: what rounding may have added to a distance.
@@ -24,12 +24,8 @@ _SLACK = 1e-3
 
 
 def purify(
-    images: Float[Array, "B H W C"],
-    density: jax.tree_util.Partial,
-    *,
-    epsilon: float = 16 / 255,
-    most_bits: float = 0.0,
-) -> Float[Array, "B H W C"]:
+    images: Images, density: jax.tree_util.Partial, *, epsilon: float = 16 / 255, most_bits: float = 0.0
+) -> Images:
     """Sets each pixel, in raster order, to the likeliest value within a ball, given those that have been set before it.
 
     A greedy search for the likeliest image of the ball: each choice is the best one by itself. Pixels get 8-bit values,
@@ -59,7 +55,7 @@ def purify(
     return rounding.round_to_levels(purified.astype(widened(images).dtype) / 255, 256).astype(images.dtype)
 
 
-def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:
+def greedy(images: Images, epsilon: float) -> tuple[Images, pixelcnn.Choose]:
     """The start of `purify`, and its choice of each pixel for `ddjax.generative.pixelcnn.autoregress`.
 
     These are the nearest levels from 0 to 255, and the likeliest ones within the ball.

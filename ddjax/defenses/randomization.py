@@ -8,18 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images
+from ddjax.defenses.images import Images, Keys, check_images
 
 METHODS = ("bilinear", "nearest")
 
 
 def resize_and_pad(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
+    images: Images,
+    keys: Keys,
     *,
     largest: int | None = None,
     smallest: int | None = None,

@@ -16,7 +16,7 @@ from ddjax import rounding
 from ddjax.checks import check_number
 from ddjax.classifier import Transform, transform
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, neighborhoods, surrounded, widened
+from ddjax.defenses.images import Images, check_images, neighborhoods, surrounded, widened
 
 
 def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[Array, "B ..."]:
@@ -35,7 +35,7 @@ def binarize(inputs: Float[Array, "B ..."], *, threshold: float = 0.5) -> Float[
     return (inputs > threshold).astype(inputs.dtype)
 
 
-def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: int = 2) -> Float[Array, "B H W C"]:
+def median_filter(images: Images, *, height: int = 2, width: int = 2) -> Images:
     """The median of each pixel's neighborhood, in each channel.
 
     As `scipy.ndimage.median_filter` with mode `"reflect"`: the median of an even number of values is the upper of the
@@ -49,9 +49,7 @@ def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: in
     return jnp.sort(jnp.stack(windows, axis=-1), axis=-1)[..., len(windows) // 2]
 
 
-def non_local_means(
-    images: Float[Array, "B H W C"], *, search: int = 13, block: int = 3, strength: float = 2.0
-) -> Float[Array, "B H W C"]:
+def non_local_means(images: Images, *, search: int = 13, block: int = 3, strength: float = 2.0) -> Images:
     """Averages over pixels whose surroundings look alike.
 
     The weight of a pixel q for a pixel p is exp(-d(p, q) / h^2), d the mean squared difference of the two blocks around
@@ -96,7 +94,7 @@ def non_local_means(
     return (total / weights).astype(images.dtype)
 
 
-def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array, "B H W C"]:
+def resample(images: Images, *, factor: int = 2) -> Images:
     """Scales the images down by a factor and up again, bilinearly.
 
     Sides are divided by the factor, at least 1, and rounded down, which must leave a pixel.

@@ -17,13 +17,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from ddjax.attacks import carlini_wagner_l2, contract, examples
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.detector import Detector, calibrated_threshold, call
+from ddjax.defenses.images import Images, Labels, Scalar
 from ddjax.defenses.squeezers import squeezer
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
@@ -51,9 +52,7 @@ def _distances(views: list[Array], temperature: float | Array = 1.0) -> Float[Ar
     return jnp.stack([jnp.sum(jnp.abs(probs - other), axis=1) for other in squeezed])
 
 
-def detector_scores(
-    logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Float[Array, "B H W C"]
-) -> Float[Array, " B"]:
+def detector_scores(logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Images) -> Float[Array, " B"]:
     """The joint detector's score: the largest L1 distance by which a squeezer moves the probabilities of an image.
 
     It is from 0 to 2; an image counts as adversarial when its score exceeds the threshold.
@@ -88,10 +87,10 @@ def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> Log
 
 def adaptive_attack(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     squeezers: Sequence[Transform],
-    threshold: float | Float[Array, ""],
+    threshold: Scalar,
     **settings: Any,
 ) -> contract.AttackResult:
     """Carlini and Wagner's L2 attack on the classifier and its detector together.
@@ -132,10 +131,7 @@ def _guarded_logits(
 
 
 def guarded_classifier(
-    logits_fn: LogitsFn,
-    squeezers: Sequence[Transform],
-    threshold: float | Float[Array, ""],
-    temperature: float | Float[Array, ""] = 1.0,
+    logits_fn: LogitsFn, squeezers: Sequence[Transform], threshold: Scalar, temperature: Scalar = 1.0
 ) -> LogitsFn:
     """Classifier and detector as one classifier of K + 1 classes, the last that of the images which are detected.
 
@@ -158,14 +154,14 @@ def guarded_classifier(
 def attack_detector(
     attack: Callable[..., contract.AttackResult],
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     squeezers: Sequence[Transform],
-    threshold: float | Float[Array, ""],
+    threshold: Scalar,
     *,
-    divisor: float | Float[Array, ""] = 1.0,
+    divisor: Scalar = 1.0,
     key: Key[Array, "..."],
-    targets: Int[Array, " B"] | None = None,
+    targets: Labels | None = None,
     **settings: Any,
 ) -> contract.AttackResult:
     """Any attack against classifier and detector together, made twice, of which the better image counts.
@@ -266,7 +262,7 @@ def _squeezers(names: str) -> tuple[Transform, ...]:
     return tuple(squeezer(name) for name in names.split("+"))
 
 
-def _first_view(images: Float[Array, "B H W C"], *, squeezers: str) -> Float[Array, "B H W C"]:
+def _first_view(images: Images, *, squeezers: str) -> Images:
     """The images as the first squeezer shows them."""
     return _squeezers(squeezers)[0](images)
 

@@ -23,11 +23,11 @@ from ddjax import checks, losses
 from ddjax.attacks import contract, examples, problem
 from ddjax.classifier import LogitsFn, transform, transformed
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images
+from ddjax.defenses.images import Images, Keys, Labels, Scalar, check_images
 from ddjax.training.adversaries import DeclaredAdversary
 
 
-def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
+def encode(images: Images, *, levels: int = 16) -> Float[Array, "B H W CL"]:
     """Codes each pixel by the levels that it reaches: bit j is set where the pixel is at least `j / levels`.
 
     Bit 0 is always set. The number of set bits less one is the bin; the last bin includes 1. The bits of a channel are
@@ -41,13 +41,11 @@ def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array,
     return _reached(images, levels).astype(images.dtype).reshape(*images.shape[:3], -1)
 
 
-def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array, "B H W C"]:
+def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Images:
     """Decodes each code as the center of its bin, which is at most half a bin from the pixel.
 
     The images `encode` to the same codes. Of relaxed codes, with bits between 0 and 1, the expectation is decoded.
-
-    Raises:
-      ValueError: when the codes are not whole channels of so many bits.
+    Codes that are not whole channels of so many bits raise ValueError.
     """
     checks.check_number("levels", levels, least=2.0)
     if codes.shape[3] % levels:
@@ -55,7 +53,7 @@ def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array,
     return (jnp.sum(codes.reshape(*codes.shape[:3], -1, levels), axis=4) - 0.5) / levels
 
 
-def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
+def ramp(images: Images, *, levels: int = 16) -> Float[Array, "B H W CL"]:
     """The encoding with ramps in the place of steps, `min(max(levels * x - j + 1, 0), 1)` for bit j.
 
     Its floor is the encoding. It is the substitute for a defense-aware attack, see `ddjax.bpda`. For a pixel in bin i
@@ -95,11 +93,7 @@ class Encoded(nn.Module):
     channels: int = 3
 
     def __call__(self, images: Float[Array, "B H W _"], train: bool = False) -> Float[Array, "B K"]:
-        """Computes the logits of images, which it encodes, or of codes; the number of channels tells them apart.
-
-        Raises:
-          ValueError: for another number of channels than that of images or of codes.
-        """
+        """Computes the logits of images, which it encodes, or of codes; the number of channels tells them apart."""
         known = (self.channels, self.channels * self.levels)
         if images.shape[3] not in known:
             raise ValueError(
@@ -111,16 +105,16 @@ class Encoded(nn.Module):
 
 def ls_pga(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
-    targets: Int[Array, " B"] | None = None,
+    targets: Labels | None = None,
     epsilon: examples.PerExample = 0.031,
     step_size: examples.PerExample = 1.0,
     num_steps: int = 7,
-    inverse_temperature: float | Float[Array, ""] = 1.0,
-    anneal: float | Float[Array, ""] = 1.2,
+    inverse_temperature: Scalar = 1.0,
+    anneal: Scalar = 1.2,
     use_sign: bool = True,
     noisy_start: bool = False,
     levels: int = 16,
@@ -193,11 +187,11 @@ def ls_pga(
 
 def dga(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
-    targets: Int[Array, " B"] | None = None,
+    targets: Labels | None = None,
     epsilon: examples.PerExample = 0.031,
     num_steps: int = 7,
     random_start: bool = True,
@@ -253,15 +247,8 @@ def dga(
 
 
 def ls_pga_examples(
-    logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    *,
-    epsilon: float,
-    num_steps: int,
-    levels: int,
-) -> Float[Array, "B H W C"]:
+    logits_fn: LogitsFn, images: Images, labels: Labels, keys: Keys, *, epsilon: float, num_steps: int, levels: int
+) -> Images:
     """The adversarial images of `ls_pga`, for adversarial training of networks of codes with so many levels."""
     return ls_pga(logits_fn, images, labels, key=keys, epsilon=epsilon, num_steps=num_steps, levels=levels).inputs
 
