@@ -2,7 +2,7 @@
 
 Reference:
   Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028),
-  with the networks of Samangouei, Kabkab and Chellappa, Defense-GAN, 2018 (arXiv 1805.06605).
+  algorithm 1, with the networks of Samangouei, Kabkab and Chellappa, Defense-GAN, 2018 (arXiv 1805.06605).
 
 Departures from the papers:
   Neither network has batch normalization, as in the code of Defense-GAN: the penalty is of each image by itself.
@@ -31,7 +31,7 @@ from ddjax.classifier import bind
 from ddjax.generative.resolution import depth_to_space, space_to_depth
 from ddjax.rounding import to_float
 from ddjax.state import TrainState
-from ddjax.training.step import epoch_rows
+from ddjax.training.step import Scalar, epoch_rows
 
 _SLOPE = 0.2
 _HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()
@@ -100,12 +100,7 @@ class Critic(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-    """The two networks; compared by value.
-
-    Attributes:
-      generator: from codes to images.
-      critic: from images to scores.
-    """
+    """The two networks, from codes to images and from images to scores; compared by value."""
 
     generator: Generator
     critic: Critic
@@ -135,10 +130,7 @@ def create_state(
     """The state before the first step; `params` and `opt_state` have entries "generator" and "critic".
 
     Both networks have the width, 64 in the paper, and Adam with the learning rate. The key makes the parameters and all
-    later randomness.
-
-    Raises:
-      ValueError: for a width, length or rate out of its range.
+    later randomness. A width, length or rate that is not positive raises ValueError.
     """
     for name, value in (("width", width), ("latent", latent), *zip("HWC", image_shape, strict=True)):
         if value < 1:
@@ -175,10 +167,7 @@ def generator_fn(model: Gan, params: Any) -> jax.tree_util.Partial:
 def gradient_penalty(critic: nn.Module, params: Any, images: Float[Array, "B H W C"]) -> Float[Array, ""]:
     """The mean squared difference from 1 of the norm of the critic's gradient with respect to an image.
 
-    It is taken at images between real and generated ones. The factor of the penalty is left out.
-
-    Reference:
-      Gulrajani et al., 2017 (arXiv 1704.00028), equation 3.
+    It is taken at images between real and generated ones. This is equation 3 of the paper, without the factor.
     """
     gradient = jax.grad(lambda inputs: jnp.sum(_scores(critic, params, inputs)))(images)
     norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3)) + _TINY)
@@ -197,7 +186,7 @@ def _update(state: TrainState, name: str, gradient: Any) -> TrainState:
 
 
 def train_step(
-    state: TrainState, images: Num[Array, "S B H W C"], *, penalty: float | Float[Array, ""] = 10.0
+    state: TrainState, images: Num[Array, "S B H W C"], *, penalty: Scalar = 10.0
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Takes S steps of the critic, each on B images and as many generated ones, and then one of the generator.
 
@@ -213,9 +202,6 @@ def train_step(
 
     Raises:
       ValueError: for a negative penalty, or images without the axis of the critic's steps.
-
-    Reference:
-      Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
     """
     checks.check_number("penalty", penalty, least=0.0)
     if images.ndim != 5 or 0 in images.shape[:2]:
@@ -254,19 +240,16 @@ def train_epoch(
     *,
     batch_size: int = 50,
     critic_steps: int = 5,
-    penalty: float | Float[Array, ""] = 10.0,
+    penalty: Scalar = 10.0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Trains for one epoch, in which the critic sees each image once: a scan over a random permutation of the data.
 
     The images, uint8 or floats in [0, 1], are on the device. A batch has the images of a step of the critic. There are
     `critic_steps` of them, at least 1, for each step of the generator. A rest of images that is smaller waits for
-    another epoch's permutation.
+    another epoch's permutation; without enough images for one step it raises ValueError.
 
     Returns:
       The state after the epoch, and the means of the metrics of `train_step`.
-
-    Raises:
-      ValueError: when there are not enough images for one step, or as `train_step` does.
     """
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, dict[str, Array]]:

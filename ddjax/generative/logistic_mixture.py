@@ -80,12 +80,8 @@ def _joint(mixture: _Mixture, levels: Array, count: int) -> Array:
 
 def _mean(mixture: _Mixture, levels: Array, channel: int) -> Array:
     """The means of a channel, given those before it."""
-    first = channel * (channel - 1) // 2
-    mean = mixture.means[..., channel]
-    for before in range(channel):
-        value = levels[..., None, before] / 127.5 - 1
-        mean = mean + mixture.coefficients[..., first + before] * value
-    return mean
+    first, before = channel * (channel - 1) // 2, levels[..., None, :channel] / 127.5 - 1
+    return mixture.means[..., channel] + jnp.sum(mixture.coefficients[..., first : first + channel] * before, axis=-1)
 
 
 def log_prob(parameters: Float[Array, "B H W P"], levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:

@@ -158,6 +158,10 @@ class _Gated(nn.Module):
         return inputs + value * nn.sigmoid(gate)
 
 
+# Of a stream: the units at each resolution on the way down and back, and what is between them on either way.
+_Modules = tuple[Sequence[Sequence[_Gated]], Sequence[_Halve], Sequence[_Double]]
+
+
 class PixelCNN(nn.Module):
     """PixelCNN++: parameters of a mixture of logistics for each pixel, from the pixels before it in raster order.
 
@@ -201,8 +205,8 @@ class PixelCNN(nn.Module):
         """The first stream, or one row of it: what each unit of the second one takes of it."""
         # In this stream a row depends on those above alone.
         seen = padded[:, :-1] if at is None else _window(padded, at, 2, padded.shape[2])
-        layers_of_stream = self.above_units, self.above_halves, self.above_doubles
-        return self._stream(self.above_first(seen), at, train, *layers_of_stream)
+        modules = self.above_units, self.above_halves, self.above_doubles
+        return self._stream(self.above_first(seen), at, train, modules)
 
     def before(self, padded: Array, above: list[Array], at: _At | None, train: bool = False) -> Array:
         """The second stream, or one place of it, and the parameters from it."""
@@ -212,23 +216,17 @@ class PixelCNN(nn.Module):
         else:
             lower = at._replace(row=at.row + 1)
             hidden = of_rows(_window(padded, lower, 1, 3)) + of_column(_window(padded, lower, 2, 1))
-        layers_of_stream = self.before_units, self.before_halves, self.before_doubles
-        return self.last(nn.elu(self._stream(hidden, at, train, *layers_of_stream, above)[-1]))
+        modules = self.before_units, self.before_halves, self.before_doubles
+        return self.last(nn.elu(self._stream(hidden, at, train, modules, above)[-1]))
 
     def _stream(
-        self,
-        hidden: Array,
-        at: _At | None,
-        train: bool,
-        units: Sequence[Sequence[_Gated]],
-        halves: Sequence[_Halve],
-        doubles: Sequence[_Double],
-        above: Sequence[Array] | None = None,
+        self, hidden: Array, at: _At | None, train: bool, modules: _Modules, above: Sequence[Array] | None = None
     ) -> list[Array]:
         """Down to the lowest resolution and back; the outputs of all units.
 
         The second stream takes what the units of the first one gave, `above`.
         """
+        units, halves, doubles = modules
         of_above = iter(above or [])
         shape_of = lambda hidden: (hidden.shape[1], hidden.shape[2])
         places, shapes, kept, outputs = [at], [shape_of(hidden)], [hidden], []
@@ -272,10 +270,9 @@ def _padded(levels: Array) -> Array:
 
 
 def density(model: PixelCNN, params: Any) -> jax.tree_util.Partial:
-    """The distribution of images of a network and its trained parameters, see `TrainState.trained`.
+    """The distribution of images of a network with its trained parameters, see `TrainState.trained`, by `ddjax.bind`.
 
-    It is a pytree, by `ddjax.classifier.bind`: a function from levels `[B, H, W, C]`, numbers from 0 to 255, to the
-    parameters `[B, H, W, P]` for every pixel.
+    It takes levels `[B, H, W, C]`, numbers from 0 to 255, to the parameters `[B, H, W, P]` for every pixel.
     """
     return bind(model, {"params": params})
 
@@ -311,8 +308,8 @@ def autoregress(
         return model.apply(variables | {"cache": cache}, *arguments, method=method, mutable=["cache"])
 
     def blank(method: Any, *arguments: Any) -> tuple[Any, Any]:
-        shapes = jax.eval_shape(lambda *given: run(method, {}, *given, _At(zero, zero, height, width)), *arguments)
-        outputs, changed = shapes
+        start = lambda *given: run(method, {}, *given, _At(zero, zero, height, width))
+        outputs, changed = jax.eval_shape(start, *arguments)
         return outputs, jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), changed["cache"])
 
     zero = jnp.zeros((), jnp.int32)
@@ -329,14 +326,11 @@ def autoregress(
             at = _At(row, column, height, width)
             # Of the image it takes what is near the place alone.
             parameters, changed = run(PixelCNN.before, cache, _padded(images), above, at)
-            place = (zero, row, column, zero)
-            pixel = lax.dynamic_slice(images, place, (images.shape[0], 1, 1, images.shape[3]))
-            chosen = choose(parameters[:, 0, 0], pixel[:, 0, 0], row, column)
-            images = lax.dynamic_update_slice(images, chosen[:, None, None].astype(images.dtype), place)
+            chosen = choose(parameters[:, 0, 0], images[:, row, column], row, column).astype(images.dtype)
+            images = lax.dynamic_update_slice(images, chosen[:, None, None], (zero, row, column, zero))
             return (images, changed["cache"]), None
 
-        columns = jnp.arange(width, dtype=jnp.int32)
-        (images, before_cache), _ = lax.scan(of_pixel, (images, before_cache), columns)
+        (images, before_cache), _ = lax.scan(of_pixel, (images, before_cache), jnp.arange(width, dtype=jnp.int32))
         return (images, changed["cache"], before_cache), None
 
     carry, _ = lax.scan(of_row, (levels, above_cache, before_cache), jnp.arange(height, dtype=jnp.int32))
@@ -406,10 +400,8 @@ def train_epoch(
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Trains for one epoch, by `train_step`: a scan over a random permutation of the images, which stay on the device.
 
-    A batch has at most N images. A rest smaller than a batch waits for another epoch's permutation.
-
-    Returns:
-      The state after the epoch, and the means of what `train_step` tells.
+    A batch has at most N images. A rest smaller than a batch waits for another epoch's permutation. With the state come
+    the means of what `train_step` tells.
     """
 
     def step(state: TrainState, rows: Int[Array, " B"]) -> tuple[TrainState, dict[str, Array]]:
