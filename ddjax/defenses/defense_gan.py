@@ -145,7 +145,7 @@ def reconstruct(
 def load_generator(
     images: Any, key: Any, *, model: str = "runs/train_gan_mnist/checkpoints/seed0_none/generator"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the generator that `reconstruct` takes, for the shape of these images, see `ddjax.defenses.models.load`.
+    """Loads the generator that `reconstruct` takes, for images of this shape; see `ddjax.defenses.models.load`.
 
     Returns:
       The generator, and the length of its codes as the setting `latent`.
@@ -181,10 +181,11 @@ def manifold_attack(
     The evaluation tells whether the reconstruction as deployed gives it back: judge the images by the defended
     classifier.
 
-    The settings of the search are those of `ddjax.attacks.carlini_wagner_l2`; the learning rate is that of Adam on the
-    codes, and the authors' code takes 30,000 steps. `logits_fn` is the classifier behind the reconstruction. The
-    generator and the length of its codes are as for `invert`, whose settings are `inversion`; the key, one or one for
-    each image, is for its starts. `codes` are where the search starts, in the place of an inversion, without a key.
+    `logits_fn` is the classifier behind the reconstruction. The settings of the search are those of
+    `ddjax.attacks.carlini_wagner_l2`; the learning rate is that of Adam on the codes, and the authors' code takes
+    30,000 steps. The search starts from `codes` or, where they are None, from those that `invert` finds with the
+    settings `inversion`; only `invert` needs the key, which is one or one for each image. The generator makes images
+    within [0, 1].
 
     Returns:
       The closest images of the generator that have the margin, or the clean image, as no success, where there was

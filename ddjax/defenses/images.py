@@ -23,7 +23,7 @@ def widened(inputs: Array) -> Array:
 
 
 def blocks(images: Array, side: int) -> Array:
-    """The squares that images of whole squares consist of: `[B, rows of blocks, side, columns of blocks, side, C]`."""
+    """Splits images into square blocks, whose side divides theirs: `[B, rows of blocks, side, columns, side, C]`."""
     batch, rows, columns, channels = images.shape
     return images.reshape(batch, rows // side, side, columns // side, side, channels)
 

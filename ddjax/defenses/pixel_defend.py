@@ -28,8 +28,8 @@ def purify(
 ) -> Images:
     """Sets each pixel, in raster order, to the likeliest value within a ball, given those that have been set before it.
 
-    A greedy search for the likeliest image of the ball: each choice is the best one by itself. Pixels get 8-bit values,
-    where the ball holds none the nearest. The result carries no gradient.
+    A greedy search for the likeliest image of the ball: each choice is the best one by itself. Pixels get 8-bit values:
+    those within the ball, or the nearest one where it holds none. The result carries no gradient.
 
     Args:
       images: within [0, 1].
@@ -58,7 +58,7 @@ def purify(
 def greedy(images: Images, epsilon: float) -> tuple[Images, pixelcnn.Choose]:
     """The start of `purify`, and its choice of each pixel for `ddjax.generative.pixelcnn.autoregress`.
 
-    These are the nearest levels from 0 to 255, and the likeliest ones within the ball.
+    It starts from the nearest levels, from 0 to 255, and chooses the likeliest ones within the ball.
     """
     levels = 255 * images
     nearest = jnp.clip(jnp.round(levels), 0, 255)
@@ -84,7 +84,7 @@ def greedy(images: Images, epsilon: float) -> tuple[Images, pixelcnn.Choose]:
 def load_density(
     images: Any, key: Any, *, model: str = "runs/train_pixelcnn_mnist/checkpoints/seed0_none/density"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the density that `purify` takes, for the shape of these images, see `ddjax.defenses.models.load`."""
+    """Loads the density that `purify` takes, for images of this shape; see `ddjax.defenses.models.load`."""
     del key
     return (generative.model_fn(models.load(model, "density", images.shape[1:])),), {}
 
