@@ -437,7 +437,7 @@ def reparameterized(logits_fn: LogitsFn, decode: Callable[[Float[Array, "B ..."]
     Args:
       logits_fn: a classifier.
       decode: from codes to inputs; differentiable. A `Partial` whose leaves are parameters, such as
-        `ddjax.defenses.defense_gan.decoder` makes, or else hashable.
+        `ddjax.generative.gan.generator_fn` makes, or else hashable.
 
     Returns:
       A classifier of codes; a pytree whose leaves are those of both.

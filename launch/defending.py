@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, rounding
+from ddjax import classifier, data, rounding
 from ddjax.defenses import Defense, models, squeezing
 from ddjax.evaluation import ConfiguredAttack
 
@@ -22,11 +22,7 @@ _JUDGING, _ATTACKING, _PREPARING, _TRAINING, _FITTING = 0x1D6E, 0xA77A, 0xDA7A, 
 
 
 def prepared(defense: Defense, images: np.ndarray) -> Defense:
-    """The defense with what it takes in addition, made from training images or loaded.
-
-    Args:
-      defense: the defense.
-      images: training images, bytes or floats; none of the same shape are enough for a defense that loads a model.
+    """The defense with what it takes in addition, made from training images, bytes or floats, or loaded.
 
     Raises:
       CheckpointError: where there is no trained model, or a damaged one; with the recipes that train one.
@@ -61,20 +57,12 @@ def seen_through(defense: Defense, logits_fn: Any, samples: int) -> Any:
 def aware(
     attack: ConfiguredAttack, defense: Defense, logits_fn: Any, *, temperature: float, detector: Any, samples: int
 ) -> tuple[ConfiguredAttack, Any]:
-    """A defense-aware attack, and the classifier that it sees.
+    """A defense-aware attack, made of a defense-unaware one, and the classifier that it sees.
 
-    Args:
-      attack: the defense-unaware attack.
-      defense: the defense.
-      logits_fn: the network.
-      temperature: that the network was trained at, which the attack undoes.
-      detector: the fitted detector, or None.
-      samples: the draws of an expectation.
-
-    Returns:
-      Against the detector of feature squeezing, C&W L2 becomes He et al.'s attack on both, and any other attack
-      `squeezing.attack_detector` or, without targets, the attack on `squeezing.joint_classifier`. Against other
-      defenses the attack is the same, and sees the classifier through the defense's declared gradient.
+    Against the detector of feature squeezing, C&W L2 becomes He et al.'s attack on both, and any other attack
+    `squeezing.attack_detector` or, without targets, the attack on `squeezing.joint_classifier`. Against other defenses
+    the attack is the same, and sees the classifier through the defense's declared gradient, over `samples` draws where
+    it is random. It undoes the temperature that the network was trained at.
 
     Raises:
       ValueError: for a detector that no attack here knows.
@@ -87,35 +75,26 @@ def aware(
         raise ValueError(f"no attack knows the detector {defense.text}; it would look robust")
     if attack.attack.targets == "no":
         return attack, squeezing.joint_classifier(logits_fn, detector.squeezers)
-    numbers = dict(attack.numbers) | {"threshold": detector.threshold}
-    words = dict(attack.words) | {"squeezers": detector.squeezers}
-    # The detector looks at probabilities as they are, and so must the attack.
-    known = attack.replace(numbers=numbers, words=words, temperature=None)
+    numbers = {"threshold": detector.threshold}
     if attack.attack.name == "carlini_wagner_l2":
-        return known.replace(attack=dataclasses.replace(attack.attack, function=_undetected)), logits_fn
-    numbers["divisor"] = attack.temperature or 1.0
-    together = _on_detector(attack.attack.function)
-    return known.replace(attack=dataclasses.replace(attack.attack, function=together)), logits_fn
-
-
-def _undetected(
-    logits_fn: Any, images: Any, labels: Any, *, key: Any, squeezers: Any, threshold: Any, **rest: Any
-) -> Any:
-    del key
-    return squeezing.adaptive_attack(logits_fn, images, labels, squeezers, threshold, **rest)
+        function = squeezing.adaptive_attack
+    else:
+        function = _on_detector(attack.attack.function)
+        numbers["divisor"] = attack.temperature or 1.0
+    known = attack.replace(
+        attack=dataclasses.replace(attack.attack, function=function),
+        numbers=dict(attack.numbers) | numbers,
+        words=dict(attack.words) | {"squeezers": detector.squeezers},
+        # The detector looks at probabilities as they are, and so must the attack.
+        temperature=None,
+    )
+    return known, logits_fn
 
 
 @functools.cache
 def _on_detector(function: Callable[..., Any]) -> Callable[..., Any]:
     """`squeezing.attack_detector` with an attack, as one object for one program."""
-
-    def attack(
-        logits_fn: Any, images: Any, labels: Any, *, key: Any, squeezers: Any, threshold: Any, divisor: Any, **rest: Any
-    ) -> attacks.AttackResult:
-        detector = (squeezers, threshold, divisor)
-        return squeezing.attack_detector(function, logits_fn, images, labels, key, *detector, **rest)
-
-    return attack
+    return functools.partial(squeezing.attack_detector, function)
 
 
 def _key(purpose: int) -> jax.Array:
@@ -134,8 +113,6 @@ def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
     Raises:
       ValueError: for a defense that does not transform images, or images on disk, which may not fit into memory.
     """
-    if not defense.is_transform:
-        raise ValueError(f"{defense.text} does not transform images")
     if dataset.on_disk:
         raise ValueError(f"{defense.text} needs the images in memory: give --num_train")
     key_data = common.key_data(dataset.indices, _TRAINING)

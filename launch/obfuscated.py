@@ -54,7 +54,7 @@ _LIGHTS = flags.DEFINE_bool(
     "lights", True, "Tests for signs of masked gradients; --nolights leaves them for a later run."
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 100 steps, 2 draws.")
-# The attack that the detector is fitted on, see `lid.fitting_attack`.
+# The attack that the detector is fitted on, see `lid.FITTING_ATTACK`.
 _FITTED_ON = ConfiguredAttack(
     "carlini_wagner_l2",
     attacks.ATTACKS["carlini_wagner_l2"],

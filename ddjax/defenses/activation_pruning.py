@@ -1,7 +1,8 @@
 """Stochastic activation pruning: a trained network keeps a random part of each layer's activations, mostly large ones.
 
 Reference:
-  Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense, 2018 (arXiv 1803.01442).
+  Dhillon et al., Stochastic Activation Pruning for Robust Adversarial Defense, 2018 (arXiv 1803.01442),
+  Algorithm 1.
 """
 
 import dataclasses
@@ -36,18 +37,8 @@ def keep_probabilities(
 ) -> Float[Array, "B D"]:
     """The probability that a unit is among those sampled: 1 - (1 - p)^r, where p is its part of the magnitudes.
 
-    Args:
-      activations: all units of a layer, for each image.
-      samples: r, the number of draws with replacement, above 0; may be traced.
-
-    Returns:
-      Probabilities, accurate where they are small; zero in a layer of zeros.
-
-    Raises:
-      ValueError: for a known number of samples that is not positive.
-
-    Reference:
-      Dhillon et al., 2018 (arXiv 1803.01442), Algorithm 1.
+    The number r of draws with replacement is above 0 and may be traced. Probabilities are accurate where they are
+    small, and zero in a layer of zeros.
     """
     check_number("samples", samples, above=0.0)
     # Below one, where the logarithm has a derivative; of a unit that is always kept, it is zero.
@@ -70,6 +61,7 @@ def prune(
     """Keeps the units that are sampled in proportion to their magnitudes, divided by the probability that they are.
 
     The expectation is the activations themselves. Gradients pass the activations and the probabilities, not the draw.
+    A layer of zeros stays one.
 
     Args:
       activations: of one layer; all that follows the first axis are an image's units.
@@ -79,14 +71,8 @@ def prune(
       draws: `"multinomial"`, with replacement as in the paper, or `"bernoulli"`: each unit by itself with the same
         probability to be kept, which is an approximation, and faster.
 
-    Returns:
-      The pruned activations; zero in a layer of zeros.
-
     Raises:
       ValueError: for a share that is not positive or an unknown kind of draws.
-
-    Reference:
-      Dhillon et al., 2018 (arXiv 1803.01442), Algorithm 1.
 
     Departures from the paper:
       Rounding takes units below 2^-32 (multinomial) or a probability below 2^-24 (Bernoulli) for zeros.
@@ -115,15 +101,9 @@ class _Pruned:
     def __call__(self, logits_fn: LogitsFn, images: Array, keys: Array) -> Array:
         layer, inside = 0, False
 
-        def intercept(
-            run: Callable[..., Any],
-            args: tuple[Any, ...],
-            kwargs: dict[str, Any],
-            context: nn.module.InterceptorContext,
-        ) -> Any:
+        def intercept(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
             nonlocal layer, inside
-            matches = context.method_name == "__call__" and isinstance(context.module, self.after)
-            if inside or not matches:
+            if inside or context.method_name != "__call__" or not isinstance(context.module, self.after):
                 return run(*args, **kwargs)
             # What a matching module calls, such as its own base class, is a part of it.
             inside = True
@@ -154,16 +134,12 @@ def pruned(
 ) -> Randomized:
     """The classifier with stochastic activation pruning in it.
 
-    Each layer of each image has its own draws, from the key of the image.
+    The classifier calls flax modules, as `bind` makes it. It must not be compiled already: the program would stay as it
+    is, or stay pruned. Each layer of each image has its own draws, see `prune`, from the key of the image.
 
-    Args:
-      logits_fn: a classifier that calls flax modules, such as `bind` makes. Not one that is compiled already: the
-        program would stay as it is, or stay pruned.
-      share: see `prune`.
-      draws: see `prune`.
-      after: the types of the modules whose outputs are pruned. The default is the paper's, every rectifier;
-        `(layers.Conv, nn.Conv)` is every convolution, as in the code that broke the defense, there with a share of 2
-        and Bernoulli draws. Where one of them stands inside another, only the outer one's outputs are pruned.
+    `after` are the types of the modules whose outputs are pruned. The default is the paper's, every rectifier;
+    `(layers.Conv, nn.Conv)` is every convolution, as in the code that broke the defense, there with a share of 2 and
+    Bernoulli draws. Where one of them stands inside another, only the outer one's outputs are pruned.
 
     Returns:
       A random classifier; a pytree whose leaves are those of `logits_fn`. It raises ValueError when the classifier
@@ -173,7 +149,7 @@ def pruned(
       ValueError: as `prune` does, and for a compiled classifier.
 
     Reference:
-      Dhillon et al., 2018 (arXiv 1803.01442). Athalye et al., 2018 (arXiv 1802.00420), section 5.3.1, for the attack.
+      Athalye et al., 2018 (arXiv 1802.00420), section 5.3.1, for the attack.
     """
     check_number("share", share, above=0.0)
     check_choice("draws", draws, DRAWS)

@@ -13,90 +13,29 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from ddjax import registry
+from ddjax import classifier, registry
 from ddjax.checks import check_choice
-from ddjax.classifier import (
-    LogitsFn,
-    Randomized,
-    Transform,
-    bpda,
-    expectation,
-    randomized,
-    single_draw,
-    transform,
-    transformed,
-)
+from ddjax.classifier import LogitsFn, Randomized, Transform
 
 KINDS = ("none", "transform", "wrapper", "detector", "training")
 GRADIENTS = ("own", "straight-through", "substitute")
+# The default of a setting that `prepare` finds out, such as the length of a generator's codes.
+PREPARED: Any = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Declaration:
-    """What a defense is; `declare` makes it and says what the attributes mean."""
+    """What a defense is; made by `declare`.
 
-    name: str
-    function: Callable[..., Any]
-    kind: str
-    gradient: str | None
-    substitute: Callable[..., Any] | None
-    prepare: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None
-    random: bool
-    averages: bool
-    view: Callable[..., Array] | None
-    published: Callable[[str], dict[str, Any]] | None
-    check: Callable[..., None] | None
-    settings: tuple[tuple[str, Any], ...]
-
-    @property
-    def parameters(self) -> dict[str, inspect.Parameter]:
-        """The settings that a flag can set, with this declaration's defaults: those of `prepare` among them."""
-        found = registry.settings_of(self.function)
-        if self.prepare is not None:
-            # What `prepare` finds out itself is no setting of a user.
-            found |= registry.settings_of(self.prepare)
-        defaults = dict(self.settings)
-        return {
-            name: each.replace(default=defaults[name]) if name in defaults else each
-            for name, each in found.items()
-            if defaults.get(name, each) is not PREPARED
-        }
-
-
-class _Prepared:
-    """The default of a setting that `prepare` finds out, such as the length of a generator's codes."""
-
-    def __repr__(self) -> str:
-        return "PREPARED"
-
-
-PREPARED = _Prepared()
-
-
-def declare(
-    function: Callable[..., Any],
-    *,
-    name: str | None = None,
-    kind: str = "transform",
-    gradient: str | None = None,
-    substitute: Callable[..., Any] | None = None,
-    prepare: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None,
-    random: bool = False,
-    averages: bool = False,
-    view: Callable[..., Array] | None = None,
-    published: Callable[[str], dict[str, Any]] | None = None,
-    check: Callable[..., None] | None = None,
-    **settings: Any,
-) -> Declaration:
-    """Declares a defense.
-
-    Args:
+    Attributes:
+      name: in the registry.
       function: the defense. A transform takes inputs `[B, ...]`, where it is random then a key for each, then what
         `prepare` has made, and its settings as keyword-only arguments. A wrapper takes a classifier, then what
         `prepare` has made, and its settings, and returns a classifier or a `Randomized`. A detector takes a classifier,
-        clean inputs and labels, and the keyword-only `key`, `evaluate` and its settings; it returns an object with
-        `threshold`, `scores(inputs)` and `flags(inputs)`.
-      name: in the registry; default: the function's.
+        clean inputs `[N, ...]` that serve nothing else, their labels `[N]`, and the keyword-only `key`, a single one,
+        `evaluate` and its settings. `evaluate(function, shared, *columns)` applies `function(shared, *batch)` to any
+        number of examples and returns NumPy arrays. The detector returns an object with `threshold`, `scores(inputs)`
+        and `flags(inputs)`.
       kind: one of `KINDS`. A defense by training changes nothing when the network is deployed; neither does a
         detector, which stands beside it.
       gradient: of a transform or a wrapper, how an attack that knows the defense differentiates it. `"own"`: its own
@@ -114,44 +53,76 @@ def declare(
         it has. Default: the outputs.
       published: from the name of a data set to the settings that were published for it; empty for none.
       check: takes the settings and raises ValueError for bad ones, before any work is done.
-      **settings: defaults in the place of the function's or of `prepare`'s.
+      settings: defaults in the place of the function's or of `prepare`'s, by name.
+    """
 
-    Returns:
-      The declaration, for `DEFENSES` at the end of the file or for `ddjax.defenses.register`.
+    name: str
+    function: Callable[..., Any]
+    kind: str = "transform"
+    gradient: str | None = None
+    substitute: Callable[..., Any] | None = None
+    prepare: Callable[..., tuple[tuple[Any, ...], dict[str, Any]]] | None = None
+    random: bool = False
+    averages: bool = False
+    view: Callable[..., Array] | None = None
+    published: Callable[[str], dict[str, Any]] | None = None
+    check: Callable[..., None] | None = None
+    settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses a declaration that does not say what others must know."""
+        name = f"defense {self.name!r}"
+        check_choice("kind of a defense", self.kind, KINDS)
+        if self.kind in ("transform", "wrapper"):
+            if self.gradient is None:
+                raise ValueError(
+                    f"{name} must declare its gradient: "
+                    'gradient="own", gradient="straight-through", or gradient="substitute" with substitute=FUNCTION'
+                )
+            check_choice("gradient", self.gradient, GRADIENTS)
+        elif self.gradient is not None:
+            raise ValueError(f"{name} is no transform and no wrapper: it has no gradient to declare")
+        if self.kind == "wrapper" and self.gradient == "straight-through":
+            raise ValueError(f"{name}: a wrapper has no straight-through gradient; give a substitute")
+        if (self.substitute is not None) != (self.gradient == "substitute"):
+            raise ValueError(f'{name}: gradient="substitute" and substitute=FUNCTION go together')
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The settings that a flag can set, with this declaration's defaults: those of `prepare` among them."""
+        found = registry.settings_of(self.function)
+        if self.prepare is not None:
+            found |= registry.settings_of(self.prepare)
+        defaults = dict(self.settings)
+        found = {name: each.replace(default=defaults.get(name, each.default)) for name, each in found.items()}
+        # What `prepare` finds out itself is no setting of a user.
+        return {name: each for name, each in found.items() if each.default is not PREPARED}
+
+    def differentiable(self, exact: Transform) -> Transform:
+        """The transform, with its settings, with the gradient that is declared."""
+        if self.gradient == "own":
+            return exact
+        if self.substitute is None:
+            return classifier.bpda(exact)
+        return classifier.bpda(exact, classifier.transform(self.substitute, **_taken(self.substitute, exact.settings)))
+
+
+def declare(function: Callable[..., Any], *, name: str | None = None, **declared: Any) -> Declaration:
+    """Declares a defense, for `DEFENSES` at the end of the file or for `ddjax.defenses.register`.
+
+    Args:
+      function: the defense.
+      name: in the registry; default: the function's.
+      **declared: the other attributes of `Declaration`, by name. All other names are those of settings, and their
+        values are defaults in the place of the function's or of `prepare`'s.
 
     Raises:
       ValueError: for an unknown kind; a transform or a wrapper that does not say what its gradient is; a gradient that
         the kind does not have; a substitute without `gradient="substitute"`, or the latter without a substitute.
     """
-    name = str(getattr(function, "__name__", "")) if name is None else name
-    check_choice("kind of a defense", kind, KINDS)
-    if kind in ("transform", "wrapper"):
-        if gradient is None:
-            raise ValueError(
-                f"defense {name!r} must declare its gradient: "
-                'gradient="own", gradient="straight-through", or gradient="substitute" with substitute=FUNCTION'
-            )
-        check_choice("gradient", gradient, GRADIENTS)
-    elif gradient is not None:
-        raise ValueError(f"defense {name!r} is no transform and no wrapper: it has no gradient to declare")
-    if kind == "wrapper" and gradient == "straight-through":
-        raise ValueError(f"defense {name!r}: a wrapper has no straight-through gradient; give a substitute")
-    if (substitute is not None) != (gradient == "substitute"):
-        raise ValueError(f'defense {name!r}: gradient="substitute" and substitute=FUNCTION go together')
-    return Declaration(
-        name,
-        function,
-        kind,
-        gradient,
-        substitute,
-        prepare,
-        random,
-        averages,
-        view,
-        published,
-        check,
-        tuple(sorted(settings.items(), key=lambda item: item[0])),
-    )
+    known = {field.name for field in dataclasses.fields(Declaration)} - {"settings"}
+    settings = tuple((key, declared.pop(key)) for key in sorted(declared.keys() - known))
+    return Declaration(name or getattr(function, "__name__", ""), function, settings=settings, **declared)
 
 
 @jax.tree_util.register_dataclass
@@ -159,18 +130,18 @@ def declare(
 class Defense:
     """A defense with its settings, and with what was prepared for it; a pytree whose leaves are the latter.
 
+    Methods raise ValueError where what they need is not prepared, and for a defense of another kind than theirs.
+
     Attributes:
       declaration: what it is.
       text: as it was written, for results.
-      settings: of the function; names and hashable values.
-      preparing: settings of `prepare`.
+      settings: of the function, and until it is prepared of `prepare`; names and hashable values.
       given: what was prepared; None where it is still missing.
     """
 
     declaration: Declaration = dataclasses.field(metadata={"static": True})
     text: str = dataclasses.field(metadata={"static": True})
     settings: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
-    preparing: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata={"static": True})
     given: tuple[Any, ...] | None = None
 
     @property
@@ -186,88 +157,53 @@ class Defense:
     def prepared(self, inputs: Float[Array | np.ndarray, "N ..."], key: Key[Array, ""]) -> "Defense":
         """The defense with what it takes in addition: patches of training images, or a trained model.
 
-        Args:
-          inputs: training inputs, or none of the same shape for a defense that only loads a model.
-          key: a single one.
-
-        Returns:
-          The same defense where there is nothing to prepare.
-
-        Raises:
-          ValueError: as its `prepare` does.
+        `inputs` are for training; none of the same shape are enough for a defense that only loads a model. `key` is a
+        single one. The errors are those of `prepare`.
         """
         if self.declaration.prepare is None or self.given is not None:
             return dataclasses.replace(self, given=self.given or ())
-        given, settings = self.declaration.prepare(inputs, key, **dict(self.preparing))
+        given, settings = self.declaration.prepare(inputs, key, **_taken(self.declaration.prepare, self.settings))
         return self.with_given(*given, **settings)
 
     def with_given(self, *given: Any, **settings: Any) -> "Defense":
         """The defense with what the caller has prepared, such as patches or a model of their own.
 
-        Args:
-          *given: what the function takes after inputs, or after inputs and keys; arrays and pytrees.
-          **settings: of the function, in the place of those it has.
+        These are the arrays and pytrees that the function takes after inputs, or after inputs and keys, and settings in
+        the place of those it has.
         """
-        merged = tuple(sorted((dict(self.settings) | settings).items()))
-        return dataclasses.replace(self, given=given, settings=merged, preparing=())
+        merged = _taken(self.declaration.function, self.settings) | settings
+        return dataclasses.replace(self, given=given, settings=tuple(sorted(merged.items())))
 
     def transform(self, inputs: Float[Array, "B ..."], keys: Key[Array, " B"]) -> Array:
-        """What the transform makes of inputs: one draw of each, where it is random.
-
-        Raises:
-          ValueError: for a defense that is no transform, or that is not prepared.
-        """
+        """What the transform makes of inputs: one draw of each, where it is random."""
         if not self.is_transform:
             raise ValueError(f"{self.text} does not transform inputs")
         drawn = (keys,) if self.declaration.random else ()
         return self._transform(inputs, *drawn, *self._given)
 
     def deployed(self, logits_fn: LogitsFn) -> LogitsFn | Randomized:
-        """The defended classifier; a `Randomized` where the defense is random.
-
-        Raises:
-          ValueError: for a defense that is not prepared.
-        """
+        """The defended classifier; a `Randomized` where the defense is random."""
         return self._defended(logits_fn, self.declaration.function, self._transform)
 
     def naive(self, logits_fn: LogitsFn, key: Key[Array, ""]) -> LogitsFn:
-        """The defended classifier as a defense-unaware attacker sees it: its own gradients, and one fixed draw.
-
-        Args:
-          logits_fn: the network.
-          key: of the draw, a single one.
-
-        Raises:
-          ValueError: for a defense that is not prepared.
-        """
+        """The defended classifier as a defense-unaware attacker sees it: its own gradients, and one fixed draw."""
         defended = self.deployed(logits_fn)
-        return single_draw(defended, key) if isinstance(defended, Randomized) else defended
+        return classifier.single_draw(defended, key) if isinstance(defended, Randomized) else defended
 
     def aware(self, logits_fn: LogitsFn, key: Key[Array, ""], num_samples: int = 30) -> LogitsFn:
         """The defended classifier as a defense-aware attacker sees it: by the declared gradient, over several draws.
 
-        Args:
-          logits_fn: the network.
-          key: of the draws, a single one.
-          num_samples: of the expectation; one for a defense that averages already.
-
-        Raises:
-          ValueError: for a defense that is not prepared.
+        Of a defense that averages already, it takes one draw.
         """
-        function = self.declaration.function
-        if self.declaration.kind == "wrapper" and self.declaration.substitute is not None:
-            function = self.declaration.substitute
-        defended = self._defended(logits_fn, function, self._aware_transform)
+        declared = self.declaration
+        wrap = declared.substitute or declared.function
+        defended = self._defended(logits_fn, wrap, declared.differentiable(self._transform))
         if not isinstance(defended, Randomized):
             return defended
-        return expectation(defended, key, num_samples=1 if self.declaration.averages else num_samples)
+        return classifier.expectation(defended, key, num_samples=1 if declared.averages else num_samples)
 
     def check_fits(self, logits_fn: LogitsFn, input_shape: tuple[int, ...]) -> None:
-        """Refuses a network or a setting that does not fit, without running anything.
-
-        Args:
-          logits_fn: the network.
-          input_shape: of one input, without the batch.
+        """Refuses a network, or a setting, that does not fit inputs of this shape `[...]`; runs nothing.
 
         Raises:
           ValueError: where the transform gives inputs that the network does not take, or as the defense itself does.
@@ -288,30 +224,14 @@ class Defense:
     def view(self, inputs: Float[Array, "B ..."], key: Key[Array, ""]) -> Array | None:
         """Inputs as the defended network sees them, by one draw; None where it sees them as they are."""
         show = self.declaration.view
-        if self.is_detector and show is not None:
-            return show(inputs, **_taken(show, self.settings))
-        if not self.is_transform:
+        if self.is_transform:
+            inputs = self.transform(inputs, jax.random.split(key, len(inputs)))
+        elif show is None:
             return None
-        seen = self.transform(inputs, jax.random.split(key, len(inputs)))
-        return seen if show is None else show(seen, **_taken(show, self.settings))
+        return inputs if show is None else show(inputs, **_taken(show, self.settings))
 
     def detector(self, logits_fn: LogitsFn, inputs: Any, labels: Any, *, key: Key[Array, ""], evaluate: Any) -> Any:
-        """Fits the detector, or calibrates its threshold.
-
-        Args:
-          logits_fn: the network.
-          inputs: clean ones that serve nothing else, `[N, ...]`.
-          labels: the true classes, `[N]`.
-          key: a single one.
-          evaluate: applies `function(shared, *batch)` to any number of examples: `evaluate(function, shared, *columns)`
-            returns NumPy arrays.
-
-        Returns:
-          An object with `threshold`, `scores(inputs)` and `flags(inputs)`.
-
-        Raises:
-          ValueError: for a defense that is no detector, and as its function does.
-        """
+        """Fits the detector, or calibrates its threshold; the arguments and errors are those of its function."""
         if not self.is_detector:
             raise ValueError(f"{self.text} is no detector")
         return self.declaration.function(logits_fn, inputs, labels, key=key, evaluate=evaluate, **dict(self.settings))
@@ -324,36 +244,16 @@ class Defense:
 
     @property
     def _transform(self) -> Transform:
-        return transform(self.declaration.function, **dict(self.settings))
-
-    @property
-    def _aware_transform(self) -> Transform:
-        return differentiable(self._transform, self.declaration)
+        return classifier.transform(self.declaration.function, **dict(self.settings))
 
     def _defended(self, logits_fn: LogitsFn, wrap: Callable[..., Any], seen: Transform) -> Any:
+        """The classifier in the wrapper, or behind the transform, whichever of the two the defense is."""
         if self.declaration.kind == "wrapper":
             return wrap(logits_fn, *self._given, **_taken(wrap, self.settings))
         if not self.is_transform:
             return logits_fn
-        behind = randomized if self.declaration.random else transformed
+        behind = classifier.randomized if self.declaration.random else classifier.transformed
         return behind(logits_fn, seen, *self._given)
-
-
-def differentiable(exact: Transform, declaration: Declaration) -> Transform:
-    """The transform with the gradient that its declaration names."""
-    if declaration.gradient == "own":
-        return exact
-    if declaration.substitute is None:
-        return bpda(exact)
-    return bpda(exact, transform(declaration.substitute, **_taken(declaration.substitute, exact.settings)))
-
-
-def parsed(defenses: registry.Registry[Declaration], text: str, dataset: str = "") -> Defense:
-    """Reads `name:key=value,key=value`; see `ddjax.defenses.parse`."""
-    name, settings = defenses.split(text)
-    declaration = defenses.find(name)
-    read = registry.read_settings(f"--defense={text}", name, settings, declaration.parameters)
-    return with_settings(declaration, text, read, dataset)
 
 
 def with_settings(declaration: Declaration, text: str, settings: Mapping[str, Any], dataset: str = "") -> Defense:
@@ -365,20 +265,13 @@ def with_settings(declaration: Declaration, text: str, settings: Mapping[str, An
     published = declaration.published(dataset) if declaration.published is not None else {}
     defaults = {name: value for name, value in declaration.settings if value is not PREPARED}
     merged = defaults | published | dict(settings)
-    missing = [
-        name
-        for name, each in declaration.parameters.items()
-        if each.default is inspect.Parameter.empty and name not in merged
-    ]
-    if missing:
-        published_for = f"; nothing is published for {dataset or 'this data set'}" if declaration.published else ""
-        raise ValueError(f"--defense={text} needs {missing[0]}, as in {missing[0]}=VALUE{published_for}")
+    for name, each in declaration.parameters.items():
+        if each.default is inspect.Parameter.empty and name not in merged:
+            reason = f"; nothing is published for {dataset or 'this data set'}" if declaration.published else ""
+            raise ValueError(f"--defense={text} needs {name}, as in {name}=VALUE{reason}")
     if declaration.check is not None:
         declaration.check(**merged)
-    of_preparing = () if declaration.prepare is None else registry.settings_of(declaration.prepare)
-    preparing = {name: value for name, value in merged.items() if name in of_preparing}
-    rest = {name: value for name, value in merged.items() if name not in of_preparing}
-    return Defense(declaration, text, tuple(sorted(rest.items())), tuple(sorted(preparing.items())))
+    return Defense(declaration, text, tuple(sorted(merged.items())))
 
 
 def _taken(function: Callable[..., Any], settings: tuple[tuple[str, Any], ...]) -> dict[str, Any]:

@@ -2,38 +2,36 @@
 
 Reference:
   Samangouei, Kabkab and Chellappa, Defense-GAN: Protecting Classifiers Against Adversarial Attacks Using Generative
-  Models, 2018 (arXiv 1805.06605).
+  Models, 2018 (arXiv 1805.06605), section 4, with the settings of the authors' code.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from ddjax import checks
+from ddjax import checks, generative
 from ddjax.attacks import carlini_wagner, contract, examples, problem
 from ddjax.attacks.carlini_wagner import search
 from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses import models
 from ddjax.defenses.declaration import PREPARED, declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, Keys, Labels, Scalar, check_images, widened
 
 # From codes `[B, L]` to images `[B, H, W, C]` in [0, 1]; a pytree whose leaves are the parameters.
 GeneratorFn = Callable[[Array], Array]
-Scalar = float | Float[Array, ""]
 # The last fifth of the steps are this much shorter.
 _LATE, _SHORTER = 0.8, 0.1
 
 
 def invert(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
+    images: Images,
+    keys: Keys,
     generator_fn: GeneratorFn,
     *,
     latent: int,
@@ -65,20 +63,14 @@ def invert(
     Raises:
       ValueError: for a generator whose images have another shape, or a setting out of its range.
 
-    Reference:
-      Samangouei et al., 2018 (arXiv 1805.06605), section 4, with the settings of the authors' code.
-
     Departures from the paper:
       The authors' code chooses among the starts by the errors before the last step, and draws starts of 1 / L of the
       variance that the generator was trained on.
     """
     checks.check_number("learning_rate", learning_rate, above=0.0)
-    checks.check_number("momentum", momentum, least=0.0)
-    if not isinstance(momentum, Tracer) and not momentum < 1:
-        raise ValueError(f"momentum must be below 1, got {momentum}")
+    checks.check_number("momentum", momentum, least=0.0, below=1.0)
     for name, value in (("latent", latent), ("num_steps", num_steps), ("restarts", restarts)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        checks.check_whole_number(name, value, least=1)
     start = lambda key: jax.random.normal(key, (latent,), jnp.float32)
     draw = lambda restart: jax.vmap(lambda key: start(jax.random.fold_in(key, restart)))(keys)
     starts = jax.vmap(draw)(jnp.arange(restarts, dtype=jnp.int32))
@@ -90,7 +82,7 @@ def invert(
 
 
 def descend(
-    images: Float[Array, "B H W C"],
+    images: Images,
     starts: Float[Array, "R B L"],
     generator_fn: GeneratorFn,
     *,
@@ -98,24 +90,13 @@ def descend(
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
 ) -> tuple[Float[Array, "R B L"], Float[Array, "R B"]]:
-    """The descent of `invert` from given starts, all at once.
+    """The descent of `invert`, whose arguments and errors it has, from given codes as starts, all at once.
 
     One after the other takes less memory and, on two cores of a CPU too, more time for several images; `python -m
     launch.benchmark --work=reconstruct` measures it.
 
-    Args:
-      images: see `invert`, as for all that follow.
-      starts: codes.
-      generator_fn: from codes to images.
-      num_steps: of descent.
-      learning_rate: of descent.
-      momentum: of descent.
-
     Returns:
       The codes where each descent ends, and the mean squared error of the images that they make.
-
-    Raises:
-      ValueError: for a generator whose images have another shape.
     """
     images, generator_fn = lax.stop_gradient((images, as_pytree(generator_fn)))
     made = jax.eval_shape(generator_fn, starts[0]).shape
@@ -141,8 +122,8 @@ def descend(
 
 
 def reconstruct(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
+    images: Images,
+    keys: Keys,
     generator_fn: GeneratorFn,
     *,
     latent: int,
@@ -150,28 +131,10 @@ def reconstruct(
     restarts: int = 10,
     learning_rate: Scalar = 10.0,
     momentum: Scalar = 0.7,
-) -> Float[Array, "B H W C"]:
-    """Replaces each image by the nearest one found among those of a generator.
+) -> Images:
+    """Replaces each image by the nearest one found among those of a generator, by `invert` with these arguments.
 
-    Args:
-      images: within [0, 1].
-      keys: one for each image, for the starts of the search.
-      generator_fn: see `invert`, as for all that follow.
-      latent: the length of a code.
-      num_steps: of descent.
-      restarts: the number of starts.
-      learning_rate: of descent.
-      momentum: of descent.
-
-    Returns:
-      Images that the generator makes. They carry no gradient; attacks on the defense use `ddjax.bpda` or
-      `ddjax.reparameterized`.
-
-    Raises:
-      ValueError: as `invert`.
-
-    Reference:
-      Samangouei et al., 2018 (arXiv 1805.06605).
+    The images carry no gradient; attacks on the defense use `ddjax.bpda` or `ddjax.reparameterized`.
     """
     settings = {"num_steps": num_steps, "restarts": restarts, "learning_rate": learning_rate, "momentum": momentum}
     check_images("Defense-GAN", images)
@@ -182,66 +145,33 @@ def reconstruct(
 def load_generator(
     images: Any, key: Any, *, model: str = "runs/train_gan_mnist/checkpoints/seed0_none/generator"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the generator that `reconstruct` takes.
-
-    Args:
-      images: of the shape that it must make, `[N, H, W, C]`; may be none.
-      key: not used.
-      model: the directory of its checkpoints.
+    """Loads the generator that `reconstruct` takes, for images of this shape; see `ddjax.defenses.models.load`.
 
     Returns:
       The generator, and the length of its codes as the setting `latent`.
-
-    Raises:
-      CheckpointError: where there is none.
-      ValueError: for a model of another kind, or of images of another shape.
     """
     del key
     state = models.load(model, "generator", images.shape[1:])
-    return (models.model_fn(state),), {"latent": models.latent_of(state)}
-
-
-def as_images(codes: Float[Array, "B L"]) -> Float[Array, "B 1 1 L"]:
-    """Codes in the shape of images, which attacks on `ddjax.reparameterized` take."""
-    return codes[:, None, None, :]
-
-
-def _decode(generator_fn: GeneratorFn, codes: Array) -> Array:
-    return generator_fn(codes[:, 0, 0, :])
-
-
-def decoder(generator_fn: GeneratorFn) -> jax.tree_util.Partial:
-    """The generator as `ddjax.reparameterized` takes it, of codes in the shape of images.
-
-    Args:
-      generator_fn: from codes to images.
-
-    Returns:
-      From `as_images` of codes to images; a pytree whose leaves are those of `generator_fn`.
-    """
-    return jax.tree_util.Partial(_decode, as_pytree(generator_fn))
+    return (generative.model_fn(state),), {"latent": generative.latent_of(state)}
 
 
 def manifold_attack(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,
     latent: int,
     codes: Float[Array, "B L"] | None = None,
-    targets: Int[Array, " B"] | None = None,
+    targets: Labels | None = None,
     confidence: examples.PerExample = 0.0,
     learning_rate: Scalar = 0.1,
     initial_const: Scalar = 1.0,
     search_steps: int = 5,
     num_steps: int = 1000,
     abort_early: bool = True,
-    inversion_steps: int = 200,
-    restarts: int = 10,
-    inversion_rate: Scalar = 10.0,
-    momentum: Scalar = 0.7,
+    inversion: Mapping[str, Any] | None = None,
 ) -> contract.AttackResult:
     """Finds an image of the generator that is near in L2 and decided otherwise: the attack by reparameterization.
 
@@ -251,33 +181,20 @@ def manifold_attack(
     The evaluation tells whether the reconstruction as deployed gives it back: judge the images by the defended
     classifier.
 
-    Args:
-      logits_fn: the classifier behind the reconstruction.
-      images: within [0, 1].
-      labels: the true classes.
-      key: one, or one for each image, for the starts of the inversion; may be None with codes.
-      generator_fn: from codes to images within [0, 1].
-      latent: the length of a code.
-      codes: where the search starts; None for the inversion of the images.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
-      learning_rate: of Adam, on the codes; may be traced.
-      initial_const: the first c; may be traced.
-      search_steps: how many constants are tried.
-      num_steps: the steps for each; the authors' code takes 30,000.
-      abort_early: whether the search for one constant ends when a tenth of its steps brought less than 0.01 percent.
-      inversion_steps: of descent, see `invert`.
-      restarts: of the inversion.
-      inversion_rate: of the inversion.
-      momentum: of the inversion.
+    `logits_fn` is the classifier behind the reconstruction. The settings of the search are those of
+    `ddjax.attacks.carlini_wagner_l2`; the learning rate is that of Adam on the codes, and the authors' code takes
+    30,000 steps. The search starts from `codes` or, where they are None, from those that `invert` finds with the
+    settings `inversion`; only `invert` needs the key, which is one or one for each image. The generator makes images
+    within [0, 1].
 
     Returns:
       The closest images of the generator that have the margin, or the clean image, as no success, where there was
       none. `steps` and `gradients` count those of the search; the inversion takes no gradients of the classifier.
 
     Raises:
-      ValueError: for bad images, labels or targets (see `attacks.prepare`), neither key nor codes, codes of
-        another shape, or a setting out of its range.
+      ValueError: for bad images, labels or targets (see `attacks.prepare`), codes of another shape, or a setting out of
+        its range.
+      TypeError: for neither key nor codes.
 
     Reference:
       Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420),
@@ -288,53 +205,39 @@ def manifold_attack(
       which differ by the same number for all classes. The inversion is the defense's, by descent with momentum.
     """
     checks.check_whole_number("search_steps", search_steps, least=1)
-    search.check_search(num_steps, confidence, {"learning_rate": learning_rate, "initial_const": initial_const})
+    rates = {"learning_rate": learning_rate, "initial_const": initial_const}
+    search.check_search(num_steps, confidence, rates)
     asked = problem.prepare("manifold_attack", logits_fn, images, labels, key=key, targets=targets)
     if codes is None:
-        keys = asked.keys if asked.keys is not None else problem.example_keys("manifold_attack", None, len(images))
-        settings = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
-        codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **settings)
+        keys = problem.example_keys("manifold_attack", key, len(images))
+        codes, _ = invert(images, keys, generator_fn, latent=latent, **inversion or {})
     elif codes.shape != (len(images), latent):
         raise ValueError(f"codes must be of the shape {(len(images), latent)}, got {codes.shape}")
-    decode = decoder(generator_fn)
 
     def view(variable: Array) -> tuple[Array, search.Pull]:
-        made, pull = jax.vjp(decode, variable)
+        made, pull = jax.vjp(generator_fn, variable)
 
-        def guarded(gradient: Array) -> Array:
+        def finite(gradient: Array) -> Array:
             (found,) = pull(gradient)
             return jnp.where(jnp.isfinite(found), found, 0)
 
-        return made, guarded
+        return made, finite
 
-    return carlini_wagner.search_l2(
-        asked,
-        view,
-        as_images(codes),
-        restrict=None,
-        confidence=confidence,
-        learning_rate=learning_rate,
-        initial_const=initial_const,
-        search_steps=search_steps,
-        num_steps=num_steps,
-        abort_early=abort_early,
-    )
+    steps = {"search_steps": search_steps, "num_steps": num_steps, "abort_early": abort_early}
+    return carlini_wagner.search_l2(asked, view, codes, restrict=None, confidence=confidence, **rates, **steps)
 
 
 def carried_attack(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
     generator_fn: GeneratorFn,
     latent: int,
     epsilon: examples.PerExample,
     confidence: examples.PerExample = 5.0,
-    inversion_steps: int = 200,
-    restarts: int = 10,
-    inversion_rate: Scalar = 10.0,
-    momentum: Scalar = 0.7,
+    inversion: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> contract.AttackResult:
     """Changes images within an L2 ball as the reconstruction would have to change to be decided otherwise.
@@ -344,20 +247,8 @@ def carried_attack(
     nearest image G(z) of the generator that is decided otherwise with the confidence, and returns x + G(z) - G(z0),
     scaled to the radius. The attack works as far as the reconstruction follows this change.
 
-    Args:
-      logits_fn: the classifier behind the reconstruction.
-      images: within [0, 1].
-      labels: the true classes.
-      key: one, or one for each image, for the starts of the inversion.
-      generator_fn: from codes to images within [0, 1].
-      latent: the length of a code.
-      epsilon: the radius in L2, above 0; may be traced, and one for each example.
-      confidence: the margin between the logits; above 0, since the reconstruction follows only so far.
-      inversion_steps: of descent, see `invert`.
-      restarts: of the inversion.
-      inversion_rate: of the inversion.
-      momentum: of the inversion.
-      **settings: what else `manifold_attack` takes.
+    `epsilon` is the radius in L2, above 0; it may be traced, and one for each example. The other arguments are those of
+    `manifold_attack`. The confidence should be above 0, since the reconstruction follows only so far.
 
     Returns:
       Images within the ball and the box; the clean one where nothing was found. Success says that an image of the
@@ -374,8 +265,7 @@ def carried_attack(
     problem.prepare("carried_attack", logits_fn, images, labels, targets=settings.get("targets"))
     checks.check_number("epsilon", epsilon, above=0.0)
     keys = problem.example_keys("carried_attack", key, images.shape[0])
-    of_inversion = {"num_steps": inversion_steps, "restarts": restarts, "learning_rate": inversion_rate}
-    codes, _ = invert(images, keys, generator_fn, latent=latent, momentum=momentum, **of_inversion)
+    codes, _ = invert(images, keys, generator_fn, latent=latent, **inversion or {})
     made = lax.stop_gradient(generator_fn(codes))
     through = {"generator_fn": generator_fn, "latent": latent, "codes": codes, "confidence": confidence}
     found = manifold_attack(logits_fn, made, labels, **through, **settings)

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array
 
 from ddjax.checks import check_choice
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, Keys, blocks, check_images, widened
 
 Table = tuple[tuple[float, ...], ...]
 
@@ -31,74 +31,44 @@ def cosine_matrix(size: int) -> np.ndarray:
     return np.asarray(scipy.fft.dct(np.eye(size), axis=0, norm="ortho"))
 
 
-def distill_features(
-    images: Float[Array, "B H W C"], *, table: Table = TABLE, shifted: bool = False
-) -> Float[Array, "B H W C"]:
+def distill_features(images: Images, *, table: Table = TABLE) -> Images:
     """Quantizes the block-wise cosine transform of images in 8-bit units.
 
-    Images are mirrored around their edge pixels up to whole blocks, equally on both sides, and cropped back. Channels
-    are transformed one by one.
+    The table has the quantization step of each frequency: a square of positive numbers, whose side is that of the
+    blocks. Images are mirrored around their edge pixels up to whole blocks, equally on both sides, and cropped back.
+    Channels are transformed one by one. The gradient is zero everywhere.
 
-    Args:
-      images: within [0, 1].
-      table: the quantization step of each frequency, a square of positive numbers; its side is that of the blocks.
-      shifted: crops at the origin of the padded images as the public code does, which shifts them by half the padding.
-
-    Returns:
-      Images within [0, 1]. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for a table that is no square of positive finite numbers, or inputs that are no images.
+    Departures from the public code:
+      It crops at the origin of the padded images, which shifts them by half the padding.
     """
     check_images("Feature Distillation", images)
     steps = np.asarray(table, np.float32)
     block = len(steps)
     if steps.shape != (block, block) or not (np.isfinite(steps) & (steps > 0)).all():
         raise ValueError(f"a quantization table must be a square of positive numbers, got {table}")
-    batch, rows, columns, channels = images.shape
-    pads = [-side % block for side in (rows, columns)]
-    sides = [(pad // 2, pad - pad // 2) for pad in pads]
+    rows, columns = images.shape[1:3]
+    pads = (-side % block for side in (rows, columns))
+    (top, below), (left, right) = ((pad // 2, pad - pad // 2) for pad in pads)
     wide = widened(images)
-    padded = 255 * jnp.pad(wide, ((0, 0), *sides, (0, 0)), mode="reflect")
-    blocks = padded.reshape(batch, (rows + pads[0]) // block, block, (columns + pads[1]) // block, block, channels)
+    padded = 255 * jnp.pad(wide, ((0, 0), (top, below), (left, right), (0, 0)), mode="reflect")
     # As products with a matrix: a fast transform gains nothing on blocks of eight, and rounds otherwise.
     matrix = jnp.asarray(cosine_matrix(block), wide.dtype)
     multiply = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
-    spectrum = multiply("ki,lj,bminjc->bmnklc", matrix, matrix, blocks)
+    spectrum = multiply("ki,lj,bminjc->bmnklc", matrix, matrix, blocks(padded, block))
     step = jnp.asarray(steps, wide.dtype)[None, None, None, :, :, None]
     coarse = jnp.round(spectrum / step) * step
     restored = multiply("ki,lj,bmnklc->bminjc", matrix, matrix, coarse).reshape(padded.shape)
-    top, left = (0, 0) if shifted else (sides[0][0], sides[1][0])
     return jnp.clip(restored[:, top : top + rows, left : left + columns] / 255, 0.0, 1.0).astype(images.dtype)
 
 
-def random_grid(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    *,
-    limit: float = 0.25,
-    cells: int = 10,
-    flips: bool = False,
-) -> Float[Array, "B H W C"]:
+def random_grid(images: Images, keys: Keys, *, limit: float = 0.25, cells: int = 10, flips: bool = False) -> Images:
     """The random distortion grid: columns and rows are stretched and compressed, cell by cell.
 
-    A side is cut into cells of `side // cells` pixels. Each cell shows a stretch of the image that begins where the
-    stretch of the cell before ended; its length is that of the cell times 1 + U(-limit, limit). A last cell that is cut
-    off by the edge shows all that is left. Positions are rounded, so pixels are moved and not mixed. Gradients pass.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      limit: of the change of lengths, in [0, 1).
-      cells: the number of cells of a side, at least 1.
-      flips: runs each of the two directions from the other end with probability one half, as the authors' TensorFlow
-        code does.
-
-    Returns:
-      The distorted images.
-
-    Raises:
-      ValueError: for a limit or number of cells out of its range, or inputs that are no images.
+    A side is cut into cells, at least one, of `side // cells` pixels. Each cell shows a stretch of the image that
+    begins where the stretch of the cell before ended; its length is that of the cell times 1 + U(-limit, limit), for a
+    limit in [0, 1). A last cell that is cut off by the edge shows all that is left. Positions are rounded, so pixels
+    are moved and not mixed. Gradients pass. With `flips`, each of the two directions runs from the other end with
+    probability one half, as in the authors' TensorFlow code.
     """
     check_images("the random grid", images)
     if not 0 <= limit < 1 or cells < 1:
@@ -130,23 +100,10 @@ def _positions(key: Array, side: int, limit: float, cells: int, flips: bool) -> 
     return places
 
 
-def random_jitter(
-    images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, limit: float = 0.025
-) -> Float[Array, "B H W C"]:
+def random_jitter(images: Images, keys: Keys, *, limit: float = 0.025) -> Images:
     """Moves each column and each row by a random share of its coordinate, bilinearly; most far from the origin.
 
-    Gradients pass.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      limit: the place j shows j (1 + U(-limit, limit)); in [0, 1).
-
-    Returns:
-      The distorted images.
-
-    Raises:
-      ValueError: for a limit out of its range, or inputs that are no images.
+    The place j shows j (1 + U(-limit, limit)), for a limit in [0, 1). Gradients pass.
     """
     check_images("the random jitter", images)
     if not 0 <= limit < 1:
@@ -158,10 +115,9 @@ def random_jitter(
             share = jax.random.uniform(half, (side,), jnp.float32, minval=1 - limit, maxval=1 + limit)
             place = jnp.clip(jnp.arange(side, dtype=jnp.float32) * share, 0.0, side - 1.0)
             low = jnp.floor(place)
-            weight = (place - low).astype(image.dtype)
-            weight = weight.reshape(*(side if other == axis else 1 for other in range(3)))
-            low = low.astype(jnp.int32)
-            near, far = (jnp.take(image, at, axis=axis) for at in (low, jnp.minimum(low + 1, side - 1)))
+            weight = jnp.expand_dims((place - low).astype(image.dtype), (2, 1 - axis))
+            first = low.astype(jnp.int32)
+            near, far = (jnp.take(image, at, axis=axis) for at in (first, jnp.minimum(first + 1, side - 1)))
             image = (1 - weight) * near + weight * far
         return image
 
@@ -169,53 +125,21 @@ def random_jitter(
 
 
 def distill_and_distort(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    *,
-    table: Table = TABLE,
-    shifted: bool = False,
-    grid: str = "jitter",
-    limit: float = 0.025,
-) -> Float[Array, "B H W C"]:
-    """Feature Distillation, then one of the two random distortions.
+    images: Images, keys: Keys, *, table: Table = TABLE, grid: str = "jitter", limit: float = 0.025
+) -> Images:
+    """Feature Distillation by a table, then one of the two random distortions with its limit.
 
-    Args:
-      images: within [0, 1].
-      keys: one for each image.
-      table: see `distill_features`.
-      shifted: see `distill_features`.
-      grid: `"jitter"`, as the public code that combines them has it, or `"cells"`, the grid of Qiu et al., for whom a
-        limit of 0.25 is usual.
-      limit: of the distortion.
-
-    Returns:
-      The defended images. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for an unknown grid, or inputs that are no images.
+    The grid is `"jitter"`, as the public code that combines them has it, or `"cells"`, that of Qiu et al., for whom a
+    limit of 0.25 is usual. The gradient is zero everywhere.
     """
-    return distort(distill_features(images, table=table, shifted=shifted), keys, grid=grid, limit=limit)
+    return distort(distill_features(images, table=table), keys, grid=grid, limit=limit)
 
 
-def distort(
-    images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, grid: str = "jitter", limit: float = 0.025
-) -> Float[Array, "B H W C"]:
+def distort(images: Images, keys: Keys, *, grid: str = "jitter", limit: float = 0.025) -> Images:
     """One of the two random distortions alone: the substitute for a defense-aware attack on `distill_and_distort`.
 
     Distortions are linear in the image, so this is the gradient of the distortion with the quantization passed straight
-    through.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      grid: see `distill_and_distort`.
-      limit: of the distortion.
-
-    Returns:
-      The distorted images.
-
-    Raises:
-      ValueError: for an unknown grid, or inputs that are no images.
+    through. The arguments are those of `distill_and_distort`.
     """
     distortions = {"jitter": random_jitter, "cells": random_grid}
     check_choice("grid", grid, distortions)
@@ -225,7 +149,7 @@ def distort(
 DEFENSES = (
     declare(distill_features, name="feature_distillation", gradient="straight-through"),
     declare(
-        distill_and_distort, name="feature_distillation_grid", random=True, gradient="substitute", substitute=distort
+        distill_and_distort, name="feature_distillation_grid", gradient="substitute", substitute=distort, random=True
     ),
     declare(random_grid, random=True, gradient="own"),
     declare(random_jitter, random=True, gradient="own"),

@@ -2,7 +2,7 @@
 
 Reference:
   Guo, Rana, Cisse and van der Maaten, Countering Adversarial Images Using Input Transformations, 2018
-  (arXiv 1711.00117).
+  (arXiv 1711.00117), section 4.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int32, Key
 from ddjax import checks, rounding
 from ddjax.classifier import LogitsFn, Randomized, as_pytree, map_draws
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, Keys, Scalar, check_images, neighborhoods, widened
 
 # Of split Bregman: how closely the auxiliary differences are tied to the image's, in units of the data term. It changes
 # the speed of convergence only: 20 iterations with this value get further than 50 with the 2 of the public code.
@@ -28,20 +28,10 @@ _ENTRIES = 2**20
 
 
 def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float[Array, "B ..."]:
-    """Keeps the leading bits of 8-bit values and sets the others to zero.
+    """Keeps the leading bits, 1 to 8 of them, of 8-bit values and sets the others to zero.
 
-    `squeezers.reduce_bit_depth` rounds to the nearest of as many values from 0 to 1 instead; here the largest is below
-    1, 224 / 255 with three bits.
-
-    Args:
-      inputs: within [0, 1]; rounded to 8 bits first.
-      bits: from 1 to 8.
-
-    Returns:
-      Inputs of fewer bits. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for another number of bits.
+    Inputs are rounded to 8 bits first. `squeezers.reduce_bit_depth` rounds to the nearest of as many values from 0 to 1
+    instead; here the largest is below 1, 224 / 255 with three bits. The gradient is zero everywhere.
 
     Reference:
       Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), whose
@@ -54,23 +44,17 @@ def truncate_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 3) -> Float
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be from 1 to 8, got {bits}")
     wide = widened(inputs)
-    level = jnp.clip(jnp.round(255 * wide), 0, 255).astype(jnp.int32)
-    kept = (level >> (8 - bits) << (8 - bits)).astype(wide.dtype)
+    kept = (rounding.to_uint8(wide) >> (8 - bits) << (8 - bits)).astype(wide.dtype)
     return rounding.round_to_levels(kept / 255, 256).astype(inputs.dtype)
 
 
 def total_variation(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    *,
-    weight: float | Float[Array, ""] = 0.03,
-    keep: float | Float[Array, ""] = 0.5,
-    num_iterations: int = 50,
-) -> Float[Array, "B H W C"]:
+    images: Images, keys: Keys, *, weight: Scalar = 0.03, keep: Scalar = 0.5, num_iterations: int = 50
+) -> Images:
     """Drops pixels at random and fits an image of little total variation to those that are left.
 
     Minimizes over u the sum of (u - image)^2 over the kept pixels plus `weight` times the anisotropic total variation,
-    the sum of |u_p - u_q| over pixels next to each other, in each channel.
+    the sum of |u_p - u_q| over pixels next to each other, in each channel. The result carries no gradient.
 
     Args:
       images: within [0, 1].
@@ -80,15 +64,8 @@ def total_variation(
       num_iterations: of split Bregman, at least 1. After 50 the objective is within 0.1% of the least on CIFAR-10 and
         within 0.5% on MNIST, and the last changed images by less than 0.001 on average, where the public code stops.
 
-    Returns:
-      Images within [0, 1]. They carry no gradient; attacks on the defense use `ddjax.bpda`.
-
-    Raises:
-      ValueError: for a weight, probability or number out of its range, or inputs that are no images.
-
     Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4; the solver is of Goldstein and Osher, The Split Bregman Method
-      for L1-Regularized Problems, 2009.
+      The solver is of Goldstein and Osher, The Split Bregman Method for L1-Regularized Problems, 2009.
 
     Departures from the paper:
       One mask for all channels, as the attackers' code has it. A fixed number of iterations instead of a tolerance. The
@@ -126,9 +103,8 @@ def total_variation(
         return smooth, down, right
 
     # The start is free of the dropped pixels, so that none shows before the solver has converged.
-    mean = jnp.sum(kept * images, axis=(1, 2), keepdims=True) / jnp.maximum(
-        jnp.sum(kept, axis=(1, 2), keepdims=True), 1
-    )
+    count = jnp.maximum(jnp.sum(kept, axis=(1, 2), keepdims=True), 1)
+    mean = jnp.sum(kept * images, axis=(1, 2), keepdims=True) / count
     start = jnp.where(kept > 0, images, mean), jnp.zeros_like(images), jnp.zeros_like(images)
     return jnp.clip(lax.fori_loop(0, num_iterations, iterate, start)[0], 0, 1).astype(dtype)
 
@@ -148,21 +124,14 @@ def _adjoint(down: Array, right: Array) -> Array:
 def patch_database(
     images: Float[Array, "N H W C"], key: Key[Array, ""], *, num_patches: int, patch: int = 5
 ) -> Float[Array, "P h w C"]:
-    """Cuts patches out of images at random: of any image, from any place, and any of them more than once.
+    """Cuts the patches that `quilt` takes out of training images at random.
 
-    Args:
-      images: of the training set.
-      key: a single one.
-      num_patches: P, at least 1; Guo et al. have a million.
-      patch: the side of a patch, from 1 to the shorter of the images'.
-
-    Returns:
-      The patches that `quilt` takes.
-
-    Raises:
-      ValueError: for a number or side out of its range.
+    They are of any image and from any place, and any of them may come more than once. Guo et al. have a million. The
+    side `patch` is from 1 to the shorter of the images', of which there must be one.
     """
     count, rows, columns, channels = images.shape
+    if not count:
+        raise ValueError("quilting needs training images, of which it makes its patches")
     if num_patches < 1 or not 1 <= patch <= min(rows, columns):
         raise ValueError(
             f"a database needs at least one patch, with a side from 1 to {min(rows, columns)}, "
@@ -176,19 +145,15 @@ def patch_database(
 
 
 def quilt(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
-    patches: Float[Array, "P h w c"],
-    *,
-    overlap: int = 2,
-    neighbors: int = 10,
-) -> Float[Array, "B H W C"]:
+    images: Images, keys: Keys, patches: Float[Array, "P h w c"], *, overlap: int = 2, neighbors: int = 10
+) -> Images:
     """Replaces each part of an image by a similar patch of other images.
 
     An image is covered with tiles of a patch's size, in raster order, each overlapping those to its left and above.
     Each tile is replaced by one of the patches that are nearest to it in the Euclidean distance, drawn uniformly. Where
     a patch overlaps earlier ones, the two meet along the path of least squared difference from one end of the overlap
-    to the other. Images are mirrored to the right and below up to whole tiles, and cropped back.
+    to the other. Images are mirrored to the right and below up to whole tiles, and cropped back. The result carries no
+    gradient.
 
     Args:
       images: within [0, 1].
@@ -197,16 +162,8 @@ def quilt(
       overlap: of tiles, from 1 to one less than their side.
       neighbors: how many of the nearest patches are drawn from, from 1 to P.
 
-    Returns:
-      Images without a gradient.
-
-    Raises:
-      ValueError: for patches that are no squares of the images' channels, an overlap or number out of its range, or
-        inputs that are no images.
-
     Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4; the quilting is of Efros and Freeman, Image Quilting for Texture
-      Synthesis and Transfer, 2001.
+      The quilting is of Efros and Freeman, Image Quilting for Texture Synthesis and Transfer, 2001.
 
     Departures from the paper:
       Where a patch overlaps both what is to its left and what is above, it shows where it lies beyond both seams; Efros
@@ -257,21 +214,18 @@ def _nearest(tiles: Float[Array, "T D"], patches: Float[Array, "P D"], neighbors
     """Which patches are the nearest to each tile, the very nearest first."""
     squares = jnp.sum(patches**2, axis=1)
 
-    def of(tile: Array) -> Array:
+    def nearest(tile: Array) -> Array:
         # But for the tile's own square, which is the same for all.
         return lax.top_k(2 * jnp.dot(patches, tile, precision=lax.Precision.HIGHEST) - squares, neighbors)[1]
 
-    return lax.map(of, tiles, batch_size=max(_ENTRIES // len(patches), 1))
+    return lax.map(nearest, tiles, batch_size=max(_ENTRIES // len(patches), 1))
 
 
 def minimum_error_seam(errors: Float[Array, "B L O"]) -> Int32[Array, "B L"]:
     """The path of the least sum of errors along an overlap, which moves by one place at most from one step to the next.
 
-    Args:
-      errors: L steps along the overlap, O places across.
-
-    Returns:
-      The place at each step; the lower one of two that are as good.
+    There are L steps along the overlap and O places across. The path is the place at each step, the lower one of two
+    that are as good.
 
     Reference:
       Efros and Freeman, Image Quilting for Texture Synthesis and Transfer, 2001, section 2.1.
@@ -295,69 +249,33 @@ def _beyond_seam(errors: Float[Array, "B L O"], side: int) -> Array:
     return jnp.arange(side, dtype=jnp.int32)[None, None] >= minimum_error_seam(errors)[:, :, None]
 
 
-def local_means(images: Float[Array, "B H W C"], *rest: Any) -> Float[Array, "B H W C"]:
+def local_means(images: Images, *rest: Any) -> Images:
     """The mean of each pixel and its eight neighbors: the substitute for a defense-aware attack on `quilt`.
 
-    Args:
-      images: a batch; the border is repeated outside of it.
-      *rest: the keys and patches that `quilt` takes; not used.
-
-    Returns:
-      Images of the same shape.
+    The border is repeated outside of the image. The keys and patches that `quilt` takes are not used.
     """
     del rest
-    rows, columns = images.shape[1:3]
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    shifted = [padded[:, i : i + rows, j : j + columns] for i in range(3) for j in range(3)]
-    return jnp.mean(jnp.stack(shifted), axis=0)
+    return jnp.mean(jnp.stack(neighborhoods(images, 3, 3, "edge")), axis=0)
 
 
 def prepare_patches(
     images: Array, key: Key[Array, ""], *, num_patches: int = 10_000, patch: int = 5
 ) -> tuple[tuple[Array, ...], dict[str, Any]]:
-    """Makes the patches that `quilt` takes, see `patch_database`.
-
-    Args:
-      images: training images `[N, H, W, C]`, at least one.
-      key: a single one.
-      num_patches: see `patch_database`.
-      patch: see `patch_database`.
-
-    Returns:
-      The patches, and no settings.
-
-    Raises:
-      ValueError: as `patch_database`, and without images.
-    """
-    if not len(images):
-        raise ValueError("quilting needs training images, of which it makes its patches")
+    """The patches of `patch_database`, and no settings."""
     return (patch_database(jnp.asarray(images), key, num_patches=num_patches, patch=patch),), {}
 
 
-def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size: int) -> Float[Array, "B H W C"]:
+def random_crop(images: Images, keys: Keys, *, size: int) -> Images:
     """Cuts a square out of each image and scales it bilinearly to the size of the image.
 
-    The place is uniform within the image, in fractions of a pixel. Gradients pass.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-      size: the side of the square in pixels, from 1 to the shorter of the image's.
-
-    Returns:
-      Images of the same shape.
-
-    Raises:
-      ValueError: for another size, or inputs that are no images.
-
-    Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4.
+    The side of the square is `size` pixels, from 1 to the shorter of the image's. Its place is uniform within the
+    image, in fractions of a pixel. Gradients pass.
 
     Departures from the paper:
       Crops are scaled to the classifier's size in one step, not to `size` pixels first.
     """
     check_images("a random crop", images)
-    rows, columns, channels = images.shape[1:]
+    rows, columns = images.shape[1:3]
     if not 1 <= size <= min(rows, columns):
         raise ValueError(f"size must be from 1 to {min(rows, columns)}, got {size}")
     room = np.array([rows - size, columns - size], np.float32)
@@ -365,9 +283,8 @@ def random_crop(images: Float[Array, "B H W C"], keys: Key[Array, " B"], *, size
 
     def crop(image: Array, key: Array) -> Array:
         start = room * jax.random.uniform(key, (2,), jnp.float32)
-        return jax.image.scale_and_translate(
-            image, (rows, columns, channels), (0, 1), jnp.asarray(scale), -scale * start, "linear", antialias=False
-        )
+        shape, move = image.shape, -scale * start
+        return jax.image.scale_and_translate(image, shape, (0, 1), jnp.asarray(scale), move, "linear", antialias=False)
 
     return jax.vmap(crop)(images, keys)
 
@@ -385,22 +302,13 @@ class _CropEnsemble:
 
 
 def crop_ensemble(logits_fn: LogitsFn, *, size: int, num_crops: int = 30) -> Randomized:
-    """The classifier that averages the probabilities of random crops of an image.
+    """The classifier that averages the probabilities of at least one random crop of an image, see `random_crop`.
 
-    Args:
-      logits_fn: a classifier of images of the full size.
-      size: the side of a crop, see `random_crop`.
-      num_crops: at least 1.
+    Guo et al. have 30 crops of 90 of 224 pixels.
 
     Returns:
       A random classifier whose logits are the logarithms of the mean probabilities; a pytree whose leaves are those of
       `logits_fn`.
-
-    Raises:
-      ValueError: for no crops, or crops without a pixel.
-
-    Reference:
-      Guo et al., 2018 (arXiv 1711.00117), section 4: 30 crops of 90 of 224 pixels.
     """
     if size < 1 or num_crops < 1:
         raise ValueError(f"an ensemble needs at least one crop of at least one pixel, got {num_crops} of {size}")

@@ -10,11 +10,11 @@ Reference:
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int32
+from jaxtyping import Array, Int32
 
 from ddjax import rounding
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, blocks, check_images, widened
 
 Table = tuple[tuple[int, ...], ...]
 
@@ -34,10 +34,7 @@ CHROMINANCE: Table = (
     (18, 21, 26, 66, 99, 99, 99, 99),
     (24, 26, 56, 99, 99, 99, 99, 99),
     (47, 66, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
-    (99, 99, 99, 99, 99, 99, 99, 99),
+    *((99,) * 8,) * 4,
 )
 
 # The color transform of JFIF and its inverse in 16 bits: luminance Y, and chrominances Cb and Cr less 128.
@@ -67,35 +64,22 @@ _COSINES = np.concatenate([_HALF, _HALF[:, ::-1] * np.array([[1], [-1]] * 4, np.
 
 
 def quantization_table(table: Table, quality: int) -> np.ndarray:
-    """The steps of a quality, by the rule of the Independent JPEG Group.
-
-    Args:
-      table: the steps of quality 50.
-      quality: from 1, the coarsest, to 100.
-
-    Returns:
-      Integer steps from 1 to 255.
-    """
+    """The steps of a quality, integers from 1 to 255, by the rule of the Independent JPEG Group."""
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return np.clip((np.asarray(table, np.int32) * percent + 50) // 100, 1, 255)
 
 
-def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: bool = True) -> Float[Array, "B H W C"]:
+def jpeg(images: Images, *, quality: int = 75, subsampling: bool = True) -> Images:
     """Compresses images as a baseline JPEG file does, and decompresses them.
 
     Values are rounded to 8 bits first, as a file holds them. The rest is the integer arithmetic of libjpeg, with equal
-    values to the bit. The file itself is left out: the coding of the quantized coefficients is lossless.
+    values to the bit. The file itself is left out: the coding of the quantized coefficients is lossless. Rounding makes
+    the gradient zero everywhere.
 
     Args:
       images: within [0, 1]; color of three channels or gray of one.
       quality: from 1, the coarsest, to 100.
       subsampling: halves the resolution of the chrominances (4:2:0), as codecs do by default.
-
-    Returns:
-      Images of 8-bit values within [0, 1]. They have no gradient: rounding makes it zero everywhere.
-
-    Raises:
-      ValueError: for another quality or number of channels, or inputs that are no images.
 
     Reference:
       Guo et al., 2018 (arXiv 1711.00117), where the quality is 75.
@@ -124,21 +108,11 @@ def jpeg(images: Float[Array, "B H W C"], *, quality: int = 75, subsampling: boo
     return rounding.round_to_levels(decoded.astype(wide.dtype) / 255, 256).astype(images.dtype)
 
 
-def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = True) -> Float[Array, "B H W C"]:
+def without_rounding(images: Images, *, subsampling: bool = True) -> Images:
     """The linear part of `jpeg`, without its rounding: the chrominances lose half of their resolution.
 
     The substitute for a defense-aware attack, see `ddjax.bpda`. With the identity an attack would spend its budget on
-    the colors of single pixels, which subsampling removes.
-
-    Args:
-      images: within [0, 1]; color of three channels or gray of one.
-      subsampling: as for `jpeg`.
-
-    Returns:
-      Images; values may be slightly outside of [0, 1].
-
-    Raises:
-      ValueError: for inputs that are no images.
+    the colors of single pixels, which subsampling removes. Values may be slightly outside of [0, 1].
     """
     check_images("JPEG", images)
     if images.shape[3] == 1 or not subsampling:
@@ -146,12 +120,10 @@ def without_rounding(images: Float[Array, "B H W C"], *, subsampling: bool = Tru
     planes = jnp.einsum("kc,bijc->bijk", jnp.asarray(_TO_YCC / 2**16, images.dtype), images)
     bright, color = planes[..., :1], planes[..., 1:]
     color = _pad(color, 2, 2)
-    batch, rows, columns, channels = color.shape
-    means = jnp.mean(color.reshape(batch, rows // 2, 2, columns // 2, 2, channels), axis=(2, 4))
+    means = jnp.mean(blocks(color, 2), axis=(2, 4))
     color = jax.image.resize(means, color.shape, "linear")[:, : images.shape[1], : images.shape[2]]
-    return jnp.einsum(
-        "ck,bijk->bijc", jnp.asarray(_TO_RGB / 2**16, images.dtype), jnp.concatenate([bright, color], axis=3)
-    )
+    planes = jnp.concatenate([bright, color], axis=3)
+    return jnp.einsum("ck,bijk->bijc", jnp.asarray(_TO_RGB / 2**16, images.dtype), planes)
 
 
 def _pad(planes: Array, rows: int, columns: int) -> Array:
@@ -167,11 +139,10 @@ def _shift(values: Array, bits: int) -> Array:
 
 def _quantize(planes: Int32[Array, "B h w c"], table: np.ndarray) -> Int32[Array, "B h w c"]:
     """To the quantized coefficients of each block and back; of 8-bit values less 128."""
-    batch, rows, columns, channels = planes.shape
+    rows, columns = planes.shape[1:3]
     padded = _pad(planes, 8, 8)
-    blocks = padded.reshape(batch, padded.shape[1] // 8, 8, padded.shape[2] // 8, 8, channels)
     # Two more bits are kept between the two passes. Coefficients come as eighths, with the means of blocks exact.
-    of_rows = _shift(jnp.einsum("lj,bminjc->bminlc", _COSINES, blocks), 11)
+    of_rows = _shift(jnp.einsum("lj,bminjc->bminlc", _COSINES, blocks(padded, 8)), 11)
     eighths = _shift(jnp.einsum("ki,bminlc->bmknlc", _COSINES, of_rows), 15)
     steps = jnp.asarray(table)[None, None, :, None, :, None]
     levels = jnp.sign(eighths) * ((jnp.abs(eighths) + 4 * steps) // (8 * steps))
@@ -184,7 +155,7 @@ def _downsample(planes: Int32[Array, "B H W c"]) -> Int32[Array, "B h w c"]:
     """The means of 2 x 2 pixels; a half goes down in one column and up in the next."""
     # The codec fills its blocks to the right before it takes the means, and downward after.
     padded = _pad(planes, 2, 16)
-    total = padded[:, ::2, ::2] + padded[:, ::2, 1::2] + padded[:, 1::2, ::2] + padded[:, 1::2, 1::2]
+    total = jnp.sum(blocks(padded, 2), axis=(2, 4), dtype=jnp.int32)
     bias = 1 + jnp.arange(total.shape[2], dtype=jnp.int32) % 2
     return (total + bias[None, None, :, None]) >> 2
 
@@ -195,17 +166,13 @@ def _upsample(planes: Int32[Array, "B h w c"]) -> Int32[Array, "B H W c"]:
     if planes.shape[2] <= 2:
         return jnp.repeat(jnp.repeat(planes, 2, axis=1), 2, axis=2)
     for axis in (1, 2):
-        before, after = (jnp.take(planes, at, axis=axis) for at in _neighbors(planes.shape[axis]))
+        # At the ends, the far pixel is the near one.
+        at, last = np.arange(planes.shape[axis]), planes.shape[axis] - 1
+        before, after = (jnp.take(planes, np.clip(at + step, 0, last), axis=axis) for step in (-1, 1))
         shape = [side * (1 + (other == axis)) for other, side in enumerate(planes.shape)]
         planes = jnp.stack([3 * planes + before, 3 * planes + after], axis=axis + 1).reshape(shape)
     bias = 8 - jnp.arange(planes.shape[2], dtype=jnp.int32) % 2
     return (planes + bias[None, None, :, None]) >> 4
-
-
-def _neighbors(side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The place before each, and the one after; at the ends itself."""
-    place = np.arange(side)
-    return np.maximum(place - 1, 0), np.minimum(place + 1, side - 1)
 
 
 DEFENSES = (declare(jpeg, gradient="substitute", substitute=without_rounding),)

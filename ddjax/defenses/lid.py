@@ -4,8 +4,13 @@ The dimensionality around an image is estimated, at each layer, from the distanc
 minibatch of clean images; it tends to be larger for adversarial images. The features of an image are the estimates at
 the input and at every layer, and a logistic regression decides.
 
+In all functions here, `logits_fn` is a classifier that calls flax modules, such as `bind` makes; not compiled by
+itself, which would hide its layers. `references` are a minibatch of clean images, 100 in the paper. `after` are the
+types of the modules that count as layers.
+
 Reference:
-  Ma et al., Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, 2018 (arXiv 1801.02613).
+  Ma et al., Characterizing Adversarial Subspaces Using Local Intrinsic Dimensionality, 2018 (arXiv 1801.02613),
+  Algorithm 1.
 """
 
 import collections
@@ -19,17 +24,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from ddjax import layers
-from ddjax.attacks import carlini_wagner_l2, contract, examples
+from ddjax.attacks import carlini_wagner_l2, examples
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.squeezing import calibrated_threshold
+from ddjax.defenses.detector import Detector as FittedDetector
+from ddjax.defenses.detector import calibrated_threshold, call
+from ddjax.defenses.images import Images, Keys
 
-# The modules whose outputs count as layers.
+# The modules whose outputs count as layers; pooling, flattening and dropout are left out.
 LAYERS: tuple[type[nn.Module], ...] = (layers.Conv, nn.Conv, nn.Dense, nn.BatchNorm, layers.ReLU)
+# The attack that the detector is fitted on: Opt of the paper, Carlini and Wagner's L2 attack, shortened.
+FITTING_ATTACK = {"learning_rate": 0.01, "initial_const": 1.0, "search_steps": 3, "num_steps": 100}
 # Squared distances from a matrix product are right to about this share of the squared norms; smaller ones are rounding.
 _ROUNDING = 1e-6
 # The least squared distance, for points that coincide.
@@ -50,20 +59,9 @@ def local_intrinsic_dimensionality(
     and would reveal which of the two the query is. Where it is neither, leaving it out raises the estimate by about a
     sixth, with 20 neighbors.
 
-    Args:
-      queries: points.
-      references: points in whose midst the dimensionality is wanted, at least one more than neighbors.
-      neighbors: k, at least 2.
-
-    Returns:
-      Positive and finite numbers, one for each query, which do not change with the scale of the points. Where the
-      neighbors are equally far, as duplicates are, it is a million.
-
-    Raises:
-      ValueError: for too few neighbors or references.
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
+    There must be at least 2 neighbors, and one reference more than neighbors. The estimates are positive and finite,
+    and do not change with the scale of the points. One is a million where the neighbors are equally far, as duplicates
+    are.
     """
     if neighbors < 2 or len(references) <= neighbors:
         raise ValueError(
@@ -83,29 +81,17 @@ def local_intrinsic_dimensionality(
 
 
 def activations(
-    logits_fn: LogitsFn, images: Float[Array, "B H W C"], *, after: tuple[type[nn.Module], ...] = LAYERS
+    logits_fn: LogitsFn, images: Images, *, after: tuple[type[nn.Module], ...] = LAYERS
 ) -> collections.OrderedDict[str, Float[Array, "B _"]]:
-    """The images, and each layer's activations.
+    """The images, and each layer's activations: one row of values for each image.
 
-    Args:
-      logits_fn: a classifier that calls flax modules, such as `bind` makes; not compiled by itself, which would hide
-        its layers.
-      images: a batch.
-      after: the types of the modules that count as layers. The default has convolutions, dense layers, normalizations
-        and rectifiers; pooling, flattening and dropout are left out.
-
-    Returns:
-      By name, in the order of computation and the first of them `"input"`: one row of values for each image.
-
-    Raises:
-      ValueError: when the classifier calls no such module.
+    They are in the order of computation, by name; the first is `"input"`. A classifier that calls no such module raises
+    ValueError.
     """
     found = collections.OrderedDict(input=images)
     calls = collections.Counter(found)
 
-    def record(
-        run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: nn.module.InterceptorContext
-    ) -> Any:
+    def record(run: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         outputs = run(*args, **kwargs)
         if context.method_name == "__call__" and isinstance(context.module, after):
             name = "/".join(context.module.path) or type(context.module).__name__
@@ -124,29 +110,15 @@ def activations(
 
 def features(
     logits_fn: LogitsFn,
-    queries: Float[Array, "B H W C"],
+    queries: Images,
     references: Float[Array, "M H W C"],
     *,
     neighbors: int = 20,
     after: tuple[type[nn.Module], ...] = LAYERS,
 ) -> Float[Array, "B L"]:
-    """The dimensionality around each image at each layer.
+    """The dimensionality around each of the queries: clean, noisy or adversarial images.
 
-    Args:
-      logits_fn: see `activations`.
-      queries: images to judge: clean, noisy or adversarial.
-      references: a minibatch of clean images; the paper takes 100.
-      neighbors: see `local_intrinsic_dimensionality`.
-      after: see `activations`.
-
-    Returns:
-      One column for each of the `activations`.
-
-    Raises:
-      ValueError: as `local_intrinsic_dimensionality` and `activations` do.
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
+    There is one column for each of the `activations`.
 
     Departures from the paper:
       There, the references are the clean images of the minibatch that is judged. A deployed detector has no clean
@@ -154,23 +126,14 @@ def features(
     """
     found = activations(logits_fn, queries, after=after)
     near = activations(logits_fn, references, after=after)
-    return jnp.stack(
-        [local_intrinsic_dimensionality(found[name], near[name], neighbors=neighbors) for name in found], axis=1
-    )
+    columns = [local_intrinsic_dimensionality(found[name], near[name], neighbors=neighbors) for name in found]
+    return jnp.stack(columns, axis=1)
 
 
-def noisy(
-    images: Float[Array, "B H W C"], like: Float[Array, "B H W C"], keys: Key[Array, " B"]
-) -> Float[Array, "B H W C"]:
+def noisy(images: Images, like: Images, keys: Keys) -> Images:
     """Images with Gaussian noise of the same L2 norm as an attack's change; the detector must not flag noise.
 
-    Args:
-      images: within [0, 1].
-      like: the same images after the attack.
-      keys: one for each image.
-
-    Returns:
-      Images within [0, 1]; clipping shortens the noise.
+    Both are within [0, 1]; `like` are the images after the attack. Clipping to [0, 1] shortens the noise.
     """
     noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:], images.dtype))(keys)
     scale = examples.norm(like - images) / examples.norm(noise)
@@ -185,12 +148,10 @@ class Detector:
     Attributes:
       weights: of the features, `[L]` floats.
       bias: a float.
-      threshold: a float; an image counts as adversarial when its score exceeds it.
     """
 
     weights: Any
     bias: Any
-    threshold: Any
 
     def log_odds(self, features: Float[Array, "B L"]) -> Float[Array, " B"]:
         """The logarithm of the odds that an image is adversarial; an attack on the detector minimizes it."""
@@ -208,25 +169,14 @@ def fit_detector(
     *,
     seed: int = 0,
 ) -> Detector:
-    """Fits the detector: adversarial features against those of clean and of noisy images.
+    """Fits the detector: adversarial `features` against those of clean and of noisy images.
 
-    Keep aside what the detector is to be judged by, all features of an image together.
-
-    Args:
-      clean: `features` of images that the network classifies correctly; leave out the others.
-      noisy: of the same images with noise.
-      adversarial: of the same images after an attack that succeeded.
-      seed: of the folds by which the strength of the regularization is chosen.
-
-    Returns:
-      The detector with a threshold of one half, where the paper's decides. For another one, replace it, with
-      `squeezing.calibrated_threshold` of the scores of clean images for instance.
+    They are of images that the network classifies correctly: as they are, with noise, and after an attack that
+    succeeded. Keep aside what the detector is to be judged by, all features of an image together. The seed is that of
+    the folds by which the strength of the regularization is chosen. The paper's detector decides at a score of 0.5.
 
     Raises:
       ValueError: for features that are not finite, fewer than five of a kind, or different numbers of layers.
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
 
     Departures from the authors' code:
       Features are scaled to [0, 1] by the smallest and largest value of the fitted ones alone, there also of those that
@@ -256,78 +206,18 @@ def fit_detector(
     )
     scaler, regression = search.fit(values, is_adversarial).best_estimator_.named_steps.values()
     weights = regression.coef_[0]
-    return Detector(
-        weights=jnp.asarray(weights * scaler.scale_, jnp.float32),
-        bias=jnp.float32(regression.intercept_[0] + weights @ scaler.min_),
-        threshold=jnp.float32(0.5),
-    )
+    bias = regression.intercept_[0] + weights @ scaler.min_
+    return Detector(jnp.asarray(weights * scaler.scale_, jnp.float32), jnp.float32(bias))
 
 
 def detector_scores(
-    logits_fn: LogitsFn,
-    detector: Detector,
-    images: Float[Array, "B H W C"],
-    references: Float[Array, "M H W C"],
-    *,
-    neighbors: int = 20,
-    after: tuple[type[nn.Module], ...] = LAYERS,
+    logits_fn: LogitsFn, detector: Detector, images: Images, references: Float[Array, "M H W C"], **settings: Any
 ) -> Float[Array, " B"]:
-    """The detector as it is deployed, differentiable from the images on.
+    """The detector's probabilities that images are adversarial, differentiable from the images on.
 
-    Args:
-      logits_fn: see `activations`.
-      detector: fitted on features with the same settings.
-      images: a batch.
-      references: clean images.
-      neighbors: see `features`.
-      after: see `features`.
-
-    Returns:
-      Probabilities; an image counts as adversarial when its own exceeds the detector's threshold.
-
-    Raises:
-      ValueError: as `features` does.
+    The detector must be fitted on `features` with the same settings.
     """
-    return detector.scores(features(logits_fn, images, references, neighbors=neighbors, after=after))
-
-
-@dataclasses.dataclass(frozen=True)
-class LidDetector:
-    """A fitted detector beside its network.
-
-    Attributes:
-      logits_fn: the network.
-      detector: fitted.
-      references: clean images, `[M, H, W, C]`.
-      evaluate: applies a function to any number of images.
-    """
-
-    logits_fn: Any
-    detector: Detector
-    references: np.ndarray
-    evaluate: Callable[..., Any]
-
-    @property
-    def threshold(self) -> float:
-        """An image counts as adversarial when its score exceeds it."""
-        return float(self.detector.threshold)
-
-    def scores(self, inputs: np.ndarray) -> np.ndarray:
-        """The detector's probability that each image is adversarial."""
-        return self.evaluate(_scores, (self.logits_fn, self.detector, self.references), inputs)
-
-    def flags(self, inputs: np.ndarray) -> np.ndarray:
-        """Which images the detector takes for adversarial."""
-        return self.scores(inputs) > np.asarray(self.detector.threshold)
-
-
-def fitting_attack(
-    logits_fn: LogitsFn, images: Float[Array, "B H W C"], labels: Int[Array, " B"], *, key: Key[Array, "..."]
-) -> contract.AttackResult:
-    """The attack that the detector is fitted on: Opt of the paper, Carlini and Wagner's L2 attack, shortened."""
-    return carlini_wagner_l2(
-        logits_fn, images, labels, key=key, learning_rate=0.01, initial_const=1.0, search_steps=3, num_steps=100
-    )
+    return detector.scores(features(logits_fn, images, references, **settings))
 
 
 def fit(
@@ -337,89 +227,54 @@ def fit(
     *,
     key: Key[Array, ""],
     evaluate: Callable[..., Any],
-    attack: Callable[..., contract.AttackResult] = fitting_attack,
     false_positive_rate: float = 0.05,
-) -> LidDetector:
-    """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate.
+) -> FittedDetector:
+    """Fits the detector on an attack's images, and calibrates its threshold for a false-positive rate in [0, 1).
 
-    Args:
-      logits_fn: the network; see `activations`.
-      images: clean ones that are used for nothing else and that the network was not trained on, within [0, 1],
-        `[N, H, W, C]`: an eighth to compare with, three eighths to be fitted on, one half for the threshold.
-      labels: the true classes, `[N]`.
-      key: a single one.
-      evaluate: `evaluate(function, shared, *columns)` applies `function(shared, *batch)` to any number of examples and
-        returns NumPy arrays.
-      attack: takes a classifier, images, labels and keys.
-      false_positive_rate: in [0, 1), of the images for the threshold that the network classifies correctly.
-
-    Returns:
-      The detector.
+    The network was not trained on the images. It takes an eighth of them, within [0, 1], to compare with, three eighths
+    to be fitted on, and one half for the threshold; the rate is that of those which the network classifies correctly.
+    The other arguments are those of all detectors, see `Declaration`.
 
     Raises:
       ValueError: for a bad rate; too few images, or too few on which the attack succeeds (see `fit_detector`).
-
-    Reference:
-      Ma et al., 2018 (arXiv 1801.02613), Algorithm 1.
     """
     check_number("false_positive_rate", false_positive_rate, least=0.0, below=1.0)
     logits_fn = as_pytree(logits_fn)
+    decide = functools.partial(_decisions, evaluate, logits_fn)
     first, second = (round(len(images) * share) for share in (_REFERENCES, _REFERENCES + _FITTED))
-    references, tried, rest = images[:first], images[first:second], images[second:]
-    keys = jax.random.split(key, (2, len(tried)))
-    of_attack, of_noise = (np.asarray(jax.random.key_data(half)) for half in keys)
-    found = evaluate(_attacking(attack), logits_fn, tried, labels[first:second], of_attack)
-    correct = _is_correct(evaluate(_logits, logits_fn, tried), labels[first:second])
-    fooled = correct & _is_wrong(evaluate(_logits, logits_fn, found), labels[first:second])
-    disturbed = evaluate(_noisy, (), tried[fooled], found[fooled], of_noise[fooled]) if fooled.any() else tried[:0]
-    seen = functools.partial(evaluate, _features, (logits_fn, references))
-    kinds = (tried[correct], disturbed, found[fooled])
-    if min(map(len, kinds)) < _FOLDS:
+    references, tried, rest = np.split(images, [first, second])
+    _, true, true_rest = np.split(labels, [first, second])
+    of_attack, of_noise = (np.asarray(jax.random.key_data(half)) for half in jax.random.split(key, (2, len(tried))))
+    attacked = evaluate(_attacked, logits_fn, tried, true, of_attack)
+    correct, decisions = decide(tried) == true, decide(attacked)
+    fooled = correct & (decisions != true) & (decisions >= 0)
+    if min(correct.sum(), fooled.sum()) < _FOLDS:
         raise ValueError(
             f"a detector needs {_FOLDS} or more images that the network classifies correctly, and as many that the "
-            f"attack fools, got {len(kinds[0])} and {len(kinds[2])}"
+            f"attack fools, got {correct.sum()} and {fooled.sum()}"
         )
-    detector = fit_detector(*map(seen, kinds), seed=int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32)))
-    fitted = LidDetector(logits_fn, detector, references, evaluate)
-    clean = rest[_is_correct(evaluate(_logits, logits_fn, rest), labels[second:])]
-    threshold = calibrated_threshold(fitted.scores(clean), false_positive_rate)
-    return dataclasses.replace(fitted, detector=dataclasses.replace(detector, threshold=jnp.float32(threshold)))
+    disturbed = evaluate(_noisy, (), tried[fooled], attacked[fooled], of_noise[fooled])
+    seen = functools.partial(evaluate, call, jax.tree_util.Partial(features, logits_fn, references=references))
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1, jnp.int32))
+    detector = fit_detector(seen(tried[correct]), seen(disturbed), seen(attacked[fooled]), seed=seed)
+    score_fn = jax.tree_util.Partial(detector_scores, logits_fn, detector, references=references)
+    scores = evaluate(call, score_fn, rest[decide(rest) == true_rest])
+    return FittedDetector(score_fn, calibrated_threshold(scores, false_positive_rate), evaluate)
 
 
-@functools.cache
-def _attacking(attack: Callable[..., contract.AttackResult]) -> Callable[..., Array]:
-    """The attack's images as one object for one program."""
-
-    def run(logits_fn: Any, images: Array, labels: Array, key_data: Array) -> Array:
-        return attack(logits_fn, images, labels, key=jax.random.wrap_key_data(key_data)).inputs
-
-    return run
+def _decisions(evaluate: Callable[..., Any], logits_fn: LogitsFn, images: np.ndarray) -> np.ndarray:
+    """The classes; -1 where a logit is NaN."""
+    logits = evaluate(call, logits_fn, images)
+    return np.where(np.isnan(logits).any(axis=1), -1, logits.argmax(axis=1))
 
 
-def _logits(logits_fn: Any, images: Array) -> Array:
-    return logits_fn(images)
+def _attacked(logits_fn: Any, images: Array, labels: Array, key_data: Array) -> Array:
+    key = jax.random.wrap_key_data(key_data)
+    return carlini_wagner_l2(logits_fn, images, labels, key=key, **FITTING_ATTACK).inputs
 
 
 def _noisy(_: Any, images: Array, like: Array, key_data: Array) -> Array:
     return noisy(images, like, jax.random.wrap_key_data(key_data))
-
-
-def _features(shared: Any, images: Array) -> Array:
-    logits_fn, references = shared
-    return features(logits_fn, images, references)
-
-
-def _scores(shared: Any, images: Array) -> Array:
-    logits_fn, detector, references = shared
-    return detector_scores(logits_fn, detector, images, references)
-
-
-def _is_correct(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
-
-
-def _is_wrong(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return (logits.argmax(axis=1) != labels) & ~np.isnan(logits).any(axis=1)
 
 
 DEFENSES = (declare(fit, name="lid", kind="detector"),)

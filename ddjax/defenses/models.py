@@ -2,10 +2,7 @@
 
 from typing import Any
 
-from ddjax import generative
 from ddjax.checkpoints import CheckpointError, load_network, read_spec
-
-model_fn, latent_of = generative.model_fn, generative.latent_of
 
 
 class MissingModelError(CheckpointError):
@@ -22,15 +19,7 @@ class MissingModelError(CheckpointError):
 
 
 def load(checkpoint: str, role: str, image_shape: tuple[int, ...]) -> Any:
-    """Loads the trained model of a defense.
-
-    Args:
-      checkpoint: its directory.
-      role: `"density"` or `"generator"`.
-      image_shape: (H, W, C) of the images that it must take.
-
-    Returns:
-      Its state.
+    """The state of the trained model of a role that takes images of this shape, (H, W, C), from its checkpoints.
 
     Raises:
       MissingModelError: where there is none.

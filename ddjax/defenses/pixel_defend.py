@@ -2,7 +2,7 @@
 
 Reference:
   Song, Kim, Nowozin, Ermon and Kushman, PixelDefend: Leveraging Generative Models to Understand and Defend against
-  Adversarial Examples, 2018 (arXiv 1710.10766).
+  Adversarial Examples, 2018 (arXiv 1710.10766), algorithm 1.
 """
 
 from typing import Any
@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
-from ddjax import rounding
+from ddjax import generative, rounding
 from ddjax.checks import check_number
 from ddjax.defenses import models
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, check_images, widened
 from ddjax.generative import logistic_mixture, pixelcnn
 
 # In levels: what rounding may have added to a distance.
@@ -24,15 +24,12 @@ _SLACK = 1e-3
 
 
 def purify(
-    images: Float[Array, "B H W C"],
-    density: jax.tree_util.Partial,
-    *,
-    epsilon: float = 16 / 255,
-    most_bits: float = 0.0,
-) -> Float[Array, "B H W C"]:
+    images: Images, density: jax.tree_util.Partial, *, epsilon: float = 16 / 255, most_bits: float = 0.0
+) -> Images:
     """Sets each pixel, in raster order, to the likeliest value within a ball, given those that have been set before it.
 
-    A greedy search for the likeliest image of the ball: each choice is the best one by itself.
+    A greedy search for the likeliest image of the ball: each choice is the best one by itself. Pixels get 8-bit values:
+    those within the ball, or the nearest one where it holds none. The result carries no gradient.
 
     Args:
       images: within [0, 1].
@@ -40,16 +37,6 @@ def purify(
       epsilon: the radius of the ball in Linf, at least 0.
       most_bits: images of fewer bits per dimension than this look like those that the density was trained on, and stay
         as they are; 0 for none. The paper's adaptive defense.
-
-    Returns:
-      Images of 8-bit values within the ball, and where it holds none, the nearest of those. They carry no gradient; an
-      attack on the defense uses `ddjax.bpda`.
-
-    Raises:
-      ValueError: for a radius or a number of bits that is negative or not finite, or inputs that are no images.
-
-    Reference:
-      Song et al., 2018 (arXiv 1710.10766), algorithm 1.
 
     Departures from the authors' code:
       The ball is that of the image as it is, not as it is rounded. The weights of the mixture follow for each channel
@@ -68,16 +55,10 @@ def purify(
     return rounding.round_to_levels(purified.astype(widened(images).dtype) / 255, 256).astype(images.dtype)
 
 
-def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array, "B H W C"], pixelcnn.Choose]:
-    """The start of `purify`, and its choice of each pixel.
+def greedy(images: Images, epsilon: float) -> tuple[Images, pixelcnn.Choose]:
+    """The start of `purify`, and its choice of each pixel for `ddjax.generative.pixelcnn.autoregress`.
 
-    Args:
-      images: within [0, 1].
-      epsilon: the radius of the ball in Linf.
-
-    Returns:
-      The nearest levels from 0 to 255, and the choice of a pixel for `ddjax.generative.pixelcnn.autoregress`: the
-      likeliest levels within the ball.
+    It starts from the nearest levels, from 0 to 255, and chooses the likeliest ones within the ball.
     """
     levels = 255 * images
     nearest = jnp.clip(jnp.round(levels), 0, 255)
@@ -85,15 +66,13 @@ def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array
     most = jnp.clip(jnp.floor(levels + 255 * epsilon + _SLACK), 0, 255)
     # A ball between two levels.
     least, most = (jnp.where(least > most, nearest, bound) for bound in (least, most))
-    candidates = jnp.arange(256, dtype=jnp.float32)
+    candidates = jnp.arange(256, dtype=jnp.float32)[None]
 
     def choose(parameters: Array, pixel: Array, row: Array, column: Array) -> Array:
-        low, high = (lax.dynamic_slice_in_dim(bound, row, 1, 1) for bound in (least, most))
-        low, high = (lax.dynamic_slice_in_dim(bound, column, 1, 2)[:, 0, 0] for bound in (low, high))
+        low, high = least[:, row, column], most[:, row, column]
         for channel in range(pixel.shape[1]):
             log_probs = logistic_mixture.channel_log_probs(parameters, pixel, channel)
-            bounds = low[:, channel, None], high[:, channel, None]
-            allowed = (candidates[None] >= bounds[0]) & (candidates[None] <= bounds[1])
+            allowed = (candidates >= low[:, channel, None]) & (candidates <= high[:, channel, None])
             best = jnp.argmax(jnp.where(allowed, log_probs, -jnp.inf), axis=1)
             is_channel = jnp.arange(pixel.shape[1]) == channel
             pixel = jnp.where(is_channel[None], best.astype(pixel.dtype)[:, None], pixel)
@@ -105,22 +84,9 @@ def greedy(images: Float[Array, "B H W C"], epsilon: float) -> tuple[Float[Array
 def load_density(
     images: Any, key: Any, *, model: str = "runs/train_pixelcnn_mnist/checkpoints/seed0_none/density"
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Loads the density that `purify` takes.
-
-    Args:
-      images: of the shape that it must take, `[N, H, W, C]`; may be none.
-      key: not used.
-      model: the directory of its checkpoints.
-
-    Returns:
-      The density, and no settings.
-
-    Raises:
-      CheckpointError: where there is none.
-      ValueError: for a model of another kind, or of images of another shape.
-    """
+    """Loads the density that `purify` takes, for images of this shape; see `ddjax.defenses.models.load`."""
     del key
-    return (models.model_fn(models.load(model, "density", images.shape[1:])),), {}
+    return (generative.model_fn(models.load(model, "density", images.shape[1:])),), {}
 
 
 DEFENSES = (declare(purify, name="pixel_defend", prepare=load_density, gradient="straight-through"),)

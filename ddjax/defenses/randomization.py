@@ -8,18 +8,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images
+from ddjax.defenses.images import Images, Keys, check_images
 
 METHODS = ("bilinear", "nearest")
 
 
 def resize_and_pad(
-    images: Float[Array, "B H W C"],
-    keys: Key[Array, " B"],
+    images: Images,
+    keys: Keys,
     *,
     largest: int | None = None,
     smallest: int | None = None,
@@ -45,13 +45,6 @@ def resize_and_pad(
 
     Returns:
       Images of the size they had, or without `restore` those whose longer side is `largest`.
-
-    Raises:
-      ValueError: for sides out of their range, an unknown method, a padding that is not finite, or inputs that are no
-        images.
-
-    Reference:
-      Xie et al., 2018 (arXiv 1711.01991).
 
     Departures from the paper:
       Pixels have their centers at one half, so that resizing does not shift images.
@@ -89,15 +82,9 @@ def resize_and_pad(
             resized = image[sources[0]][:, sources[1]]
         else:
             scale = jnp.stack([size / length for size, length in zip(sizes, (rows, columns), strict=True)])
-            resized = jax.image.scale_and_translate(
-                image,
-                (*whole, image.shape[2]),
-                (0, 1),
-                scale.astype(image.dtype),
-                jnp.stack(offsets).astype(image.dtype),
-                method="bilinear",
-                antialias=False,
-            )
+            scale, shift = scale.astype(image.dtype), jnp.stack(offsets).astype(image.dtype)
+            shape = (*whole, image.shape[2])
+            resized = jax.image.scale_and_translate(image, shape, (0, 1), scale, shift, method, antialias=False)
         inside = [(place >= 0) & (place < size) for place, size in zip(at, sizes, strict=True)]
         return jnp.where((inside[0][:, None] & inside[1][None, :])[:, :, None], resized, pad_value)
 

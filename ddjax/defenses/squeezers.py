@@ -4,7 +4,7 @@ Reference:
   Xu, Evans and Qi, Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks, 2018 (arXiv 1704.01155).
 """
 
-from collections.abc import Callable
+import contextlib
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,13 @@ from ddjax import rounding
 from ddjax.checks import check_number
 from ddjax.classifier import Transform, transform
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images, widened
+from ddjax.defenses.images import Images, check_images, neighborhoods, surrounded, widened
 
 
 def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[Array, "B ..."]:
-    """Rounds every value to the nearest of 2^bits equally spaced ones.
+    """Rounds every value to the nearest of 2^bits equally spaced ones, for 1 to 16 bits.
 
-    Args:
-      inputs: within [0, 1].
-      bits: from 1 to 16.
-
-    Returns:
-      Rounded inputs. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for another number of bits.
+    The gradient is zero everywhere.
     """
     if not 1 <= bits <= 16:
         raise ValueError(f"bits must be from 1 to 16, got {bits}")
@@ -38,63 +30,26 @@ def reduce_bit_depth(inputs: Float[Array, "B ..."], *, bits: int = 1) -> Float[A
 
 
 def binarize(inputs: Float[Array, "B ..."], *, threshold: float = 0.5) -> Float[Array, "B ..."]:
-    """One above the threshold, zero at and below it.
-
-    Args:
-      inputs: a batch.
-      threshold: a finite number.
-
-    Returns:
-      Zeros and ones. The gradient is zero everywhere.
-
-    Raises:
-      ValueError: for a threshold that is not finite.
-    """
+    """One above the threshold, a finite number, and zero at and below it. The gradient is zero everywhere."""
     check_number("threshold", threshold)
     return (inputs > threshold).astype(inputs.dtype)
 
 
-def median_filter(images: Float[Array, "B H W C"], *, height: int = 2, width: int = 2) -> Float[Array, "B H W C"]:
+def median_filter(images: Images, *, height: int = 2, width: int = 2) -> Images:
     """The median of each pixel's neighborhood, in each channel.
 
     As `scipy.ndimage.median_filter` with mode `"reflect"`: the median of an even number of values is the upper of the
     two in the middle, an even side reaches further up or to the left, and images are mirrored at their edges. Gradients
-    pass to the pixel that is the median.
-
-    Args:
-      images: a batch.
-      height: of the neighborhood, at least 1.
-      width: of the neighborhood, at least 1.
-
-    Returns:
-      The filtered images.
-
-    Raises:
-      ValueError: for a side below 1, or inputs that are no images.
+    pass to the pixel that is the median. The sides of the neighborhood are at least 1.
     """
     check_images("a median filter", images)
     if height < 1 or width < 1:
         raise ValueError(f"a neighborhood must have sides of at least 1, got {height} x {width}")
-    windows = _windows(images, height, width)
+    windows = neighborhoods(images, height, width, "symmetric")
     return jnp.sort(jnp.stack(windows, axis=-1), axis=-1)[..., len(windows) // 2]
 
 
-def _windows(images: Array, height: int, width: int) -> list[Array]:
-    """The images shifted by each offset of a neighborhood."""
-    rows, columns = images.shape[1:3]
-    padded = _mirrored(images, height, width)
-    return [padded[:, i : i + rows, j : j + columns] for i in range(height) for j in range(width)]
-
-
-def _mirrored(images: Array, height: int, width: int) -> Array:
-    """With the surroundings that a neighborhood of this size needs, the edge pixel repeated first."""
-    sides = [(side // 2, (side - 1) // 2) for side in (height, width)]
-    return jnp.pad(images, ((0, 0), *sides, (0, 0)), mode="symmetric")
-
-
-def non_local_means(
-    images: Float[Array, "B H W C"], *, search: int = 13, block: int = 3, strength: float = 2.0
-) -> Float[Array, "B H W C"]:
+def non_local_means(images: Images, *, search: int = 13, block: int = 3, strength: float = 2.0) -> Images:
     """Averages over pixels whose surroundings look alike.
 
     The weight of a pixel q for a pixel p is exp(-d(p, q) / h^2), d the mean squared difference of the two blocks around
@@ -105,12 +60,6 @@ def non_local_means(
       search: the side of the square of pixels q around p; odd.
       block: the side of the blocks that are compared; odd.
       strength: h, above 0.
-
-    Returns:
-      The smoothed images.
-
-    Raises:
-      ValueError: for even sides, a strength that is not positive, or inputs that are no images.
 
     Reference:
       Buades, Coll and Morel, A Non-Local Algorithm for Image Denoising, 2005.
@@ -124,7 +73,7 @@ def non_local_means(
         raise ValueError(f"search and block must be odd, got {search} and {block}")
     check_number("strength", strength, above=0.0)
     wide, channels = widened(images), images.shape[3]
-    padded = _mirrored(wide, search, search)
+    padded = surrounded(wide, search, search, "symmetric")
     patch = (1, block, block, 1)
 
     def add(sums: tuple[Array, Array], offset: Array) -> tuple[tuple[Array, Array], None]:
@@ -133,7 +82,8 @@ def non_local_means(
         other = lax.dynamic_slice(padded, (zero, offset[0], offset[1], zero), images.shape)
         squared = jnp.sum((255 * (wide - other)) ** 2, axis=3, keepdims=True)
         start = np.zeros((), squared.dtype)
-        distance = lax.reduce_window(_mirrored(squared, block, block), start, lax.add, patch, (1, 1, 1, 1), "VALID")
+        around = surrounded(squared, block, block, "symmetric")
+        distance = lax.reduce_window(around, start, lax.add, patch, (1, 1, 1, 1), "VALID")
         weight = jnp.exp(-distance / (block * block * channels * strength**2))
         return (total + weight * other, weights + weight), None
 
@@ -144,18 +94,10 @@ def non_local_means(
     return (total / weights).astype(images.dtype)
 
 
-def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array, "B H W C"]:
+def resample(images: Images, *, factor: int = 2) -> Images:
     """Scales the images down by a factor and up again, bilinearly.
 
-    Args:
-      images: a batch.
-      factor: at least 1; sides are divided by it and rounded down.
-
-    Returns:
-      Blurred images of the same size.
-
-    Raises:
-      ValueError: when a factor is below 1 or leaves nothing of a side, or for inputs that are no images.
+    Sides are divided by the factor, at least 1, and rounded down, which must leave a pixel.
     """
     check_images("resampling", images)
     rows, columns = images.shape[1:3]
@@ -165,34 +107,23 @@ def resample(images: Float[Array, "B H W C"], *, factor: int = 2) -> Float[Array
     return jax.image.resize(jax.image.resize(images, small, "bilinear"), images.shape, "bilinear")
 
 
-# By name: the function, and its settings with their types in the order in which a name holds them.
-SQUEEZERS: dict[str, tuple[Callable[..., Array], dict[str, type]]] = {
-    "bit_depth": (reduce_bit_depth, {"bits": int}),
-    "binary": (binarize, {"threshold": float}),
-    "median": (median_filter, {"height": int, "width": int}),
-    "non_local_means": (non_local_means, {"search": int, "block": int, "strength": float}),
-    "resample": (resample, {"factor": int}),
-}
-
-
 def squeezer(name: str) -> Transform:
     """Makes a squeezer by name: `bit_depth_1`, `binary_0.5`, `median_2_2`, `non_local_means_13_3_2`, `resample_2`.
+
+    The name is that of a declared squeezer, with all its settings in their order, or with none.
 
     Raises:
       ValueError: for an unknown name, or settings that are no numbers or too many.
     """
-    for known, (function, settings) in SQUEEZERS.items():
-        if name == known or name.startswith(known + "_"):
-            numbers = name[len(known) + 1 :].split("_") if name != known else []
-            if len(numbers) not in (0, len(settings)):
-                break
-            try:
-                return transform(function, **{key: settings[key](n) for key, n in zip(settings, numbers, strict=False)})
-            except ValueError:
-                break
-    forms = [
-        f"{known}_{'_'.join(setting.upper() for setting in settings)}" for known, (_, settings) in SQUEEZERS.items()
-    ]
+    for declared in DEFENSES:
+        if name != declared.name and not name.startswith(f"{declared.name}_"):
+            continue
+        numbers, settings = name.removeprefix(declared.name).split("_")[1:], declared.parameters
+        if len(numbers) in (0, len(settings)):
+            pairs = zip(settings.items(), numbers, strict=False)
+            with contextlib.suppress(ValueError):
+                return transform(declared.function, **{key: type(each.default)(n) for (key, each), n in pairs})
+    forms = ("_".join([declared.name, *map(str.upper, declared.parameters)]) for declared in DEFENSES)
     raise ValueError(f"unknown squeezer {name!r}; known: {', '.join(forms)}")
 
 

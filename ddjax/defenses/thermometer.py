@@ -1,14 +1,16 @@
 """Thermometer encoding: pixels are coded by the levels that they reach; and the two attacks of its authors.
 
-A pixel in one of `levels` equal bins becomes `levels` bits, of which those up to its bin are set. A network that takes
-these codes is a classifier of images behind `encode`, which has no gradient. It is attacked by BPDA with `ramp`, or in
-the space of codes by `ls_pga` and `dga`.
+A pixel in one of `levels` equal bins, at least 2, becomes `levels` bits, of which those up to its bin are set. A
+network that takes these codes is a classifier of images behind `encode`, which has no gradient. It is attacked by BPDA
+with `ramp`, or in the space of codes by `ls_pga` and `dga`.
 
 Reference:
   Buckman et al., Thermometer Encoding: One Hot Way to Resist Adversarial Examples, 2018 (ICLR).
   Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), for the
   ramp.
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,28 +23,15 @@ from ddjax import checks, losses
 from ddjax.attacks import contract, examples, problem
 from ddjax.classifier import LogitsFn, transform, transformed
 from ddjax.defenses.declaration import declare
-from ddjax.defenses.images import check_images
+from ddjax.defenses.images import Images, Keys, Labels, Scalar, check_images
 from ddjax.training.adversaries import DeclaredAdversary
 
 
-def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
+def encode(images: Images, *, levels: int = 16) -> Float[Array, "B H W CL"]:
     """Codes each pixel by the levels that it reaches: bit j is set where the pixel is at least `j / levels`.
 
-    Bit 0 is always set. The number of set bits less one is the bin; the last bin includes 1.
-
-    Args:
-      images: within [0, 1], `[B, H, W, C]`.
-      levels: the number of bins and of bits, at least 2.
-
-    Returns:
-      Zeros and ones, the bits of a channel side by side: bit j of channel c is `c * levels + j`. The gradient is zero
-      everywhere.
-
-    Raises:
-      ValueError: for less than two levels, or inputs that are no images.
-
-    Reference:
-      Buckman et al., 2018.
+    Bit 0 is always set. The number of set bits less one is the bin; the last bin includes 1. The bits of a channel are
+    side by side: bit j of channel c is `c * levels + j`. The gradient is zero everywhere.
 
     Departures from the paper:
       In the paper bit j is set above `j / levels`; here at `j / levels`, too, as in the public code. The first bit is
@@ -52,18 +41,11 @@ def encode(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array,
     return _reached(images, levels).astype(images.dtype).reshape(*images.shape[:3], -1)
 
 
-def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array, "B H W C"]:
+def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Images:
     """Decodes each code as the center of its bin, which is at most half a bin from the pixel.
 
-    Args:
-      codes: as `encode` makes them, or relaxed ones with bits between 0 and 1, whose expectation is decoded.
-      levels: as they were encoded.
-
-    Returns:
-      Images within [0, 1], which `encode` to the same codes.
-
-    Raises:
-      ValueError: for less than two levels, or when the codes are not whole channels of so many bits.
+    The images `encode` to the same codes. Of relaxed codes, with bits between 0 and 1, the expectation is decoded.
+    Codes that are not whole channels of so many bits raise ValueError.
     """
     checks.check_number("levels", levels, least=2.0)
     if codes.shape[3] % levels:
@@ -71,7 +53,7 @@ def decode(codes: Float[Array, "B H W CL"], *, levels: int = 16) -> Float[Array,
     return (jnp.sum(codes.reshape(*codes.shape[:3], -1, levels), axis=4) - 0.5) / levels
 
 
-def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "B H W CL"]:
+def ramp(images: Images, *, levels: int = 16) -> Float[Array, "B H W CL"]:
     """The encoding with ramps in the place of steps, `min(max(levels * x - j + 1, 0), 1)` for bit j.
 
     Its floor is the encoding. It is the substitute for a defense-aware attack, see `ddjax.bpda`. For a pixel in bin i
@@ -81,16 +63,6 @@ def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "
 
     The ramp shows the effect of the next bin, not of the one before, and nothing for a pixel in the last bin. On images
     with many white pixels, such as digits, `ls_pga` and `dga` find more; judge the defense by the strongest attack.
-
-    Args:
-      images: within [0, 1].
-      levels: at least 2.
-
-    Returns:
-      Values from 0 to 1 in the shape of `encode`.
-
-    Raises:
-      ValueError: for less than two levels, or inputs that are no images.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420).
@@ -102,7 +74,7 @@ def ramp(images: Float[Array, "B H W C"], *, levels: int = 16) -> Float[Array, "
     check_images("thermometer encoding", images)
     reached = _reached(images, levels)
     # Masks instead of `clip`, which would share the gradient between its branches on the borders.
-    active = _or_first(reached) & ~reached
+    active = jax.nn.one_hot(_bins(images, levels) + 1, levels, dtype=bool)
     slope = levels * images[..., None] - jnp.arange(-1, levels - 1, dtype=images.dtype).reshape(1, 1, 1, 1, -1)
     return jnp.where(active, slope, reached.astype(images.dtype)).reshape(*images.shape[:3], -1)
 
@@ -121,11 +93,7 @@ class Encoded(nn.Module):
     channels: int = 3
 
     def __call__(self, images: Float[Array, "B H W _"], train: bool = False) -> Float[Array, "B K"]:
-        """Computes the logits of images, which it encodes, or of codes; the number of channels tells them apart.
-
-        Raises:
-          ValueError: for another number of channels than that of images or of codes.
-        """
+        """Computes the logits of images, which it encodes, or of codes; the number of channels tells them apart."""
         known = (self.channels, self.channels * self.levels)
         if images.shape[3] not in known:
             raise ValueError(
@@ -137,16 +105,16 @@ class Encoded(nn.Module):
 
 def ls_pga(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
-    targets: Int[Array, " B"] | None = None,
-    epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.031,
-    step_size: float | Float[Array, ""] | Float[Array, " B"] = 1.0,
+    targets: Labels | None = None,
+    epsilon: examples.PerExample = 0.031,
+    step_size: examples.PerExample = 1.0,
     num_steps: int = 7,
-    inverse_temperature: float | Float[Array, ""] = 1.0,
-    anneal: float | Float[Array, ""] = 1.2,
+    inverse_temperature: Scalar = 1.0,
+    anneal: Scalar = 1.2,
     use_sign: bool = True,
     noisy_start: bool = False,
     levels: int = 16,
@@ -179,11 +147,8 @@ def ls_pga(
       are judged on them. `steps` and `gradients` are `num_steps`.
 
     Raises:
-      ValueError: for bad images, labels or targets (see `attacks.prepare`); settings out of their range; a noisy
-        start without a key.
-
-    Reference:
-      Buckman et al., 2018.
+      ValueError: for bad images, labels or targets (see `attacks.prepare`); settings out of their range.
+      TypeError: for a noisy start without a key.
 
     Departures from the paper:
       Adversarial training took steps of 0.01 there. Bins are allowed exactly where the ball has a point, not where one
@@ -192,12 +157,12 @@ def ls_pga(
     checks.check_number("step_size", step_size, least=0.0)
     checks.check_number("inverse_temperature", inverse_temperature, above=0.0)
     checks.check_number("anneal", anneal, above=0.0)
-    low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
-    keys = problem.example_keys("ls_pga with a noisy start", key, images.shape[0]) if noisy_start else None
+    asked, low, high = _prepare(logits_fn, images, labels, targets, epsilon, num_steps, levels)
     allowed = _allowed(low, high, levels)
     length = examples.per_example(step_size, images)[..., None]
     preferences = jnp.zeros_like(images, shape=allowed.shape)
-    if keys is not None:
+    if noisy_start:
+        keys = problem.example_keys("ls_pga with a noisy start", key, images.shape[0])
         preferences = jax.vmap(lambda key: jax.random.normal(key, allowed.shape[1:], images.dtype))(keys)
     growth = jnp.asarray(anneal, images.dtype)
 
@@ -207,29 +172,27 @@ def ls_pga(
         def total(preferences: Array) -> Array:
             weights = jax.nn.softmax(jnp.where(allowed, inverse * preferences, -jnp.inf))
             relaxed = lax.cumsum(weights, axis=4, reverse=True)
-            return jnp.sum(_loss(logits_fn(relaxed.reshape(*images.shape[:3], -1)), labels, targets))
+            return _total_loss(logits_fn(relaxed.reshape(*images.shape[:3], -1)), asked.examples)
 
-        gradient = jax.grad(total)(preferences)
         # An inverse temperature that has grown to infinity ends the ascent, too; long before, the softmax is one-hot.
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+        gradient = asked.examples.free(jax.grad(total)(preferences))
         preferences = preferences + length * (jnp.sign(gradient) if use_sign else gradient)
         return preferences, inverse * growth, zeros + examples.is_dead(gradient)
 
     inverse = jnp.asarray(inverse_temperature, images.dtype)
-    preferences, _, zeros = lax.fori_loop(0, num_steps, step, (preferences, inverse, jnp.zeros_like(labels, jnp.int32)))
+    preferences, _, zeros = lax.fori_loop(0, num_steps, step, (preferences, inverse, asked.zeros))
     found = _closest(images, _preferred(preferences, allowed, _bins(images, levels)), levels)
-    logits = logits_fn(encode(found, levels=levels))
-    return _result(found, logits, labels, targets, num_steps, zeros)
+    return _result(asked, found, logits_fn(encode(found, levels=levels)), num_steps, zeros)
 
 
 def dga(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
+    images: Images,
+    labels: Labels,
     *,
     key: Key[Array, "..."] | None = None,
-    targets: Int[Array, " B"] | None = None,
-    epsilon: float | Float[Array, ""] | Float[Array, " B"] = 0.031,
+    targets: Labels | None = None,
+    epsilon: examples.PerExample = 0.031,
     num_steps: int = 7,
     random_start: bool = True,
     levels: int = 16,
@@ -240,48 +203,30 @@ def dga(
     attack returns the visited code, the start included, with the smallest margin of the label, or the largest of the
     target.
 
-    Args:
-      logits_fn: takes codes; `ddjax.bind` of an `Encoded` does.
-      images: within [0, 1].
-      labels: the true classes.
-      key: one key or one for each image; may be None without `random_start`.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      epsilon: the Linf radius of the ball, at least 0; may be traced, and one for each example.
-      num_steps: of the ascent.
-      random_start: starts at the codes of a uniform point of the ball, else of the image.
-      levels: of the codes.
-
-    Returns:
-      As `ls_pga`.
-
-    Raises:
-      ValueError: as `ls_pga`.
-
-    Reference:
-      Buckman et al., 2018.
+    The arguments, results and errors are those of `ls_pga`. With `random_start` it starts at the codes of a uniform
+    point of the ball and needs a key, else it starts at the codes of the image.
 
     Departures from the paper:
       The best of all codes that were visited is returned, not the last. Each is taken by images inside the ball.
     """
-    low, high = _ball(logits_fn, images, labels, targets, epsilon, num_steps, levels)
-    keys = problem.example_keys("dga with a random start", key, images.shape[0]) if random_start else None
+    asked, low, high = _prepare(logits_fn, images, labels, targets, epsilon, num_steps, levels)
     allowed = _allowed(low, high, levels)
     start = images
-    if keys is not None:
+    if random_start:
+        keys = problem.example_keys("dga with a random start", key, images.shape[0])
         share = jax.vmap(lambda key: jax.random.uniform(key, images.shape[1:], images.dtype))(keys)
         start = jnp.clip(low + share * (high - low), low, high)
     start = _bins(start, levels)
 
     def rated(codes: Array) -> tuple[Array, Array]:
         logits = logits_fn(codes)
-        # The sum, so that each example's gradient is its own whatever the batch.
-        return jnp.sum(_loss(logits, labels, targets)), logits
+        return _total_loss(logits, asked.examples), logits
 
     def codes_of(bins: Array) -> Array:
         return encode(_closest(images, bins, levels), levels=levels)
 
     def keep_better(best: tuple[Array, Array], bins: Array, logits: Array) -> tuple[Array, Array]:
-        distance, before = (_margin(outputs, labels, targets) for outputs in (logits, best[1]))
+        distance, before = (asked.examples.objective(outputs) for outputs in (logits, best[1]))
         # Any code is better than none, and than one whose logits are not finite.
         better = (distance <= before) | jnp.isnan(before)
         return jnp.where(better[:, None, None, None], bins, best[0]), jnp.where(better[:, None], logits, best[1])
@@ -289,32 +234,23 @@ def dga(
     def step(_: Array, carry: tuple[Array, Array, tuple[Array, Array]]) -> tuple[Array, Array, tuple[Array, Array]]:
         bins, zeros, best = carry
         gradient, logits = jax.grad(rated, has_aux=True)(codes_of(bins))
-        gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0).reshape(allowed.shape)
-        # The code of bin k has the bits up to k, so its gain is their sum, up to a constant.
+        gradient = asked.examples.free(gradient).reshape(allowed.shape)
         zeros = zeros + examples.is_dead(gradient)
+        # The code of bin k has the bits up to k, so its gain is their sum, up to a constant.
         return _preferred(lax.cumsum(gradient, axis=4), allowed, bins), zeros, keep_better(best, bins, logits)
 
     outputs = jax.eval_shape(logits_fn, codes_of(start))
     worst = jnp.full_like(images, jnp.nan, outputs.dtype, shape=outputs.shape)
-    zeros = jnp.zeros_like(labels, jnp.int32)
-    last, zeros, best = lax.fori_loop(0, num_steps, step, (start, zeros, (start, worst)))
+    last, zeros, best = lax.fori_loop(0, num_steps, step, (start, asked.zeros, (start, worst)))
     bins, logits = keep_better(best, last, logits_fn(codes_of(last)))
-    return _result(_closest(images, bins, levels), logits, labels, targets, num_steps, zeros)
+    return _result(asked, _closest(images, bins, levels), logits, num_steps, zeros)
 
 
 def ls_pga_examples(
-    logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
-    labels: Int[Array, " B"],
-    keys: Key[Array, " B"],
-    *,
-    epsilon: float,
-    num_steps: int,
-    levels: int,
-) -> Float[Array, "B H W C"]:
+    logits_fn: LogitsFn, images: Images, labels: Labels, keys: Keys, *, epsilon: float, num_steps: int, levels: int
+) -> Images:
     """The adversarial images of `ls_pga`, for adversarial training of networks of codes with so many levels."""
-    settings = {"epsilon": epsilon, "num_steps": num_steps, "levels": levels}
-    return ls_pga(logits_fn, images, labels, key=keys, **settings).inputs
+    return ls_pga(logits_fn, images, labels, key=keys, epsilon=epsilon, num_steps=num_steps, levels=levels).inputs
 
 
 def _edges(levels: int, dtype: np.dtype) -> np.ndarray:
@@ -330,47 +266,34 @@ def _reached(images: Array, levels: int) -> Bool[Array, "B H W C L"]:
     return images[..., None] >= jnp.asarray(edges).reshape(1, 1, 1, 1, -1)
 
 
-def _or_first(reached: Bool[Array, "B H W C L"]) -> Bool[Array, "B H W C L"]:
-    """Whether the level before is reached; before the first, it is."""
-    return jnp.concatenate([jnp.ones_like(reached[..., :1]), reached[..., :-1]], axis=4)
-
-
 def _bins(images: Array, levels: int) -> Int[Array, "B H W C"]:
     return jnp.sum(_reached(images, levels), axis=4, dtype=jnp.int32) - 1
 
 
-def _ball(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array,
-    targets: Array | None,
-    epsilon: float | Array,
-    num_steps: int,
-    levels: int,
-) -> tuple[Array, Array]:
+def _prepare(
+    logits_fn: LogitsFn, images: Array, labels: Array, targets: Array | None, epsilon: Any, num_steps: int, levels: int
+) -> tuple[problem.Problem, Array, Array]:
     """Refuses bad arguments; the least and greatest value of each pixel in the ball and the box."""
-    checks.check_number("levels", levels, least=2.0)
     checks.check_number("epsilon", epsilon, least=0.0)
     checks.check_number("num_steps", num_steps, least=1.0)
     of_images = transformed(logits_fn, transform(encode, levels=levels))
-    problem.prepare("thermometer", of_images, images, labels, targets=targets)
+    asked = problem.prepare("thermometer", of_images, images, labels, targets=targets)
     # A traced radius may be anything; one out of range moves nothing.
     radius = examples.per_example(epsilon, images)
     radius = jnp.where(jnp.isfinite(radius) & (radius > 0), radius, 0.0)
-    return jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
+    return asked, jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
 
 
 def _allowed(low: Array, high: Array, levels: int) -> Bool[Array, "B H W C L"]:
-    """Which bins have a point between the two: those that begin before the higher, and end after the lower."""
-    reached = _reached(low, levels)
-    below = jnp.concatenate([reached[..., 1:], jnp.zeros_like(reached[..., :1])], axis=4)
-    return _reached(high, levels) & ~below
+    """Which bins have a point between the two."""
+    bins = jnp.arange(levels, dtype=jnp.int32).reshape(1, 1, 1, 1, -1)
+    return (bins >= _bins(low, levels)[..., None]) & (bins <= _bins(high, levels)[..., None])
 
 
 def _preferred(scores: Array, allowed: Array, current: Array) -> Int[Array, "B H W C"]:
     """The allowed bin with the highest score; the current one where it is among the highest."""
     scores = jnp.where(allowed, scores, -jnp.inf)
-    is_current = jnp.arange(scores.shape[4]).reshape(1, 1, 1, 1, -1) == current[..., None]
+    is_current = jax.nn.one_hot(current, scores.shape[4], dtype=bool)
     own = jnp.max(jnp.where(is_current, scores, -jnp.inf), axis=4)
     return jnp.where(own >= jnp.max(scores, axis=4), current, jnp.argmax(scores, axis=4).astype(current.dtype))
 
@@ -383,24 +306,18 @@ def _closest(images: Array, bins: Array, levels: int) -> Array:
     return jnp.clip(images, jnp.asarray(lowest)[bins], jnp.asarray(highest)[bins])
 
 
-def _loss(logits: Array, labels: Array, targets: Array | None) -> Array:
-    """What the attacks raise, of each example."""
-    return losses.cross_entropy(logits, labels) if targets is None else -losses.cross_entropy(logits, targets)
-
-
-def _margin(logits: Array, labels: Array, targets: Array | None) -> Array:
-    """How far the logits are from the goal; negative where it is reached."""
-    return losses.margin(logits, labels) if targets is None else -losses.margin(logits, targets)
+def _total_loss(logits: Array, asked: examples.Examples) -> Array:
+    """What the attacks raise; the sum, so that the gradient of an example does not depend on the batch."""
+    if asked.targets is None:
+        return jnp.sum(losses.cross_entropy(logits, asked.labels))
+    return -jnp.sum(losses.cross_entropy(logits, asked.targets))
 
 
 def _result(
-    images: Array, logits: Array, labels: Array, targets: Array | None, num_steps: int, zero_gradients: Array
+    asked: problem.Problem, images: Array, logits: Array, num_steps: int, zero_gradients: Array
 ) -> contract.AttackResult:
-    success = examples.is_adversarial(logits, labels, targets)
-    count = jnp.full_like(labels, num_steps, jnp.int32)
-    return contract.AttackResult(
-        images, success, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients
-    )
+    count = asked.zeros + num_steps
+    return asked.result(images, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients)
 
 
 DEFENSES = (declare(encode, name="thermometer", gradient="substitute", substitute=ramp, view=decode, levels=16),)

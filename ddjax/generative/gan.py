@@ -2,7 +2,7 @@
 
 Reference:
   Gulrajani, Ahmed, Arjovsky, Dumoulin and Courville, Improved Training of Wasserstein GANs, 2017 (arXiv 1704.00028),
-  with the networks of Samangouei, Kabkab and Chellappa, Defense-GAN, 2018 (arXiv 1805.06605).
+  algorithm 1, with the networks of Samangouei, Kabkab and Chellappa, Defense-GAN, 2018 (arXiv 1805.06605).
 
 Departures from the papers:
   Neither network has batch normalization, as in the code of Defense-GAN: the penalty is of each image by itself.
@@ -28,9 +28,10 @@ from jaxtyping import Array, Float, Key, Num
 
 from ddjax import checks, layers
 from ddjax.classifier import bind
+from ddjax.generative.resolution import depth_to_space, space_to_depth
 from ddjax.rounding import to_float
 from ddjax.state import TrainState
-from ddjax.training.step import epoch_rows
+from ddjax.training.step import Scalar, epoch_rows
 
 _SLOPE = 0.2
 _HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()
@@ -38,34 +39,6 @@ _HE, _GLOROT = nn.initializers.he_normal(), nn.initializers.glorot_uniform()
 _TINY = 1e-12
 # What a step's key is folded with, after the numbers of the critic's steps.
 _FOR_GENERATOR = 0x6E4
-
-
-def space_to_depth(images: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C4"]:
-    """Stacks the pixels of each block of 2 x 2 along the channels.
-
-    Args:
-      images: of an even height and width.
-
-    Returns:
-      Feature maps of half the height and width and four times the channels.
-    """
-    batch, height, width, channels = images.shape
-    blocks = images.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, height // 2, width // 2, 4 * channels)
-
-
-def depth_to_space(features: Float[Array, "B H W C4"]) -> Float[Array, "B H2 W2 C"]:
-    """The inverse of `space_to_depth`.
-
-    Args:
-      features: whose channels are a multiple of 4.
-
-    Returns:
-      Images of twice the height and width and a fourth of the channels.
-    """
-    batch, height, width, channels = features.shape
-    blocks = features.reshape(batch, height, width, 2, 2, channels // 4).transpose(0, 1, 3, 2, 4, 5)
-    return blocks.reshape(batch, 2 * height, 2 * width, channels // 4)
 
 
 class Generator(nn.Module):
@@ -92,15 +65,12 @@ class Generator(nn.Module):
         first = (*sizes[0], 4 * self.width)
         features = nn.Dense(first[0] * first[1] * first[2], kernel_init=_HE, name="dense")(codes)
         features = features.reshape(codes.shape[0], *first)
-        for stage, ((rows, columns), filters) in enumerate(
-            zip(sizes[1:], (2 * self.width, self.width, channels), strict=True)
-        ):
+        for stage, filters in enumerate((2 * self.width, self.width, channels)):
             # The last layer is not followed by a rectifier.
             init = _HE if stage < 2 else _GLOROT
-            name = f"up_{stage}"
+            name, (rows, columns) = f"up_{stage}", sizes[stage + 1]
             conv = layers.Conv(4 * filters, padding="SAME", kernel_init=init, lowering=self.lowering, name=name)
-            features = conv(nn.relu(features))
-            features = depth_to_space(features)[:, :rows, :columns]
+            features = depth_to_space(conv(nn.relu(features)))[:, :rows, :columns]
         return nn.sigmoid(features)
 
 
@@ -130,35 +100,22 @@ class Critic(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Gan:
-    """The two networks; compared by value.
-
-    Attributes:
-      generator: from codes to images.
-      critic: from images to scores.
-    """
+    """The two networks, from codes to images and from images to scores; compared by value."""
 
     generator: Generator
     critic: Critic
 
     def init(self, key: Key[Array, ""], images: Float[Array, "B H W C"]) -> dict[str, Any]:
-        """Makes the parameters of both.
-
-        Args:
-          key: a single one.
-          images: of the shape that the critic takes; the values do not matter.
-
-        Returns:
-          `{"params": {"generator": ..., "critic": ...}}`.
-        """
+        """The parameters of both for images of this shape: `{"params": {"generator": ..., "critic": ...}}`."""
         for_generator, for_critic, _ = jax.random.split(key, 3)
         generator = self.generator.init(for_generator, jnp.zeros((1, self.generator.latent)))["params"]
         return {"params": {"generator": generator, "critic": self.critic.init(for_critic, images)["params"]}}
 
 
 @functools.cache
-def _adam(learning_rate: float, beta1: float, beta2: float) -> optax.GradientTransformation:
-    """One object for equal settings, so that states of equal settings share one program."""
-    return optax.adam(learning_rate, b1=beta1, b2=beta2)
+def _adam(learning_rate: float) -> optax.GradientTransformation:
+    """The paper's optimizer; one object for equal rates, so that states of equal settings share one program."""
+    return optax.adam(learning_rate, b1=0.5, b2=0.9)
 
 
 def create_state(
@@ -168,27 +125,12 @@ def create_state(
     width: int = 64,
     latent: int = 128,
     learning_rate: float = 1e-4,
-    beta1: float = 0.5,
-    beta2: float = 0.9,
     lowering: str = "auto",
 ) -> TrainState:
-    """Initializes the networks and their optimizers.
+    """The state before the first step; `params` and `opt_state` have entries "generator" and "critic".
 
-    Args:
-      image_shape: (H, W, C).
-      key: makes the parameters and all later randomness.
-      width: of both networks, at least 1; 64 in the paper.
-      latent: the length of a code, at least 1.
-      learning_rate: of Adam, for both networks.
-      beta1: of Adam.
-      beta2: of Adam.
-      lowering: see `ddjax.layers`.
-
-    Returns:
-      The state before the first step; `params` and `opt_state` have entries "generator" and "critic".
-
-    Raises:
-      ValueError: for a width, length or rate out of its range.
+    Both networks have the width, 64 in the paper, and Adam with the learning rate. The key makes the parameters and all
+    later randomness. A width, length or rate that is not positive raises ValueError.
     """
     for name, value in (("width", width), ("latent", latent), *zip("HWC", image_shape, strict=True)):
         if value < 1:
@@ -196,7 +138,7 @@ def create_state(
     checks.check_number("learning_rate", learning_rate, above=0.0)
     model = Gan(Generator(image_shape, width, latent, lowering), Critic(width, lowering))
     params = model.init(key, jnp.zeros((1, *image_shape)))["params"]
-    optimizer = _adam(learning_rate, beta1, beta2)
+    optimizer = _adam(learning_rate)
     return TrainState(
         params=params,
         opt_state={name: optimizer.init(part) for name, part in params.items()},
@@ -209,62 +151,23 @@ def create_state(
 
 
 def draw_codes(key: Key[Array, ""], count: int, latent: int) -> Float[Array, "B L"]:
-    """Draws codes from the prior, the standard normal distribution.
-
-    Args:
-      key: a single one.
-      count: B.
-      latent: the length of a code.
-
-    Returns:
-      The codes.
-    """
+    """Draws codes of this length from the prior, the standard normal distribution."""
     return jax.random.normal(key, (count, latent))
 
 
 def generator_fn(model: Gan, params: Any) -> jax.tree_util.Partial:
     """The generator as a function from codes `[B, L]` to images `[B, H, W, C]` in [0, 1].
 
-    Args:
-      model: both networks.
-      params: of both, as in the state.
-
-    Returns:
-      A pytree whose leaves are the parameters, as `ddjax.bind` makes of a classifier.
+    The parameters are those of both networks, as in the state. The function is a pytree whose leaves are those of the
+    generator, as `ddjax.bind` makes it of a classifier.
     """
     return bind(model.generator, {"params": params["generator"]})
-
-
-def sample(
-    generator_fn: jax.tree_util.Partial, key: Key[Array, ""], count: int, *, latent: int
-) -> Float[Array, "B H W C"]:
-    """Generates images from the prior.
-
-    Args:
-      generator_fn: from codes to images.
-      key: a single one.
-      count: how many.
-      latent: the length of a code.
-
-    Returns:
-      The images.
-    """
-    return generator_fn(draw_codes(key, count, latent))
 
 
 def gradient_penalty(critic: nn.Module, params: Any, images: Float[Array, "B H W C"]) -> Float[Array, ""]:
     """The mean squared difference from 1 of the norm of the critic's gradient with respect to an image.
 
-    Args:
-      critic: the module.
-      params: its parameters.
-      images: where to take the gradient; between real and generated ones.
-
-    Returns:
-      The penalty without its factor.
-
-    Reference:
-      Gulrajani et al., 2017 (arXiv 1704.00028), equation 3.
+    It is taken at images between real and generated ones. This is equation 3 of the paper, without the factor.
     """
     gradient = jax.grad(lambda inputs: jnp.sum(_scores(critic, params, inputs)))(images)
     norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3)) + _TINY)
@@ -283,7 +186,7 @@ def _update(state: TrainState, name: str, gradient: Any) -> TrainState:
 
 
 def train_step(
-    state: TrainState, images: Num[Array, "S B H W C"], *, penalty: float | Float[Array, ""] = 10.0
+    state: TrainState, images: Num[Array, "S B H W C"], *, penalty: Scalar = 10.0
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Takes S steps of the critic, each on B images and as many generated ones, and then one of the generator.
 
@@ -299,15 +202,10 @@ def train_step(
 
     Raises:
       ValueError: for a negative penalty, or images without the axis of the critic's steps.
-
-    Reference:
-      Gulrajani et al., 2017 (arXiv 1704.00028), algorithm 1.
     """
     checks.check_number("penalty", penalty, least=0.0)
     if images.ndim != 5 or 0 in images.shape[:2]:
-        raise ValueError(
-            f"a step needs images for each step of the critic, [S, B, H, W, C], got the shape {images.shape}"
-        )
+        raise ValueError(f"a step needs images for each step of the critic, [S, B, H, W, C], got {images.shape}")
     count, (generator, critic) = images.shape[1], (state.network.generator, state.network.critic)
     generate = lambda params, key: generator.apply({"params": params}, draw_codes(key, count, generator.latent))
     step_key = jax.random.fold_in(state.key, state.step)
@@ -332,7 +230,7 @@ def train_step(
     loss_fn = lambda params: -jnp.mean(_scores(critic, state.params["critic"], generate(params, of_codes)))
     loss, gradient = jax.value_and_grad(loss_fn)(state.params["generator"])
     state = _update(state, "generator", gradient)
-    metrics = {name: jnp.mean(values) for name, values in metrics.items()} | {"generator_loss": loss}
+    metrics = jax.tree.map(jnp.mean, metrics) | {"generator_loss": loss}
     return state.replace(step=state.step + 1), metrics
 
 
@@ -342,23 +240,16 @@ def train_epoch(
     *,
     batch_size: int = 50,
     critic_steps: int = 5,
-    penalty: float | Float[Array, ""] = 10.0,
+    penalty: Scalar = 10.0,
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
     """Trains for one epoch, in which the critic sees each image once: a scan over a random permutation of the data.
 
-    Args:
-      state: at the start of an epoch.
-      images: the training set, uint8 or floats in [0, 1], on the device.
-      batch_size: the images of a step of the critic; `critic_steps` of them at most N, and a rest smaller than that
-        waits for another epoch's permutation.
-      critic_steps: the steps of the critic for each of the generator, at least 1.
-      penalty: the factor of the gradient penalty, at least 0.
+    The images, uint8 or floats in [0, 1], are on the device. A batch has the images of a step of the critic. There are
+    `critic_steps` of them, at least 1, for each step of the generator. A rest of images that is smaller waits for
+    another epoch's permutation; without enough images for one step it raises ValueError.
 
     Returns:
       The state after the epoch, and the means of the metrics of `train_step`.
-
-    Raises:
-      ValueError: when there are not enough images for one step, or for a negative penalty.
     """
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -369,4 +260,4 @@ def train_epoch(
         raise ValueError(f"critic_steps must be at least 1, got {critic_steps}")
     rows = epoch_rows(state, images.shape[0], batch_size * critic_steps)
     state, metrics = lax.scan(step, state, rows)
-    return state, {name: jnp.mean(values) for name, values in metrics.items()}
+    return state, jax.tree.map(jnp.mean, metrics)

@@ -25,19 +25,12 @@ def num_parameters(channels: int) -> int:
 
 
 class _Mixture(NamedTuple):
-    """Mixtures of logistics, in units in which levels are from -1 to 1.
+    """Mixtures of logistics, in units in which levels are from -1 to 1."""
 
-    Attributes:
-      logits: of the weights.
-      means: of each channel, before what the channels before it add.
-      log_scales: of each channel.
-      coefficients: of the channels before, for channel 1, then for channel 2 and so on.
-    """
-
-    logits: Float[Array, "... M"]
-    means: Float[Array, "... M C"]
+    logits: Float[Array, "... M"]  # of the weights
+    means: Float[Array, "... M C"]  # before what the channels before add
     log_scales: Float[Array, "... M C"]
-    coefficients: Float[Array, "... M L"]
+    coefficients: Float[Array, "... M L"]  # of the channels before, for channel 1, then for channel 2 and so on
 
 
 def _mixture(parameters: Array, channels: int) -> _Mixture:
@@ -65,51 +58,34 @@ def channel_log_probs(
 ) -> Float[Array, "B 256"]:
     """The logarithms of the probabilities of all levels of a channel, given the channels before it in its pixel.
 
-    Args:
-      parameters: of a pixel.
-      levels: of the channels, from 0 to 255; those from `channel` on do not matter.
-      channel: which.
-
-    Returns:
-      Logarithms of probabilities that sum to 1.
+    Levels are from 0 to 255; those of the channel itself, and of later ones, do not matter.
     """
     values = levels.astype(jnp.float32)
     mixture = _mixture(parameters, levels.shape[1])
     # What came before says which of the logistics it was.
-    weights = jax.nn.log_softmax(mixture.logits)
-    for before in range(channel):
-        mean = _mean(mixture, values, before)
-        weights = weights + _log_logistic(values[:, None, before], mean, mixture.log_scales[..., before])
-    weights = jax.nn.log_softmax(weights)
+    weights = jax.nn.log_softmax(_joint(mixture, values, channel))
     all_levels = jnp.arange(_LEVELS, dtype=jnp.float32)[None, :, None]
     mean, log_scale = (each[:, None] for each in (_mean(mixture, values, channel), mixture.log_scales[..., channel]))
     return jax.nn.logsumexp(weights[:, None] + _log_logistic(all_levels, mean, log_scale), axis=2)
 
 
+def _joint(mixture: _Mixture, levels: Array, count: int) -> Array:
+    """The logarithm of the probability of each logistic together with the levels of the first so many channels."""
+    total = jax.nn.log_softmax(mixture.logits)
+    for channel in range(count):
+        mean, log_scale = _mean(mixture, levels, channel), mixture.log_scales[..., channel]
+        total = total + _log_logistic(levels[..., None, channel], mean, log_scale)
+    return total
+
+
 def _mean(mixture: _Mixture, levels: Array, channel: int) -> Array:
     """The means of a channel, given those before it."""
-    first = channel * (channel - 1) // 2
-    mean = mixture.means[..., channel]
-    for before in range(channel):
-        value = levels[..., None, before] / 127.5 - 1
-        mean = mean + mixture.coefficients[..., first + before] * value
-    return mean
+    first, before = channel * (channel - 1) // 2, levels[..., None, :channel] / 127.5 - 1
+    return mixture.means[..., channel] + jnp.sum(mixture.coefficients[..., first : first + channel] * before, axis=-1)
 
 
 def log_prob(parameters: Float[Array, "B H W P"], levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:
-    """The logarithm of the probability of images.
-
-    Args:
-      parameters: as the network gives them for the images.
-      levels: the images, from 0 to 255.
-
-    Returns:
-      A natural logarithm for each image.
-    """
-    values = levels.astype(jnp.float32)
+    """The natural logarithm of the probability of images of levels from 0 to 255."""
     mixture = _mixture(parameters, levels.shape[3])
-    total = jax.nn.log_softmax(mixture.logits)
-    for channel in range(levels.shape[3]):
-        mean = _mean(mixture, values, channel)
-        total = total + _log_logistic(values[..., None, channel], mean, mixture.log_scales[..., channel])
+    total = _joint(mixture, levels.astype(jnp.float32), levels.shape[3])
     return jnp.sum(jax.nn.logsumexp(total, axis=3), axis=(1, 2))

@@ -10,7 +10,6 @@ Departures from the paper:
   starts with a short memory.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -19,13 +18,14 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import layers, rounding
+from ddjax.classifier import bind
 from ddjax.generative.logistic_mixture import channel_log_probs, log_prob, num_parameters
+from ddjax.generative.resolution import depth_to_space, space_to_depth
 from ddjax.state import TrainState
 from ddjax.state import create_state as create_plain_state
 from ddjax.training.step import epoch_rows
@@ -35,14 +35,7 @@ _SMALL = nn.initializers.variance_scaling(0.02, "fan_in", "truncated_normal")
 
 
 class _At(NamedTuple):
-    """Where in a feature map a strip of one row stands, when the map is computed bit by bit.
-
-    Attributes:
-      row: of the strip.
-      column: of its first entry.
-      height: of the map.
-      width: of the map.
-    """
+    """Where in a feature map of this height and width a strip of one row begins, when the map is computed in parts."""
 
     row: Any
     column: Any
@@ -78,13 +71,9 @@ class _Remembering(nn.Module):
 
 
 class _Conv(_Remembering):
-    """A convolution that looks up and to both sides, or up and to the left.
+    """A convolution of the first stream (`down`) or of the second one.
 
-    Attributes:
-      features: of the output.
-      down: whether it is of the first stream, which sees the row above and its own from side to side; else of the
-        second one, which sees what is above, left, and the place itself.
-      kernel_init: of the kernel.
+    The first sees the row above and its own from side to side, the second what is above, left, and the place itself.
     """
 
     features: int
@@ -123,20 +112,16 @@ class _Halve(_Remembering):
     @nn.compact
     def __call__(self, inputs: Array, at: _At | None) -> Array:
         if at is None:
-            batch, height, width, channels = inputs.shape
-            blocks = jnp.pad(inputs, ((0, 0), (1, height % 2), (1, width % 2), (0, 0)))
-            blocks = blocks[:, : height + height % 2, : width + width % 2]
-            blocks = blocks.reshape(batch, -(-height // 2), 2, -(-width // 2), 2, channels)
+            height, width = inputs.shape[1:3]
+            seen = jnp.pad(inputs, ((0, 0), (1, height % 2), (1, width % 2), (0, 0)))
+            seen = seen[:, : height + height % 2, : width + width % 2]
         else:
             # The strip is the last to be seen; of the block that its half stands for, all has been before.
             self.seen(inputs, at, (2, 2), 1, 1)
             kept = self.get_variable("cache", "inputs")
-            count = -(-inputs.shape[2] // 2)
-            first = _At(at.row // 2 * 2, at.column // 2 * 2, at.height, at.width)
-            seen = _window(kept, first, 2, 2 * count)
-            blocks = seen.reshape(seen.shape[0], 1, 2, count, 2, seen.shape[3])
-        blocks = jnp.swapaxes(blocks, 2, 3)
-        return nn.Dense(self.features, kernel_init=_HE)(blocks.reshape(*blocks.shape[:3], -1))
+            first = at._replace(row=at.row // 2 * 2, column=at.column // 2 * 2)
+            seen = _window(kept, first, 2, -(-inputs.shape[2] // 2) * 2)
+        return nn.Dense(self.features, kernel_init=_HE)(space_to_depth(seen))
 
 
 class _Double(nn.Module):
@@ -146,17 +131,10 @@ class _Double(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Array, at: _At | None, shape: tuple[int, int]) -> Array:
-        batch, height, width, _ = inputs.shape
-        blocks = nn.Dense(4 * self.features, kernel_init=_HE)(inputs)
-        blocks = blocks.reshape(batch, height, width, 2, 2, self.features)
+        doubled = depth_to_space(nn.Dense(4 * self.features, kernel_init=_HE)(inputs))
         if at is None:
-            blocks = jnp.swapaxes(blocks, 2, 3)
-            return blocks.reshape(batch, 2 * height, 2 * width, -1)[:, : shape[0], : shape[1]]
-        # Of each block, the row that the strip is in, and of a single place the column.
-        rows = lax.dynamic_index_in_dim(blocks, at.row % 2, 3, keepdims=False)
-        if shape[1] == 1:
-            return lax.dynamic_index_in_dim(rows, at.column % 2, 3, keepdims=False)
-        return rows.reshape(batch, 1, 2 * width, -1)[:, :, : shape[1]]
+            return doubled[:, : shape[0], : shape[1]]
+        return _window(doubled, at._replace(row=at.row % 2, column=at.column % 2), *shape)
 
 
 def _concat_elu(inputs: Array) -> Array:
@@ -178,6 +156,10 @@ class _Gated(nn.Module):
         hidden = nn.Dropout(self.dropout)(_concat_elu(hidden), deterministic=not train)
         value, gate = jnp.split(_Conv(2 * self.features, self.down, _SMALL)(hidden, at), 2, axis=-1)
         return inputs + value * nn.sigmoid(gate)
+
+
+# Of a stream: the units at each resolution on the way down and back, and what is between them on either way.
+_Modules = tuple[Sequence[Sequence[_Gated]], Sequence[_Halve], Sequence[_Double]]
 
 
 class PixelCNN(nn.Module):
@@ -204,16 +186,14 @@ class PixelCNN(nn.Module):
 
     def setup(self) -> None:
         """Makes the layers."""
-        gated = lambda down: _Gated(self.width, down, self.dropout)
-        counts = [self.blocks] * self.levels + [self.blocks] + [self.blocks + 1] * (self.levels - 1)
+        counts = [self.blocks] * (self.levels + 1) + [self.blocks + 1] * (self.levels - 1)
+        units = lambda down: [[_Gated(self.width, down, self.dropout) for _ in range(count)] for count in counts]
+        between = lambda kind: [kind(self.width) for _ in range(self.levels - 1)]
         self.above_first = _Valid(self.width, (2, 3))
         self.before_first = _Valid(self.width, (1, 3)), _Valid(self.width, (2, 1))
-        self.above_units = [[gated(True) for _ in range(count)] for count in counts]
-        self.before_units = [[gated(False) for _ in range(count)] for count in counts]
-        halves = lambda: [_Halve(self.width) for _ in range(self.levels - 1)]
-        doubles = lambda: [_Double(self.width) for _ in range(self.levels - 1)]
-        self.above_halves, self.before_halves = halves(), halves()
-        self.above_doubles, self.before_doubles = doubles(), doubles()
+        self.above_units, self.before_units = units(True), units(False)
+        self.above_halves, self.before_halves = between(_Halve), between(_Halve)
+        self.above_doubles, self.before_doubles = between(_Double), between(_Double)
         self.last = nn.Dense(num_parameters(self.channels) * self.mixtures, kernel_init=_SMALL)
 
     def __call__(self, levels: Num[Array, "B H W C"], train: bool = False) -> Float[Array, "B H W P"]:
@@ -225,9 +205,8 @@ class PixelCNN(nn.Module):
         """The first stream, or one row of it: what each unit of the second one takes of it."""
         # In this stream a row depends on those above alone.
         seen = padded[:, :-1] if at is None else _window(padded, at, 2, padded.shape[2])
-        return self._stream(
-            self.above_first(seen), at, train, self.above_units, self.above_halves, self.above_doubles, None
-        )
+        modules = self.above_units, self.above_halves, self.above_doubles
+        return self._stream(self.above_first(seen), at, train, modules)
 
     def before(self, padded: Array, above: list[Array], at: _At | None, train: bool = False) -> Array:
         """The second stream, or one place of it, and the parameters from it."""
@@ -237,32 +216,17 @@ class PixelCNN(nn.Module):
         else:
             lower = at._replace(row=at.row + 1)
             hidden = of_rows(_window(padded, lower, 1, 3)) + of_column(_window(padded, lower, 2, 1))
-        outputs = self._stream(
-            hidden, at, train, self.before_units, self.before_halves, self.before_doubles, list(above)
-        )
-        return self.last(nn.elu(outputs[-1]))
+        modules = self.before_units, self.before_halves, self.before_doubles
+        return self.last(nn.elu(self._stream(hidden, at, train, modules, above)[-1]))
 
     def _stream(
-        self,
-        hidden: Array,
-        at: _At | None,
-        train: bool,
-        units: Sequence[Sequence[_Gated]],
-        halves: Sequence[_Halve],
-        doubles: Sequence[_Double],
-        above: list[Array] | None,
+        self, hidden: Array, at: _At | None, train: bool, modules: _Modules, above: Sequence[Array] | None = None
     ) -> list[Array]:
         """Down to the lowest resolution and back; the outputs of all units.
 
-        Args:
-          hidden: the output of the first layer.
-          at: the place, where only a strip is computed.
-          train: whether units drop out.
-          units: at each resolution, on the way down and back.
-          halves: between them on the way down.
-          doubles: between them on the way back.
-          above: of the second stream, what the units of the first one gave.
+        The second stream takes what the units of the first one gave, `above`.
         """
+        units, halves, doubles = modules
         of_above = iter(above or [])
         shape_of = lambda hidden: (hidden.shape[1], hidden.shape[2])
         places, shapes, kept, outputs = [at], [shape_of(hidden)], [hidden], []
@@ -305,43 +269,18 @@ def _padded(levels: Array) -> Array:
     return jnp.pad(jnp.concatenate([values, jnp.ones_like(values[..., :1])], axis=3), ((0, 0), (2, 0), (1, 1), (0, 0)))
 
 
-@dataclasses.dataclass(frozen=True)
-class Density:
-    """A trained network as a distribution of images; compared by value, so that equal ones share a program.
-
-    Attributes:
-      model: the network.
-    """
-
-    model: PixelCNN
-
-    def __call__(self, params: Any, levels: Num[Array, "B H W C"]) -> Float[Array, "B H W P"]:
-        """The parameters for every pixel."""
-        return self.model.apply({"params": params}, levels)  # pyright: ignore[reportReturnType]
-
-
 def density(model: PixelCNN, params: Any) -> jax.tree_util.Partial:
-    """The distribution of a network and its parameters, a pytree like `ddjax.classifier.bind`'s.
+    """The distribution of images of a network with its trained parameters, see `TrainState.trained`, by `ddjax.bind`.
 
-    Args:
-      model: the network.
-      params: trained; `TrainState.trained`.
-
-    Returns:
-      A function from levels `[B, H, W, C]` to the parameters for every pixel.
+    It takes levels `[B, H, W, C]`, numbers from 0 to 255, to the parameters `[B, H, W, P]` for every pixel.
     """
-    return jax.tree_util.Partial(Density(model), params)
+    return bind(model, {"params": params})
 
 
-def bits_per_dimension(density: jax.tree_util.Partial, levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:
-    """How many bits a pixel's channel takes by the distribution, on average over each image.
+def bits_per_dimension(density: Callable[[Array], Array], levels: Num[Array, "B H W C"]) -> Float[Array, " B"]:
+    """How many bits a pixel's channel takes by the distribution, on average over each image of levels from 0 to 255.
 
-    Args:
-      density: see `density`.
-      levels: images of levels from 0 to 255.
-
-    Returns:
-      Bits, less for likelier images; 8 for the uniform distribution.
+    They are 8 for the uniform distribution, and less for likelier images.
     """
     return -log_prob(density(levels), levels) / (math.prod(levels.shape[1:]) * math.log(2))
 
@@ -358,28 +297,19 @@ def autoregress(
     What has been computed for the pixels before is kept: the first stream is computed once for each row, and the second
     once for each pixel, instead of the whole network once for each pixel. The values are the same to rounding.
 
-    Args:
-      density: see `density`.
-      levels: images of levels from 0 to 255.
-      choose: from the parameters of a pixel `[B, P]`, the pixel `[B, C]`, its row and its column to the new pixel
-        `[B, C]`.
-
-    Returns:
-      The images as they have been set.
-
     Reference:
       For keeping what was computed: Ramachandran et al., Fast Generation for Convolutional Autoregressive Models, 2017
       (arXiv 1704.06001).
     """
-    model, (params,) = density.func.model, density.args
+    model, (variables,) = density.func.module, density.args
     height, width = levels.shape[1:3]
 
     def run(method: Any, cache: Any, *arguments: Any) -> Any:
-        return model.apply({"params": params, "cache": cache}, *arguments, method=method, mutable=["cache"])
+        return model.apply(variables | {"cache": cache}, *arguments, method=method, mutable=["cache"])
 
     def blank(method: Any, *arguments: Any) -> tuple[Any, Any]:
-        shapes = jax.eval_shape(lambda *given: run(method, {}, *given, _At(zero, zero, height, width)), *arguments)
-        outputs, changed = shapes
+        start = lambda *given: run(method, {}, *given, _At(zero, zero, height, width))
+        outputs, changed = jax.eval_shape(start, *arguments)
         return outputs, jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), changed["cache"])
 
     zero = jnp.zeros((), jnp.int32)
@@ -396,14 +326,11 @@ def autoregress(
             at = _At(row, column, height, width)
             # Of the image it takes what is near the place alone.
             parameters, changed = run(PixelCNN.before, cache, _padded(images), above, at)
-            place = (zero, row, column, zero)
-            pixel = lax.dynamic_slice(images, place, (images.shape[0], 1, 1, images.shape[3]))
-            chosen = choose(parameters[:, 0, 0], pixel[:, 0, 0], row, column)
-            images = lax.dynamic_update_slice(images, chosen[:, None, None].astype(images.dtype), place)
+            chosen = choose(parameters[:, 0, 0], images[:, row, column], row, column).astype(images.dtype)
+            images = lax.dynamic_update_slice(images, chosen[:, None, None], (zero, row, column, zero))
             return (images, changed["cache"]), None
 
-        columns = jnp.arange(width, dtype=jnp.int32)
-        (images, before_cache), _ = lax.scan(of_pixel, (images, before_cache), columns)
+        (images, before_cache), _ = lax.scan(of_pixel, (images, before_cache), jnp.arange(width, dtype=jnp.int32))
         return (images, changed["cache"], before_cache), None
 
     carry, _ = lax.scan(of_row, (levels, above_cache, before_cache), jnp.arange(height, dtype=jnp.int32))
@@ -413,24 +340,13 @@ def autoregress(
 def sample(
     density: jax.tree_util.Partial, keys: Key[Array, " B"], image_shape: tuple[int, int, int]
 ) -> Float[Array, "B H W C"]:
-    """Draws images from the distribution.
-
-    Args:
-      density: see `density`.
-      keys: one for each image.
-      image_shape: (H, W, C).
-
-    Returns:
-      Images of levels from 0 to 255.
-    """
+    """Draws an image (H, W, C) of levels from the distribution with each key."""
 
     def choose(parameters: Array, pixel: Array, row: Array, column: Array) -> Array:
-        place = row * image_shape[1] + column
+        of_place = jax.vmap(jax.random.fold_in, (0, None))(keys, row * image_shape[1] + column)
         for channel in range(image_shape[2]):
             log_probs = channel_log_probs(parameters, pixel, channel)
-            own = jax.vmap(lambda key, channel=channel: jax.random.fold_in(jax.random.fold_in(key, place), channel))(
-                keys
-            )
+            own = jax.vmap(jax.random.fold_in, (0, None))(of_place, channel)
             drawn = jax.vmap(jax.random.categorical)(own, log_probs).astype(pixel.dtype)
             pixel = pixel.at[:, channel].set(drawn)
         return pixel
@@ -447,14 +363,7 @@ def make_optimizer(learning_rate: float, decay: float) -> optax.GradientTransfor
 def create_state(
     model: PixelCNN, optimizer: optax.GradientTransformation, image_shape: tuple[int, int, int], key: Key[Array, ""]
 ) -> TrainState:
-    """The network before training.
-
-    Args:
-      model: the network.
-      optimizer: of its parameters.
-      image_shape: (H, W, C).
-      key: makes the parameters and all later randomness.
-    """
+    """The network before training, with a moving average of its parameters; see `ddjax.state.create_state`."""
     start = create_plain_state(model, optimizer, image_shape, key)
     # Arrays of their own, so that a step may be given both.
     return start.replace(ema_params=jax.tree.map(jnp.copy, start.params))
@@ -463,24 +372,21 @@ def create_state(
 def train_step(
     state: TrainState, images: Num[Array, "B H W C"], *, ema_decay: float = 0.9995
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Takes a step of maximum likelihood.
+    """Takes a step of maximum likelihood, on images in uint8, or floats in [0, 1], which are rounded to 8 bits.
 
-    Args:
-      state: of a `PixelCNN`.
-      images: uint8, or floats in [0, 1], which are rounded to 8 bits.
-      ema_decay: of the moving average of the parameters, in [0, 1).
+    `ema_decay` is that of the moving average of the parameters, in [0, 1).
 
     Returns:
       The state after the step, and `bits_per_dimension` of the images before it, with dropout.
     """
     levels = jnp.round(255 * rounding.to_float(images))
-    dropout = jax.random.fold_in(state.key, state.step)
+    dropout = {"dropout": jax.random.fold_in(state.key, state.step)}
 
-    def loss_fn(params: Any, levels: Array, key: Array) -> Array:
-        parameters = state.network.apply({"params": params}, levels, train=True, rngs={"dropout": key})
-        return -jnp.mean(log_prob(parameters, levels)) / (math.prod(levels.shape[1:]) * np.float32(math.log(2)))
+    def loss_fn(params: Any) -> Array:
+        seen_in_training = lambda levels: state.network.apply({"params": params}, levels, train=True, rngs=dropout)
+        return jnp.mean(bits_per_dimension(seen_in_training, levels))
 
-    loss, gradients = jax.value_and_grad(loss_fn)(state.params, levels, dropout)
+    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
     new = state.apply_gradients(gradients)
     # Short at first, since the first parameters are worth nothing.
     steps = state.step.astype(jnp.float32)
@@ -492,16 +398,10 @@ def train_step(
 def train_epoch(
     state: TrainState, images: Num[Array, "N H W C"], *, batch_size: int, ema_decay: float = 0.9995
 ) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
-    """Trains for one epoch: a scan over a random permutation of the images, which stay on the device.
+    """Trains for one epoch, by `train_step`: a scan over a random permutation of the images, which stay on the device.
 
-    Args:
-      state: at the start of an epoch.
-      images: as for `train_step`.
-      batch_size: the images of a step, at most N; a rest smaller than that waits for another epoch's permutation.
-      ema_decay: as for `train_step`.
-
-    Returns:
-      The state after the epoch, and the means of what `train_step` tells.
+    A batch has at most N images. A rest smaller than a batch waits for another epoch's permutation. With the state come
+    the means of what `train_step` tells.
     """
 
     def step(state: TrainState, rows: Int[Array, " B"]) -> tuple[TrainState, dict[str, Array]]:

@@ -7,7 +7,7 @@ import scipy.fft
 from ddjax.defenses import feature_distillation as fd
 
 # One program for each shape and setting, which the tests share.
-distill = jax.jit(fd.distill_features, static_argnames=("table", "shifted"))
+distill = jax.jit(fd.distill_features, static_argnames="table")
 random_grid = jax.jit(fd.random_grid, static_argnames=("limit", "cells", "flips"))
 random_jitter = jax.jit(fd.random_jitter, static_argnames="limit")
 
@@ -17,7 +17,7 @@ def images():
     return np.random.default_rng(0).uniform(size=(2, 19, 13, 3)).astype(np.float32)
 
 
-def oracle(images, table, shifted=False):
+def oracle(images, table):
     """Block by block, by SciPy's transform."""
     table = np.asarray(table)
     block = len(table)
@@ -31,7 +31,7 @@ def oracle(images, table, shifted=False):
                 for channel in range(images.shape[3]):
                     part = image[i : i + block, j : j + block, channel]
                     part[:] = scipy.fft.idctn(np.rint(scipy.fft.dctn(part, norm="ortho") / table) * table, norm="ortho")
-    top, left = (0, 0) if shifted else (pads[0][0], pads[1][0])
+    top, left = pads[0][0], pads[1][0]
     return np.clip(padded[:, top : top + rows, left : left + columns] / 255, 0, 1)
 
 
@@ -44,16 +44,8 @@ def test_cosine_matrix_is_scipys_and_orthonormal(size):
 @pytest.mark.parametrize(
     "table", [fd.TABLE, ((20.0,) * 4,) * 4, tuple(tuple(5.0 + i + j for j in range(5)) for i in range(5))]
 )
-@pytest.mark.parametrize("shifted", [False, True])
-def test_is_the_oracles(images, table, shifted):
-    found = distill(images, table=table, shifted=shifted)
-    np.testing.assert_allclose(found, oracle(images, table, shifted), atol=1e-6)
-
-
-def test_shift_is_half_the_padding(images):
-    images = np.tile(images[:, :8, :8], (1, 3, 3, 1))[:, :19, :19]
-    right, shifted = np.asarray(distill(images)), np.asarray(distill(images, shifted=True))
-    np.testing.assert_allclose(shifted[:, 2:, 2:], right[:, :-2, :-2], atol=1e-6)
+def test_is_the_oracles(images, table):
+    np.testing.assert_allclose(distill(images, table=table), oracle(images, table), atol=1e-6)
 
 
 def test_is_idempotent_where_nothing_was_clipped(images):

@@ -1,5 +1,4 @@
 import collections
-import dataclasses
 
 import flax.linen as nn
 import jax
@@ -239,7 +238,7 @@ def test_detector_separates_what_it_has_not_seen(fitted):
     scores = np.asarray(SCORES(fitted, np.concatenate([clean, noisy, adversarial]).astype(np.float32)))
     truth = np.repeat([0, 0, 1], 30)
     assert roc_auc_score(truth, scores) > 0.95
-    assert ((scores > float(fitted.threshold)) == truth).mean() > 0.85
+    assert ((scores > 0.5) == truth).mean() > 0.85
 
 
 def test_detector_is_that_of_scikit_learn(fitted):
@@ -263,12 +262,6 @@ def test_detector_is_the_same_for_the_same_seed_and_a_constant_layer_decides_not
     np.testing.assert_allclose(found.bias, fitted.bias, rtol=1e-2)
 
 
-def test_detector_is_a_pytree_whose_threshold_can_be_replaced(fitted):
-    assert [leaf.shape for leaf in jax.tree.leaves(fitted)] == [(3,), (), ()]
-    stricter = dataclasses.replace(fitted, threshold=jnp.float32(0.9))
-    assert float(stricter.threshold) == pytest.approx(0.9)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -289,7 +282,7 @@ def test_features_of_other_layers_fit_nothing():
 
 
 def test_images_are_scored_by_one_differentiable_function(network):
-    detector = lid.Detector(jnp.array([0.1, -0.2, 0.3, 0.1, 0.0, 0.2]), jnp.float32(-1), jnp.float32(0.5))
+    detector = lid.Detector(jnp.array([0.1, -0.2, 0.3, 0.1, 0.0, 0.2]), jnp.float32(-1))
 
     def score(logits_fn, detector, images):
         found = lid.detector_scores(logits_fn, detector, images, REFERENCES, neighbors=4)
@@ -302,6 +295,6 @@ def test_images_are_scored_by_one_differentiable_function(network):
     # An image's score is its own affair.
     moved = np.abs(np.asarray(gradient)).max((1, 2, 3)) > 0
     np.testing.assert_array_equal(moved, [False, True, False, False, False])
-    few = lid.Detector(jnp.ones(2), 0.0, 0.5)
+    few = lid.Detector(jnp.ones(2), 0.0)
     apart = lambda x: lid.detector_scores(network, few, x, REFERENCES, neighbors=4, after=(nn.Dense,))
     assert jax.eval_shape(apart, IMAGES).shape == (5,)

@@ -5,7 +5,7 @@ import pytest
 import scipy.optimize
 
 from ddjax import attacks
-from ddjax.defenses import squeezing
+from ddjax.defenses import detector, squeezing
 from ddjax.defenses.squeezers import squeezer
 
 
@@ -33,9 +33,9 @@ def test_scores_are_the_largest_distance_of_probabilities(images):
 @pytest.mark.parametrize(("rate", "expected"), [(0.05, 95), (0.0, 100), (0.1, 90), (0.051, 95), (0.5, 50)])
 def test_threshold_is_exceeded_by_its_share(rate, expected):
     scores = np.random.default_rng(0).permutation(np.arange(1.0, 101.0))
-    threshold = squeezing.calibrated_threshold(scores, rate)
+    threshold = detector.calibrated_threshold(scores, rate)
     assert threshold == expected
-    assert np.mean(np.asarray(squeezing.is_detected(jnp.asarray(scores), threshold))) <= rate
+    assert np.mean(scores > threshold) <= rate
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_threshold_is_exceeded_by_its_share(rate, expected):
 )
 def test_calibration_refuses_bad_scores_and_rates(scores, rate, message):
     with pytest.raises(ValueError, match=message):
-        squeezing.calibrated_threshold(np.asarray(scores), rate)
+        detector.calibrated_threshold(np.asarray(scores), rate)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +63,7 @@ def test_the_adaptive_attack_goes_undetected_where_the_plain_one_is_caught(detec
     logits_fn, clean, labels, squeezers = detected
     threshold = float(squeezing.detector_scores(logits_fn, squeezers, clean).max()) + 0.05
     settings = {"learning_rate": 0.05, "initial_const": 0.1, "search_steps": 6, "num_steps": 150}
-    caught = lambda result: squeezing.is_detected(
-        squeezing.detector_scores(logits_fn, squeezers, result.inputs), threshold
-    )
+    caught = lambda result: squeezing.detector_scores(logits_fn, squeezers, result.inputs) > threshold
     plain = attacks.carlini_wagner_l2(logits_fn, clean, labels, **settings)
     assert plain.success.all()
     assert caught(plain).mean() > 0.5
@@ -94,9 +92,9 @@ def test_the_class_more_is_the_decision_where_the_detector_fires(detected, tempe
     logits = squeezing.guarded_classifier(logits_fn, squeezers, threshold, temperature)(noisy)
     assert logits.shape == (16, 4)
     np.testing.assert_allclose(logits[:, :3], logits_fn(noisy) / temperature, rtol=1e-5)
-    np.testing.assert_array_equal(jnp.argmax(logits, axis=1) == 3, squeezing.is_detected(scores, threshold))
+    np.testing.assert_array_equal(jnp.argmax(logits, axis=1) == 3, scores > threshold)
     with pytest.raises(ValueError, match="at least one squeezer"):
-        squeezing.guarded_classifier(logits_fn, [], 0.5)
+        squeezing.guarded_classifier(logits_fn, [], 0.5)(noisy)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -107,7 +105,7 @@ def test_any_attack_on_the_detector_takes_the_closer_of_those_that_pass(detected
     key = jax.random.key(0)
     both = jax.jit(
         lambda threshold: squeezing.attack_detector(
-            attacks.ddn, logits_fn, clean, labels, key, squeezers, threshold, targets=targets, num_steps=60
+            attacks.ddn, logits_fn, clean, labels, squeezers, threshold, key=key, targets=targets, num_steps=60
         )
     )(threshold)
     decisions = jnp.argmax(logits_fn(both.inputs), axis=1)
@@ -119,7 +117,7 @@ def test_any_attack_on_the_detector_takes_the_closer_of_those_that_pass(detected
     # An attack on the views together ends on their boundary, where the detector fires.
     joint = squeezing.joint_classifier(logits_fn, squeezers)
     alone = attacks.ddn(joint, clean, labels, key=key, targets=targets, num_steps=60)
-    unseen = ~squeezing.is_detected(squeezing.detector_scores(logits_fn, squeezers, alone.inputs), threshold)
+    unseen = squeezing.detector_scores(logits_fn, squeezers, alone.inputs) <= threshold
     wrong = jnp.argmax(logits_fn(alone.inputs), axis=1) != labels
     assert (unseen & wrong).mean() < both.success.mean()
     assert (both.gradients > alone.gradients).all()

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddjax.generative import gan
+from ddjax.generative import gan, resolution
 
 # The lowering that compiles in the least time.
 SMALL = {"width": 4, "latent": 6, "lowering": "plain"}
@@ -36,9 +36,9 @@ def train_step():
 
 def test_rearrangements_are_inverse_and_move_blocks_to_channels():
     images = np.random.default_rng(1).normal(size=(2, 6, 4, 3)).astype(np.float32)
-    deep = jax.jit(gan.space_to_depth)(images)
+    deep = jax.jit(resolution.space_to_depth)(images)
     assert deep.shape == (2, 3, 2, 12)
-    np.testing.assert_array_equal(jax.jit(gan.depth_to_space)(deep), images)
+    np.testing.assert_array_equal(jax.jit(resolution.depth_to_space)(deep), images)
     np.testing.assert_array_equal(np.asarray(deep)[1, 2, 1], np.ravel(images[1, 4:6, 2:4]))
 
 
@@ -46,7 +46,7 @@ def test_rearrangements_are_inverse_and_move_blocks_to_channels():
 def test_shapes_and_range(shape):
     made = create(shape, 2, width=3, latent=5, lowering="plain")
     fn = gan.generator_fn(made.network, made.params)
-    images = jax.jit(lambda fn: gan.sample(fn, jax.random.key(3), 4, latent=5))(fn)
+    images = jax.jit(lambda fn: fn(gan.draw_codes(jax.random.key(3), 4, 5)))(fn)
     assert images.shape == (4, *shape)
     assert np.asarray(images).min() >= 0
     assert np.asarray(images).max() <= 1
@@ -161,7 +161,7 @@ def test_critic_learns_what_is_real_and_generator_what_the_critic_knows(images):
     assert float(later["wasserstein"]) > float(early["wasserstein"])
     for _ in range(40):
         state, _ = train(state)
-    draw = jax.jit(lambda fn: gan.sample(fn, jax.random.key(13), 200, latent=4))
+    draw = jax.jit(lambda fn: fn(gan.draw_codes(jax.random.key(13), 200, 4)))
     made = np.asarray(draw(gan.generator_fn(state.network, state.params)))[..., 0]
     middle, rim = made[:, 2:6, 2:6], np.delete(made.reshape(200, 64), np.arange(64).reshape(8, 8)[2:6, 2:6], axis=1)
     np.testing.assert_allclose(rim.mean(), 0.5, atol=0.1)

@@ -216,10 +216,9 @@ def test_bits_of_a_distribution_that_is_as_good_as_uniform():
 
 def of_constants(density, parameters):
     """The same network with parameters that do not depend on the image."""
-    (params,) = density.args
-    params = jax.tree.map(np.zeros_like, params)
-    params["last"]["bias"] = parameters
-    return Partial(density.func, params)
+    variables = jax.tree.map(np.zeros_like, density.args[0])
+    variables["params"]["last"]["bias"] = parameters
+    return Partial(density.func, variables)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 1), (1, 1, 2)])
