@@ -1,10 +1,6 @@
 """Adversaries: attacks that replace the inputs of every training batch, for adversarial training.
 
 Nothing is done to inputs when the network is used, and nothing hides its gradients.
-
-Reference:
-  Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks, 2018
-  (arXiv 1706.06083).
 """
 
 import dataclasses
@@ -60,7 +56,8 @@ def pgd_examples(
       ValueError: as `attacks.pgd` does.
 
     Reference:
-      Madry et al., 2018 (arXiv 1706.06083), section 4.
+      Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks, 2018
+      (arXiv 1706.06083), section 4.
 
     Departures from the paper:
       The result is the iterate with the highest loss, misclassified ones first, and not the last iterate.

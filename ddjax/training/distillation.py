@@ -38,15 +38,7 @@ def soft_labels(
 
 
 def soft_labels_of_batch(shared: Any, inputs: Num[Array, "B ..."]) -> Float[Array, "B K"]:
-    """`soft_labels` of one batch, for `parallel.Evaluator`.
-
-    Args:
-      shared: the teacher and the temperature.
-      inputs: uint8 or floats.
-
-    Returns:
-      A distribution over the classes for each example.
-    """
+    """`soft_labels` of one batch, for `parallel.Evaluator`; `shared` are the teacher and the temperature."""
     logits_fn, temperature = shared
     return jax.nn.softmax(logits_fn(to_float(inputs)) / temperature)
 

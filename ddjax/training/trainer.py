@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 
 from ddjax import layers, parallel
 from ddjax.checkpoints import Checkpoints, NetworkSpec
-from ddjax.data import Dataset
+from ddjax.data import Batches, Dataset
 from ddjax.files import PathLike, local_path
 from ddjax.progress import Progress, silent
 from ddjax.state import TrainState, create_state
 from ddjax.training import distillation, step
-from ddjax.training.stack import Reader, train_stack
+from ddjax.training.stack import train_stack
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
 _ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned", "substitute")
@@ -62,13 +62,7 @@ class Settings:
 
 
 class Network(NamedTuple):
-    """One network of a run.
-
-    Attributes:
-      role: one of `_ROLES`.
-      seed: of its training.
-      temperature: of its training.
-    """
+    """One network of a run: its role, one of `_ROLES`, and the seed and the temperature of its training."""
 
     role: str
     seed: int
@@ -113,18 +107,18 @@ class Trainer:
         self._directory = local_path(directory)
         self._settings, self._train = settings, train
         self._images = functools.cache(functools.partial(parallel.replicate, train.images))
-        self._reader = Reader(train.images) if train.on_disk else None
+        self._batches = Batches(train.images) if train.on_disk else None
         self._batch_size = min(settings.batch_size, len(train))
-        self._how = {"stacking": stacking, "checkpoint_seconds": checkpoint_seconds, "progress": progress}
         self._stacking = stacking
-        self._evaluator = parallel.Evaluator() if evaluator is None else evaluator
+        self._how = {"stacking": stacking, "checkpoint_seconds": checkpoint_seconds, "progress": progress}
+        self._evaluator = evaluator or parallel.Evaluator()
 
     def rates(self) -> dict[str, float | None] | None:
         """Images a second, where they come from disk: decoded, read, and trained on; None where they do not.
 
         The last is unknown where there was a single batch.
         """
-        found = self._reader and self._reader.rates()
+        found = self._batches and self._batches.rates()
         return {"decoded_per_second": self._train.decoded_per_second, **found} if found else None
 
     def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> TrainState:
@@ -182,16 +176,13 @@ class Trainer:
           Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
         """
         first = [Network("baseline", seed) for seed in baselines]
-        first += [Network("teacher", seed, temperature) for seed, temperature in distilled]
+        first += [Network("teacher", *each) for each in distilled]
         trained = self._train_all(first)
-        teachers = trained[len(baselines) :]
-        students = [Network("student", seed, temperature) for seed, temperature in distilled]
-        temperatures = [temperature for _, temperature in distilled]
+        undistilled, teachers = trained[: len(baselines)], trained[len(baselines) :]
+        soft_labels = lambda: self._soft_labels(teachers, [temperature for _, temperature in distilled])
         # Of one size, so that one program trains both.
-        soft_labels = lambda: self._soft_labels(teachers, temperatures)
-        return trained[: len(baselines)], list(
-            zip(teachers, self._train_all(students, soft_labels, size=len(first)), strict=True)
-        )
+        students = self._train_all([Network("student", *each) for each in distilled], soft_labels, size=len(first))
+        return undistilled, list(zip(teachers, students, strict=True))
 
     def _soft_labels(
         self,
@@ -204,9 +195,8 @@ class Trainer:
             label = distillation.soft_labels_of_batch
             return np.stack([self._evaluator(label, member, self._train.images) for member in members])
         over = parallel.make_mesh("sweep", len(members))
-        labels = _compiled_soft_labels(self._stacking, over)(
-            (images or self._images)(over), parallel.stack(members, over)
-        )
+        images_there = (images or self._images)(over)
+        labels = _compiled_soft_labels(self._stacking, over)(images_there, parallel.stack(members, over))
         return parallel.fetch(labels)[: len(teachers)]
 
     def _train_all(
@@ -235,21 +225,20 @@ class Trainer:
         if epochs is None:
             epochs = self._settings.warm_start_epochs if role == "start" else self._settings.epochs
         with contextlib.ExitStack() as stack:
-            checkpoints = [self._checkpoints(network, epochs) for network in networks]
-            for each in checkpoints:
-                stack.callback(each.close)
-            fresh = [self._fresh(network) for network in networks]
-            restored = [each.restore(state) for each, state in zip(checkpoints, fresh, strict=True)]
+            stores = [stack.enter_context(contextlib.closing(self._checkpoints(each, epochs))) for each in networks]
+            restored = [store.restore(self._fresh(each)) for store, each in zip(stores, networks, strict=True)]
             states, done = [state for state, _ in restored], [epoch for _, epoch in restored]
             if min(done) >= epochs:
                 return states
-            states = self._warm_started(networks, states, done)
-            if start is not None:
-                pairs = zip(states, done, strict=True)
-                states = [state if epoch else _begun_from(start, state) for state, epoch in pairs]
+            new = [network for network, epoch in zip(networks, done, strict=True) if epoch == 0]
+            starts = self._starts(new) if start is None else dict.fromkeys(new, start)
+            for place, network in enumerate(networks):
+                if network in starts:
+                    given = starts[network]
+                    states[place] = states[place].replace(params=given.params, statistics=given.statistics)
             return train_stack(
                 states,
-                self._reader or images or self._images,
+                self._batches or images or self._images,
                 targets() if targets else [self._true_labels(network.role) for network in networks],
                 [network.temperature for network in networks],
                 num_examples=len(self._train),
@@ -257,12 +246,22 @@ class Trainer:
                 epochs=epochs,
                 names=[f"{network.folder} {network.role}" for network in networks],
                 done=done,
-                stores=checkpoints,
+                stores=stores,
                 size=size,
                 augment=self._settings.augment,
                 adversary=None if role == "start" else self._settings.adversary,
                 **self._how,
             )
+
+    def _starts(self, networks: Sequence[Network]) -> dict[Network, TrainState]:
+        """The trained network that those with a warm start begin from, which those of one seed share."""
+        if self._settings.warm_start_epochs == 0:
+            return {}
+        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self._settings.adversary else []))
+        warm = [network for network in networks if network.role in roles]
+        seeds = sorted({network.seed for network in warm})
+        trained = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
+        return {network: trained[network.seed] for network in warm}
 
     def _true_labels(self, role: str) -> np.ndarray:
         """One-hot labels, weighted by class where the settings say so of this role."""
@@ -297,24 +296,6 @@ class Trainer:
             batch_size=self._batch_size,
         )
         return Checkpoints(self._directory / network.folder / network.role, spec)
-
-    def _warm_started(self, networks: list[Network], states: list[TrainState], done: list[int]) -> list[TrainState]:
-        """Gives networks that have not begun the parameters of their common start, where there is one."""
-        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self._settings.adversary else []))
-        begun = [bool(epoch) or network.role not in roles for network, epoch in zip(networks, done, strict=True)]
-        if self._settings.warm_start_epochs == 0 or all(begun):
-            return states
-        seeds = sorted({network.seed for network, is_begun in zip(networks, begun, strict=True) if not is_begun})
-        starts = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
-        return [
-            state if is_begun else _begun_from(starts[network.seed], state)
-            for network, state, is_begun in zip(networks, states, begun, strict=True)
-        ]
-
-
-def _begun_from(start: TrainState, state: TrainState) -> TrainState:
-    """A fresh state with the network of another."""
-    return state.replace(params=start.params, statistics=start.statistics)
 
 
 @functools.cache
