@@ -4,6 +4,7 @@ With several processes, all call the same functions and process 0 alone reads an
 is there, so that only process 0 must see the directory.
 """
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -12,7 +13,7 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -84,22 +85,19 @@ class Run:
         self._records: list[dict[str, Any]] = parallel.on_primary(lambda: self._open(flags, resolved))
 
     def _open(self, flags: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
-        flags, resolved = (json.loads(json.dumps(part)) for part in (flags, resolved))
         config_path = self.workdir / "config.json"
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            # Before the lock, so that a directory that is refused stays as it is; and after it, for what another run
-            # did.
-            _check_workdir(self.workdir, flags, resolved)
-            self._acquire_lock()
-            _check_workdir(self.workdir, flags, resolved)
-            if not config_path.exists():
-                config = {"flags": flags, "resolved": resolved, "environment": environment()}
-                write_atomically(config_path, (json.dumps(config, indent=2) + "\n").encode())
-            self._drop_unfinished_line()
-        except OSError as error:
-            self.close()
-            raise _cannot_write(self.workdir, error) from error
+            with _writing(self.workdir):
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                # Before the lock, so that a directory that is refused stays as it is; and after it, for what another
+                # run did.
+                _check_workdir(self.workdir, flags, resolved)
+                self._acquire_lock()
+                _check_workdir(self.workdir, flags, resolved)
+                if not config_path.exists():
+                    config = {"flags": flags, "resolved": resolved, "environment": environment()}
+                    write_atomically(config_path, (json.dumps(config, indent=2) + "\n").encode())
+                self._drop_unfinished_line()
         except RunError:
             self.close()
             raise
@@ -147,10 +145,7 @@ class Run:
 
     def find(self, **fields: Any) -> dict[str, Any] | None:
         """The first record with these fields, or None."""
-        for record in self._records:
-            if all(key in record and record[key] == value for key, value in fields.items()):
-                return record
-        return None
+        return next((record for record in self._records if fields.items() <= record.items()), None)
 
     def append(self, **fields: Any) -> None:
         """Adds one measurement to `results.jsonl`, at once and for good.
@@ -170,7 +165,7 @@ class Run:
 
     def _append_line(self, line: bytes) -> None:
         path = self.workdir / "results.jsonl"
-        try:
+        with _writing(self.workdir):
             size = path.stat().st_size
             try:
                 with open(path, "ab") as file:
@@ -180,8 +175,6 @@ class Run:
             except OSError:
                 os.truncate(path, size)
                 raise
-        except OSError as error:
-            raise _cannot_write(self.workdir, error) from error
 
     def save_arrays(self, name: str, **arrays: np.ndarray | np.generic) -> pathlib.Path:
         """Writes `name`.npz in the directory, whole or not at all.
@@ -190,28 +183,30 @@ class Run:
           RunError: when it cannot be written, as on a full disk.
         """
         path = self.workdir / f"{name}.npz"
-        if not parallel.is_primary():
-            return path
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, buffer.getvalue())
-        except OSError as error:
-            raise _cannot_write(self.workdir, error) from error
+        if parallel.is_primary():
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+            with _writing(self.workdir):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, buffer.getvalue())
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Reads what `save_arrays` wrote."""
-        return parallel.on_primary(lambda: self._read_arrays(name))
 
-    def _read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        with np.load(self.workdir / f"{name}.npz") as arrays:
-            return dict(arrays)
+        def read() -> dict[str, np.ndarray]:
+            with np.load(self.workdir / f"{name}.npz") as arrays:
+                return dict(arrays)
+
+        return parallel.on_primary(read)
 
 
-def _cannot_write(workdir: pathlib.Path, error: OSError) -> RunError:
-    return RunError(f"cannot write to {workdir}: {error.strerror or error}")
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {workdir}: {error.strerror or error}") from error
 
 
 def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
