@@ -133,7 +133,7 @@ def _lower_bounds(
     constants: Array,
     corner: tuple[Array, Array] | None,
 ) -> Array:
-    """Bounds linear functions of the network's output from below by linear functions of the image.
+    """Bounds linear functions of the network's output over a ball from below, by linear functions of the image.
 
     Args:
       network: the layers up to the output.
@@ -142,9 +142,6 @@ def _lower_bounds(
       rows: the coefficients of S functions, `[S, ...]` as the output, or as the patch of it at `corner`.
       constants: their constants, `[S]`.
       corner: the first row and column of the output patch, or None where `rows` cover all of the output.
-
-    Returns:
-      The least values over the ball, `[S]`.
     """
     sizes = jnp.abs(constants)
     lost = jnp.zeros((), rows.dtype)

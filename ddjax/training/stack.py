@@ -17,10 +17,13 @@ from ddjax.state import TrainState
 from ddjax.training import step
 from ddjax.training.loop import train_epochs
 
+# A function that places the training set on the devices of a mesh, or batches of inputs on disk.
+Inputs = Callable[[Mesh], jax.Array] | Batches
+
 
 def train_stack(
     states: Sequence[TrainState],
-    inputs: Callable[[Mesh], jax.Array] | Batches,
+    inputs: Inputs,
     targets: Sequence[np.ndarray] | np.ndarray,
     temperatures: Sequence[float],
     *,
@@ -40,7 +43,7 @@ def train_stack(
 
     Args:
       states: of the networks, S of them, after the epochs that are done.
-      inputs: the training set: a function that places it on the devices of a mesh, or batches of inputs on disk.
+      inputs: the training set; see `Inputs`.
       targets: a distribution over the classes for each network and example, `[S, N, K]`.
       temperatures: of the trainings.
       num_examples: N.

@@ -22,7 +22,7 @@ from ddjax.files import PathLike, local_path
 from ddjax.progress import Progress, silent
 from ddjax.state import TrainState, create_state
 from ddjax.training import distillation, step
-from ddjax.training.stack import train_stack
+from ddjax.training.stack import Inputs, train_stack
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
 _ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned", "substitute")
@@ -106,8 +106,7 @@ class Trainer:
         """
         self._directory = local_path(directory)
         self._settings, self._train = settings, train
-        self._images = functools.cache(functools.partial(parallel.replicate, train.images))
-        self._batches = Batches(train.images) if train.on_disk else None
+        self._inputs: Inputs = Batches(train.images) if train.on_disk else _placed(train.images)
         self._batch_size = min(settings.batch_size, len(train))
         self._stacking = stacking
         self._how = {"stacking": stacking, "checkpoint_seconds": checkpoint_seconds, "progress": progress}
@@ -118,7 +117,7 @@ class Trainer:
 
         The last is unknown where there was a single batch.
         """
-        found = self._batches and self._batches.rates()
+        found = self._inputs.rates() if isinstance(self._inputs, Batches) else None
         return {"decoded_per_second": self._train.decoded_per_second, **found} if found else None
 
     def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> TrainState:
@@ -150,11 +149,11 @@ class Trainer:
         """
         if self._train.on_disk:
             raise ValueError("training on noisy images needs the images in memory: take a subset of the training set")
-        (teacher,) = self._train_all([Network("teacher", seed, temperature)])
+        teacher = self.plain(seed, temperature, "teacher")
         noisy = distillation.with_noise(self._train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
-        images = functools.cache(functools.partial(parallel.replicate, noisy))
-        labels = lambda: self._soft_labels([teacher], [temperature], images)
-        (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, images=images)
+        inputs = _placed(noisy)
+        labels = lambda: self._soft_labels([teacher], [temperature], inputs)
+        (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, inputs=inputs)
         if finetune_epochs:
             network = Network("finetuned", seed, temperature)
             (student,) = self._train_all([network], start=student, epochs=finetune_epochs)
@@ -185,18 +184,15 @@ class Trainer:
         return undistilled, list(zip(teachers, students, strict=True))
 
     def _soft_labels(
-        self,
-        teachers: list[TrainState],
-        temperatures: list[float],
-        images: Callable[[Mesh], jax.Array] | None = None,
+        self, teachers: list[TrainState], temperatures: list[float], inputs: Inputs | None = None
     ) -> np.ndarray:
         members = [(each.logits_fn, np.float32(t)) for each, t in zip(teachers, temperatures, strict=True)]
-        if self._train.on_disk:
+        inputs = inputs or self._inputs
+        if isinstance(inputs, Batches):
             label = distillation.soft_labels_of_batch
             return np.stack([self._evaluator(label, member, self._train.images) for member in members])
         over = parallel.make_mesh("sweep", len(members))
-        images_there = (images or self._images)(over)
-        labels = _compiled_soft_labels(self._stacking, over)(images_there, parallel.stack(members, over))
+        labels = _compiled_soft_labels(self._stacking, over)(inputs(over), parallel.stack(members, over))
         return parallel.fetch(labels)[: len(teachers)]
 
     def _train_all(
@@ -205,7 +201,7 @@ class Trainer:
         targets: Callable[[], np.ndarray] | None = None,
         *,
         size: int = 0,
-        images: Callable[[Mesh], jax.Array] | None = None,
+        inputs: Inputs | None = None,
         start: TrainState | None = None,
         epochs: int | None = None,
     ) -> list[TrainState]:
@@ -215,7 +211,7 @@ class Trainer:
           networks: that do not depend on each other.
           targets: makes a distribution over the classes for each network and image, `[S, N, K]`; default: the labels.
           size: the least size of the stack.
-          images: places the training images on devices; default: those of the data set.
+          inputs: see `train_stack`; default: the images of the data set.
           start: whose parameters networks that have not begun get; default: as they are initialized.
           epochs: how many in all; default: those of the settings.
         """
@@ -238,7 +234,7 @@ class Trainer:
                     states[place] = states[place].replace(params=given.params, statistics=given.statistics)
             return train_stack(
                 states,
-                self._batches or images or self._images,
+                inputs or self._inputs,
                 targets() if targets else [self._true_labels(network.role) for network in networks],
                 [network.temperature for network in networks],
                 num_examples=len(self._train),
@@ -296,6 +292,11 @@ class Trainer:
             batch_size=self._batch_size,
         )
         return Checkpoints(self._directory / network.folder / network.role, spec)
+
+
+def _placed(images: np.ndarray) -> Inputs:
+    """The same arrays for the same mesh."""
+    return functools.cache(functools.partial(parallel.replicate, images))
 
 
 @functools.cache
