@@ -210,12 +210,7 @@ def _writing(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
-    """Refuses a directory that a run cannot use, before any work is done.
-
-    Args:
-      workdir: where the run is to be written.
-      flags: as for `Run`.
-      resolved: as for `Run`; None where it is not known yet.
+    """Refuses a directory that a `Run` cannot use, before any work is done; `resolved` may not be known yet.
 
     Raises:
       RunError: as `Run` does.

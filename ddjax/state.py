@@ -146,12 +146,7 @@ def evaluation_arguments(network: Any) -> dict[str, Any]:
 def check_network(network: Any, input_shape: tuple[int, ...]) -> int:
     """Refuses a network that cannot be trained as a classifier, before anything is compiled.
 
-    Args:
-      network: the module.
-      input_shape: of one example.
-
-    Returns:
-      The number of classes, K.
+    The shape is that of one input. Returns the number of classes, K.
 
     Raises:
       ValueError: for what is no flax.linen module, for inputs that it cannot take, and for outputs that are not

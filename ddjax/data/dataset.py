@@ -118,16 +118,10 @@ def check_split(name: str, split: str, known: Sequence[str]) -> None:
 
 
 def check_fits(dataset: Dataset, image_shape: tuple[int, ...], num_classes: int, *, network: str) -> None:
-    """Refuses images that a network cannot take.
-
-    Args:
-      dataset: the images.
-      image_shape: what the network takes: height, width and channels.
-      num_classes: the classes it was trained for.
-      network: what the error calls it.
+    """Refuses images that a network cannot take; `network` is what the error calls it.
 
     Raises:
-      ValueError: when shape or number of classes differ.
+      ValueError: when the shape, (H, W, C), or the number of classes is not that of the network.
     """
     if dataset.image_shape != tuple(image_shape) or dataset.num_classes != num_classes:
         raise ValueError(

@@ -36,14 +36,10 @@ def load_tfds(
     data_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Dataset:
-    """Loads a subset of a split, which comes into memory.
+    """Loads a subset of a split, which comes into memory; see `ddjax.data.load`.
 
-    Args:
-      name: as tensorflow-datasets takes it, NAME/CONFIGURATION:VERSION; all but NAME may be left out.
-      split: of the set.
-      chosen: from the size of the split and a function of positions to labels, to the positions of the subset.
-      data_dir: see `ddjax.data.load`.
-      progress: shows the progress.
+    The name is one that tensorflow-datasets takes, NAME/CONFIGURATION:VERSION; all but NAME may be left out. `chosen`
+    gives the positions of the subset, from the size of the split and a function from positions to labels.
 
     Raises:
       ValueError: if the name or the split is wrong, or the set is no image classification.

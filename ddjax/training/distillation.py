@@ -46,13 +46,8 @@ def soft_labels_of_batch(shared: Any, inputs: Num[Array, "B ..."]) -> Float[Arra
 def with_noise(images: Num[np.ndarray, "N ..."], std: float, key: Key[Array, ""]) -> Num[np.ndarray, "N ..."]:
     """Images with small random noise, for soft labels that also describe the surroundings of an image.
 
-    Args:
-      images: uint8 or floats in [0, 1].
-      std: the standard deviation of the normal noise on images in [0, 1], at least 0.
-      key: of the noise.
-
-    Returns:
-      Images of the same dtype in the same range, on the host; uint8 ones rounded.
+    The noise is normal, with a standard deviation of at least 0 on images in [0, 1]. The results are on the host, in
+    the range of the images and of their dtype; uint8 ones are rounded.
 
     Raises:
       ValueError: when the standard deviation is negative or not finite.

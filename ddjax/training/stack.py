@@ -39,27 +39,13 @@ def train_stack(
     progress: Progress = silent,
     **settings: Any,
 ) -> list[TrainState]:
-    """Trains networks of equal structure to their last epoch, on all devices.
+    """Trains networks of equal structure to their last epoch, on all devices, and returns their states.
 
-    Args:
-      states: of the networks, S of them, after the epochs that are done.
-      inputs: the training set; see `Inputs`.
-      targets: a distribution over the classes for each network and example, `[S, N, K]`.
-      temperatures: of the trainings.
-      num_examples: N.
-      batch_size: the examples of a step, at most N.
-      epochs: the epochs in all.
-      names: of the networks, for progress and errors.
-      done: how many epochs each network has behind it; default: none.
-      stores: where each network is kept; empty for nowhere.
-      size: the least size of the stack, so that stacks of one size share a program.
-      stacking: how a device trains its share of the stack; see `parallel.over_members`.
-      checkpoint_seconds: the least time between two checkpoints.
-      progress: shows epochs and, for inputs on disk, batches.
-      **settings: `augment`, `adversary` and `loss` of `train_step`; hashable, since programs are kept for them.
-
-    Returns:
-      The trained states.
+    Each of the S networks has a state, a temperature, and a distribution over the classes for each of the N examples of
+    the training set, `[S, N, K]`. The epochs, names, stores and progress are those of `train_epochs`, the stacking is
+    that of `parallel.over_members`, and the settings are `augment`, `adversary` and `loss` of `train_step`. They must
+    be hashable, since programs are kept for them. `size` is the least size of the stack: stacks of one size share a
+    program.
 
     Raises:
       ValueError: when the examples do not fill a batch.

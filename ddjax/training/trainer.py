@@ -166,10 +166,10 @@ class Trainer:
 
         Args:
           baselines: the seeds of the undistilled ones.
-          distilled: seeds and temperatures of teachers and students.
+          distilled: the seed and the temperature of each pair of teacher and student.
 
         Returns:
-          The undistilled networks, and teacher and student for each of `distilled`.
+          The undistilled networks, and the pairs.
 
         Reference:
           Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
@@ -205,15 +205,10 @@ class Trainer:
         start: TrainState | None = None,
         epochs: int | None = None,
     ) -> list[TrainState]:
-        """Trains networks of equal structure to their last epoch.
+        """Trains networks that do not depend on each other to their last epoch; see `train_stack`.
 
-        Args:
-          networks: that do not depend on each other.
-          targets: makes a distribution over the classes for each network and image, `[S, N, K]`; default: the labels.
-          size: the least size of the stack.
-          inputs: see `train_stack`; default: the images of the data set.
-          start: whose parameters networks that have not begun get; default: as they are initialized.
-          epochs: how many in all; default: those of the settings.
+        Targets, inputs and epochs are by default those of the data set and the settings. Networks that have not begun
+        get the parameters of `start`, where it is given.
         """
         if not networks:
             return []
