@@ -123,8 +123,8 @@ _FLAX = ("parent", "name")
 
 
 def _has_default(value: Any, field: dataclasses.Field[Any]) -> bool:
-    made = field.default_factory is not dataclasses.MISSING
-    default, given = field.default_factory() if made else field.default, getattr(value, field.name)
+    make, given = field.default_factory, getattr(value, field.name)
+    default = field.default if make is dataclasses.MISSING else make()
     return type(given) is type(default) and given == default
 
 

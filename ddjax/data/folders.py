@@ -31,8 +31,6 @@ _TEST_SHARE = 0.2
 # Names of directories that hold a split, in any case of letters.
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
-# What macOS puts into archives.
-_IGNORED = ("__MACOSX",)
 _MOST_NAMED = 10
 
 
@@ -108,13 +106,11 @@ def load_folder(
         if unreadable == "refuse":
             raise UnreadableImageError(f"{message}\nRemove them, or leave them out with unreadable=skip")
         warnings.warn(f"{message}; they are left out", stacklevel=2)
-    images, labels = cache.images(split), cache.labels[split]
     for number, class_name in enumerate(classes):
-        if number not in labels:
+        if number not in cache.labels[split]:
             raise ValueError(f"{root}: there is no readable image of class {class_name!r} for split {split!r}")
-    return dataclasses.replace(
-        from_arrays(name, split, images, labels, classes), decoded_per_second=cache.images_per_second
-    )
+    whole = from_arrays(name, split, cache.images(split), cache.labels[split], classes)
+    return dataclasses.replace(whole, decoded_per_second=cache.images_per_second)
 
 
 def _open(path: str | os.PathLike[str]) -> Path:
@@ -239,7 +235,8 @@ def _images(directory: Path) -> list[Path]:
         # Links may lead in a circle.
         here = os.path.realpath(place)
         names[:] = [name for name in names if not _is_ignored(name)] if here not in seen else []
-        found += [Path(place, name) for name in files if here not in seen and _is_image(Path(place, name))]
+        if here not in seen:
+            found += filter(_is_image, (Path(place, name) for name in files))
         seen.add(here)
     return sorted(found)
 
@@ -249,7 +246,8 @@ def _raise(error: OSError) -> None:
 
 
 def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name in _IGNORED
+    # The second is what macOS puts into archives.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_image(path: Path) -> bool:
@@ -265,7 +263,6 @@ _TYPES = mimetypes.MimeTypes()
 
 @functools.cache
 def _readable_extensions() -> frozenset[str]:
-    Image.init()
     return frozenset(extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 

@@ -81,7 +81,7 @@ def train(
     check_whole_number("epochs", epochs, least=1)
     check_whole_number("batch_size", batch_size, least=1)
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise ValueError(f"key must be one typed key, such as jax.random.key(0), got {key!r}")
+        raise ValueError(f"key must be one typed key, such as jax.random.key(0), got {getattr(key, 'aval', key)}")
     inputs = _checked_inputs(inputs)
     num_classes = check_network(network, inputs.shape[1:])
     targets = _checked_targets(labels, len(inputs), num_classes)

@@ -12,8 +12,6 @@ from ddjax.checkpoints import Checkpoints
 from ddjax.progress import Progress, silent
 from ddjax.state import TrainState
 
-Metrics = dict[str, Any]
-
 
 def train_epochs(
     epoch_fn: Callable[[Any, np.ndarray], tuple[Any, Mapping[str, Any]]],
@@ -24,7 +22,7 @@ def train_epochs(
     epochs: int,
     stores: Sequence[Checkpoints | None] = (),
     unstack: Callable[[Any], Sequence[TrainState]] = lambda state: [state],
-    after_epoch: Callable[[Any, int, Metrics], Metrics] | None = None,
+    after_epoch: Callable[[Any, int, dict[str, Any]], dict[str, Any]] | None = None,
     checkpoint_seconds: float = 30.0,
     progress: Progress = silent,
 ) -> Any:
@@ -58,7 +56,7 @@ def train_epochs(
         for epoch in range(min(done) + 1, epochs + 1):
             live = np.array([before < epoch for before in done])
             states, told = epoch_fn(states, live)
-            known: Metrics = {name: parallel.fetch(values) for name, values in told.items()}
+            known: dict[str, Any] = {name: parallel.fetch(values) for name, values in told.items()}
             for metric, values in known.items():
                 _check_finite(metric, values, names, live, epoch)
             if after_epoch is not None:
