@@ -45,15 +45,11 @@ def environment() -> dict[str, Any]:
 def _git_revision() -> str | None:
     """The commit of the checkout that this file belongs to; None where it was installed from elsewhere."""
     here = pathlib.Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    command = ["git", "-C", here, "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (here.parent / ".git").exists():
+            return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    return None
 
 
 class Run:

@@ -79,38 +79,36 @@ def tag(temperature: float | None) -> str:
     return "none" if temperature is None else f"T{temperature:g}"
 
 
+@dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Trains the networks of a run, or restores what an earlier process of the run has trained."""
+    """Trains the networks of a run, or restores what an earlier process of the run has trained.
 
-    def __init__(
-        self,
-        directory: PathLike,
-        settings: Settings,
-        train: Dataset,
-        *,
-        stacking: str = "auto",
-        checkpoint_seconds: float = 30.0,
-        progress: Progress = silent,
-        evaluator: parallel.Evaluator | None = None,
-    ) -> None:
-        """Takes the data; it goes to the devices when they train.
+    Attributes:
+      directory: of the checkpoints.
+      settings: how to train.
+      train: the training set; it goes to the devices when they train.
+      stacking: see `parallel.over_members`.
+      checkpoint_seconds: the least time between two checkpoints of one training.
+      progress: shows epochs and batches.
+      evaluator: computes the soft labels of images on disk.
+    """
 
-        Args:
-          directory: of the checkpoints.
-          settings: how to train.
-          train: the training set.
-          stacking: see `parallel.over_members`.
-          checkpoint_seconds: the least time between two checkpoints of one training.
-          progress: shows epochs and batches.
-          evaluator: computes the soft labels of images on disk.
-        """
-        self._directory = local_path(directory)
-        self._settings, self._train = settings, train
-        self._inputs: Inputs = Batches(train.images) if train.on_disk else _placed(train.images)
-        self._batch_size = min(settings.batch_size, len(train))
-        self._stacking = stacking
-        self._how = {"stacking": stacking, "checkpoint_seconds": checkpoint_seconds, "progress": progress}
-        self._evaluator = evaluator or parallel.Evaluator()
+    directory: PathLike
+    settings: Settings
+    train: Dataset
+    _: dataclasses.KW_ONLY
+    stacking: str = "auto"
+    checkpoint_seconds: float = 30.0
+    progress: Progress = silent
+    evaluator: parallel.Evaluator = dataclasses.field(default_factory=parallel.Evaluator)
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        return Batches(self.train.images) if self.train.on_disk else _placed(self.train.images)
+
+    @property
+    def _batch_size(self) -> int:
+        return min(self.settings.batch_size, len(self.train))
 
     def rates(self) -> dict[str, float | None] | None:
         """Images a second, where they come from disk: decoded, read, and trained on; None where they do not.
@@ -118,7 +116,7 @@ class Trainer:
         The last is unknown where there was a single batch.
         """
         found = self._inputs.rates() if isinstance(self._inputs, Batches) else None
-        return {"decoded_per_second": self._train.decoded_per_second, **found} if found else None
+        return {"decoded_per_second": self.train.decoded_per_second, **found} if found else None
 
     def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> TrainState:
         """A network trained on the true labels."""
@@ -147,10 +145,10 @@ class Trainer:
         Raises:
           ValueError: for images on disk, of which a noisy copy may not fit into memory.
         """
-        if self._train.on_disk:
+        if self.train.on_disk:
             raise ValueError("training on noisy images needs the images in memory: take a subset of the training set")
         teacher = self.plain(seed, temperature, "teacher")
-        noisy = distillation.with_noise(self._train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
+        noisy = distillation.with_noise(self.train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
         inputs = _placed(noisy)
         labels = lambda: self._soft_labels([teacher], [temperature], inputs)
         (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, inputs=inputs)
@@ -190,9 +188,9 @@ class Trainer:
         inputs = inputs or self._inputs
         if isinstance(inputs, Batches):
             label = distillation.soft_labels_of_batch
-            return np.stack([self._evaluator(label, member, self._train.images) for member in members])
+            return np.stack([self.evaluator(label, member, self.train.images) for member in members])
         over = parallel.make_mesh("sweep", len(members))
-        labels = _compiled_soft_labels(self._stacking, over)(inputs(over), parallel.stack(members, over))
+        labels = _compiled_soft_labels(self.stacking, over)(inputs(over), parallel.stack(members, over))
         return parallel.fetch(labels)[: len(teachers)]
 
     def _train_all(
@@ -214,7 +212,7 @@ class Trainer:
             return []
         role = networks[0].role
         if epochs is None:
-            epochs = self._settings.warm_start_epochs if role == "start" else self._settings.epochs
+            epochs = self.settings.warm_start_epochs if role == "start" else self.settings.epochs
         with contextlib.ExitStack() as stack:
             stores = [stack.enter_context(contextlib.closing(self._checkpoints(each, epochs))) for each in networks]
             restored = [store.restore(self._fresh(each)) for store, each in zip(stores, networks, strict=True)]
@@ -232,23 +230,25 @@ class Trainer:
                 inputs or self._inputs,
                 targets() if targets else [self._true_labels(network.role) for network in networks],
                 [network.temperature for network in networks],
-                num_examples=len(self._train),
+                num_examples=len(self.train),
                 batch_size=self._batch_size,
                 epochs=epochs,
                 names=[f"{network.folder} {network.role}" for network in networks],
                 done=done,
                 stores=stores,
                 size=size,
-                augment=self._settings.augment,
-                adversary=None if role == "start" else self._settings.adversary,
-                **self._how,
+                augment=self.settings.augment,
+                adversary=None if role == "start" else self.settings.adversary,
+                stacking=self.stacking,
+                checkpoint_seconds=self.checkpoint_seconds,
+                progress=self.progress,
             )
 
     def _starts(self, networks: Sequence[Network]) -> dict[Network, TrainState]:
         """The trained network that those with a warm start begin from, which those of one seed share."""
-        if self._settings.warm_start_epochs == 0:
+        if self.settings.warm_start_epochs == 0:
             return {}
-        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self._settings.adversary else []))
+        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self.settings.adversary else []))
         warm = [network for network in networks if network.role in roles]
         seeds = sorted({network.seed for network in warm})
         trained = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
@@ -256,9 +256,9 @@ class Trainer:
 
     def _true_labels(self, role: str) -> np.ndarray:
         """One-hot labels, weighted by class where the settings say so of this role."""
-        labels, count = self._train.labels, self._train.num_classes
+        labels, count = self.train.labels, self.train.num_classes
         one_hot = np.eye(count, dtype=np.float32)[labels]
-        if not self._settings.class_weights or role not in _UNDISTILLED:
+        if not self.settings.class_weights or role not in _UNDISTILLED:
             return one_hot
         from sklearn.utils.class_weight import compute_class_weight  # lazily: it takes a second
 
@@ -267,26 +267,26 @@ class Trainer:
 
     def _fresh(self, network: Network) -> TrainState:
         """A network before training."""
-        optimizer = self._settings.optimizer(step.steps_per_epoch(len(self._train), self._batch_size))
+        optimizer = self.settings.optimizer(step.steps_per_epoch(len(self.train), self._batch_size))
         key = jax.random.fold_in(jax.random.key(network.seed), _ROLES.index(network.role))
-        return create_state(self._settings.network, optimizer, self._train.image_shape, key)
+        return create_state(self.settings.network, optimizer, self.train.image_shape, key)
 
     def _checkpoints(self, network: Network, epochs: int) -> Checkpoints:
         """Where a network is kept."""
         spec = NetworkSpec.of(
-            self._settings.network,
-            recipe=self._settings.recipe,
-            dataset=self._train.name,
-            num_classes=self._train.num_classes,
-            image_shape=self._train.image_shape,
+            self.settings.network,
+            recipe=self.settings.recipe,
+            dataset=self.train.name,
+            num_classes=self.train.num_classes,
+            image_shape=self.train.image_shape,
             role=network.role,
             temperature=float(network.temperature),
             seed=network.seed,
             epochs=epochs,
-            num_train=len(self._train),
+            num_train=len(self.train),
             batch_size=self._batch_size,
         )
-        return Checkpoints(self._directory / network.folder / network.role, spec)
+        return Checkpoints(local_path(self.directory) / network.folder / network.role, spec)
 
 
 def _placed(images: np.ndarray) -> Inputs:
