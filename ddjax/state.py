@@ -93,16 +93,13 @@ def create_state(
     input_shape: tuple[int, ...],
     key: Key[Array, ""],
 ) -> TrainState:
-    """Initializes a network and its optimizer.
+    """Initializes a network and its optimizer, and returns the state before the first step.
 
     Args:
       network: maps inputs `[B, ...]` to logits.
       optimizer: from optax. States of equal programs need the same object.
       input_shape: of one example, (H, W, C) for images.
       key: makes the parameters and all later randomness.
-
-    Returns:
-      The state before the first step.
     """
     init_key, train_key = jax.random.split(key)
     variables = dict(_compiled_init(network)(init_key, jnp.zeros((1, *input_shape))))

@@ -153,13 +153,12 @@ def first(dataset: Dataset, count: int) -> Dataset:
 def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> Int[np.ndarray, "n"]:
     """Draws a subset that keeps the shares of the classes (largest remainder, and at least one of each class).
 
+    Returns sorted positions in `labels`.
+
     Args:
       labels: class numbers.
       num_examples: the size of the subset, from the number of classes present to N.
       seed: of the draw, 0 or more; the same one draws the same subset on every platform.
-
-    Returns:
-      Sorted positions in `labels`.
 
     Raises:
       ValueError: if the size is out of range.

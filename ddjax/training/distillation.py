@@ -16,16 +16,13 @@ from ddjax.training.step import Scalar
 def soft_labels(
     logits_fn: LogitsFn, inputs: Num[Array, "N ..."], temperature: Scalar, *, batch_size: int = 1000
 ) -> Float[Array, "N K"]:
-    """The teacher's probabilities at a temperature: `softmax(logits / temperature)`.
+    """The teacher's probabilities at a temperature, `softmax(logits / temperature)`, for each example.
 
     Args:
       logits_fn: the teacher, with dropout off; logits, not probabilities.
       inputs: the training set, uint8 or floats.
       temperature: the one the teacher was trained at.
       batch_size: how many examples go through the network at a time.
-
-    Returns:
-      A distribution over the classes for each example.
 
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).

@@ -26,7 +26,7 @@ def train_epochs(
     checkpoint_seconds: float = 30.0,
     progress: Progress = silent,
 ) -> Any:
-    """Trains one network or a stack of networks to the last epoch.
+    """Trains one network or a stack of networks to the last epoch, and returns their states.
 
     A training that was stopped and goes on from its checkpoints ends with the same parameters, bit for bit.
 
@@ -42,9 +42,6 @@ def train_epochs(
       after_epoch: called with the states, the number of epochs done, and the metrics; returns the metrics to show.
       checkpoint_seconds: the least time between two checkpoints. The last epoch is always kept.
       progress: shows the epochs and their metrics.
-
-    Returns:
-      The states after the last epoch.
 
     Raises:
       FloatingPointError: when a metric is no longer finite: the training has diverged.

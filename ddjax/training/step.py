@@ -127,6 +127,8 @@ def train_epoch(
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Trains for one epoch: a scan over a random permutation of the data, which stays on the device.
 
+    Returns the state after the epoch and its mean loss.
+
     Args:
       state: at the start of an epoch.
       inputs: the training set, uint8 or floats.
@@ -134,9 +136,6 @@ def train_epoch(
       temperature: T > 0.
       batch_size: the examples of a step, at most N. The rest that fills no batch is left out of this epoch.
       **settings: `augment`, `adversary` and `loss` of `train_step`.
-
-    Returns:
-      The state after the epoch and its mean loss.
     """
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:

@@ -139,9 +139,6 @@ class Trainer:
           noise: the standard deviation of the normal noise on images in [0, 1], drawn once.
           finetune_epochs: how many epochs the student then learns the true labels of the images without noise.
 
-        Returns:
-          Teacher and student.
-
         Raises:
           ValueError: for images on disk, of which a noisy copy may not fit into memory.
         """
@@ -162,12 +159,8 @@ class Trainer:
     ) -> tuple[list[TrainState], list[tuple[TrainState, TrainState]]]:
         """All networks of a sweep: first the undistilled ones and the teachers together, then the students.
 
-        Args:
-          baselines: the seeds of the undistilled ones.
-          distilled: the seed and the temperature of each pair of teacher and student.
-
-        Returns:
-          The undistilled networks, and the pairs.
+        Takes the seeds of the undistilled ones, and a seed and a temperature for each pair of teacher and student.
+        Returns the undistilled networks, and the pairs.
 
         Reference:
           Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
