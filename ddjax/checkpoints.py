@@ -109,10 +109,7 @@ def describe(value: Any) -> Any:
         if isinstance(value, nn.Module):
             own = [field for field in own if field.name not in _FLAX]
         given = {field.name: getattr(value, field.name) for field in own if not _has_default(value, field)}
-        return {
-            "network": _path_of(type(value)),
-            "arguments": {name: describe(each) for name, each in given.items()},
-        }
+        return {"network": _path_of(type(value)), "arguments": {name: describe(each) for name, each in given.items()}}
     if callable(value):
         return {"object": _path_of(value)}
     raise ValueError(f"a checkpoint cannot store an argument of type {type(value).__name__} of a network")
@@ -195,9 +192,7 @@ class Checkpoints:
                 raise CheckpointError(f"{self._directory} holds another network: {'; '.join(differ)}")
         # Only this process takes part; orbax would else wait for the others.
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix="ddjax",
+            primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="ddjax"
         )
         how: dict[str, Any] = {"read_only": True}
         if not read_only:

@@ -88,10 +88,7 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(
-    network: nn.Module,
-    optimizer: optax.GradientTransformation,
-    input_shape: tuple[int, ...],
-    key: Key[Array, ""],
+    network: nn.Module, optimizer: optax.GradientTransformation, input_shape: tuple[int, ...], key: Key[Array, ""]
 ) -> TrainState:
     """Initializes a network and its optimizer, and returns the state before the first step.
 
