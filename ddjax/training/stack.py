@@ -31,8 +31,8 @@ def train_stack(
     batch_size: int,
     epochs: int,
     names: Sequence[str],
-    done: Sequence[int] | None = None,
-    stores: Sequence[Checkpoints | None] = (),
+    done: Sequence[int],
+    stores: Sequence[Checkpoints | None],
     size: int = 0,
     stacking: str = "auto",
     checkpoint_seconds: float = 30.0,
@@ -57,7 +57,6 @@ def train_stack(
     over = parallel.make_mesh("sweep", len(members))
     stacked, labels, of_members = parallel.stack(members, over)
     # Members that only fill the stack up have all epochs behind them.
-    done = [0] * len(states) if done is None else done
     done = [*done, *[epochs] * (len(of_members) - len(done))]
     if isinstance(inputs, Batches):
         rows_fn = _compiled_rows(num_examples, batch_size, over)
