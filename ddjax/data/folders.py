@@ -127,28 +127,19 @@ def _open(path: str | os.PathLike[str]) -> Path:
     return root
 
 
+# The class and the file of an image, and what it is called wherever the folder is.
+_Found = tuple[int, Path, str]
+
+
 def _find(root: Path, class_names: Mapping[str, str] | None) -> tuple[list[str], dict[str, list[tuple[int, Path]]]]:
     """The names of the classes, and class number and file for each image of each split."""
     directories = {split: _class_directories(path) for split, path in _split_directories(root).items()}
     folders = sorted({folder for part in directories.values() for folder in part})
-    if len(folders) < 2:
-        there = f"{folders[0]}; if the classes are below it, name that directory" if folders else "none"
-        raise ValueError(f"{root} must hold a directory of images for each of at least two classes, found {there}")
-    if class_names is None:
-        class_names = ANIMALS10 if set(folders) <= set(ANIMALS10) else {}
-    elif set(class_names) - set(folders):
-        unknown = ", ".join(sorted(set(class_names) - set(folders)))
-        raise ValueError(f"{root} has no directory {unknown} to name; it has {', '.join(folders)}")
-    names = {folder: class_names.get(folder, folder) for folder in folders}
-    classes = sorted(set(names.values()))
-    if len(classes) < len(folders):
-        raise ValueError(f"{root}: two directories would have one class name: {names}")
-
-    # For each image its class, its file, and what it is called wherever the folder is.
-    found: dict[str, list[tuple[int, Path, str]]] = {}
+    names = _names_of(root, folders, class_names)
+    classes = sorted(names.values())
+    found: dict[str, list[_Found]] = {}
     for split, part in directories.items():
-        least = 1 if split else 2
-        found[split] = []
+        found[split], least = [], 1 if split else 2
         for folder, name in names.items():
             paths = _images(part[folder]) if folder in part else []
             if len(paths) < least:
@@ -160,19 +151,38 @@ def _find(root: Path, class_names: Mapping[str, str] | None) -> tuple[list[str],
                 called = f"{name}/{path.relative_to(part[folder]).as_posix()}"
                 found[split].append((classes.index(name), path, called))
     if "" in found:
-        images = found[""]
-        labels = np.array([number for number, _, _ in images])
-        # One of each class, at least.
-        count = max(round(_TEST_SHARE * len(images)), len(classes))
-        is_test = np.isin(np.arange(len(images)), stratified(labels, count, seed=0))
-        found = {
-            split: [image for image, chosen in zip(images, is_test, strict=True) if chosen == (split == "test")]
-            for split in ("train", "test")
-        }
+        found = _divided(found[""])
     # Mixed, because the first examples of a set should be of all classes; by name, which is the same everywhere.
     place = lambda image: hashlib.sha256(image[2].encode(errors="surrogateescape")).digest()
     return classes, {
         split: [(number, path) for number, path, _ in sorted(images, key=place)] for split, images in found.items()
+    }
+
+
+def _names_of(root: Path, folders: list[str], class_names: Mapping[str, str] | None) -> dict[str, str]:
+    """The name of the class of each directory."""
+    if len(folders) < 2:
+        there = f"{folders[0]}; if the classes are below it, name that directory" if folders else "none"
+        raise ValueError(f"{root} must hold a directory of images for each of at least two classes, found {there}")
+    if class_names is None:
+        class_names = ANIMALS10 if set(folders) <= set(ANIMALS10) else {}
+    elif set(class_names) - set(folders):
+        unknown = ", ".join(sorted(set(class_names) - set(folders)))
+        raise ValueError(f"{root} has no directory {unknown} to name; it has {', '.join(folders)}")
+    names = {folder: class_names.get(folder, folder) for folder in folders}
+    if len(set(names.values())) < len(folders):
+        raise ValueError(f"{root}: two directories would have one class name: {names}")
+    return names
+
+
+def _divided(images: list[_Found]) -> dict[str, list[_Found]]:
+    """A training and a test split; at least one image of each class is in the latter."""
+    labels = np.array([number for number, _, _ in images])
+    count = max(round(_TEST_SHARE * len(images)), len(np.unique(labels)))
+    chosen = set(stratified(labels, count, seed=0).tolist())
+    return {
+        split: [image for row, image in enumerate(images) if (row in chosen) == (split == "test")]
+        for split in ("train", "test")
     }
 
 
