@@ -1,7 +1,9 @@
 """Checkpoints of networks. A checkpoint names its network by import path and arguments, so that anyone can load it."""
 
+import contextlib
 import dataclasses
 import json
+import operator
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddjax import parallel
+from ddjax.checks import first_line
 from ddjax.files import PathLike, local_path
 from ddjax.old_checkpoints import described_by_recipe
 from ddjax.registry import import_module
@@ -66,8 +69,7 @@ class NetworkSpec:
         Raises:
           ValueError: when the network cannot be named by import path and arguments.
         """
-        described = describe(network)
-        return cls(network=described["network"], arguments=described["arguments"], **fields)
+        return cls(**describe(network), **fields)
 
     def build(self) -> Any:
         """The network, without parameters.
@@ -103,12 +105,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, np.dtype):
         return {"dtype": value.name}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        own = [
-            f for f in dataclasses.fields(value) if f.init and not (isinstance(value, nn.Module) and f.name in _FLAX)
-        ]
-        given = {field.name: getattr(value, field.name) for field in own}
-        kept = {f.name: describe(given[f.name]) for f in own if not _is_default(f, given[f.name])}
-        return {"network": _path_of(type(value)), "arguments": kept}
+        own = [field for field in dataclasses.fields(value) if field.init]
+        if isinstance(value, nn.Module):
+            own = [field for field in own if field.name not in _FLAX]
+        given = {field.name: getattr(value, field.name) for field in own if not _has_default(value, field)}
+        return {"network": _path_of(type(value)), "arguments": {name: describe(each) for name, each in given.items()}}
     if callable(value):
         return {"object": _path_of(value)}
     raise ValueError(f"a checkpoint cannot store an argument of type {type(value).__name__} of a network")
@@ -118,32 +119,26 @@ def describe(value: Any) -> Any:
 _FLAX = ("parent", "name")
 
 
-def _is_default(field: dataclasses.Field[Any], value: Any) -> bool:
-    if field.default is not dataclasses.MISSING:
-        return value is field.default or (type(value) is type(field.default) and value == field.default)
-    return field.default_factory is not dataclasses.MISSING and value == field.default_factory()
+def _has_default(value: Any, field: dataclasses.Field[Any]) -> bool:
+    make, given = field.default_factory, getattr(value, field.name)
+    default = field.default if make is dataclasses.MISSING else make()
+    return type(given) is type(default) and given == default
 
 
 def _path_of(thing: Any) -> str:
     path = f"{getattr(thing, '__module__', '')}:{getattr(thing, '__qualname__', '')}"
-    try:
-        found = _find(path)
-    except (ValueError, AttributeError):
-        found = None
-    if found is not thing:
-        raise ValueError(
-            f"a checkpoint stores a network by import path, and {path.strip(':') or thing!r} cannot be imported: "
-            "define it at the top level of a module"
-        )
-    return path
+    with contextlib.suppress(ValueError, AttributeError):
+        if _find(path) is thing:
+            return path
+    raise ValueError(
+        f"a checkpoint stores a network by import path, and {path.strip(':') or thing!r} cannot be imported: "
+        "define it at the top level of a module"
+    )
 
 
 def _find(path: str) -> Any:
     module, _, name = path.partition(":")
-    found: Any = import_module(module, "network")
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
+    return operator.attrgetter(name)(import_module(module, "network"))
 
 
 def build(description: Any) -> Any:
@@ -191,25 +186,22 @@ class Checkpoints:
 
     def _open(self, read_only: bool) -> None:
         if self._directory.exists() and _steps(self._directory):
-            stored = _read_spec(self._directory)
-            if stored != self._spec:
-                raise CheckpointError(f"{self._directory} holds another network: {_differences(stored, self._spec)}")
+            there, now = dataclasses.asdict(_read_spec(self._directory)), dataclasses.asdict(self._spec)
+            differ = [f"{name} {there[name]} there, {now[name]} now" for name in now if there[name] != now[name]]
+            if differ:
+                raise CheckpointError(f"{self._directory} holds another network: {'; '.join(differ)}")
         # Only this process takes part; orbax would else wait for the others.
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix="ddjax",
+            primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="ddjax"
         )
-        if read_only:
-            options = ocp.CheckpointManagerOptions(read_only=True, multiprocessing_options=alone)
-        else:
+        how: dict[str, Any] = {"read_only": True}
+        if not read_only:
+            how = {"max_to_keep": 1, "cleanup_tmp_directories": True, "create": False}
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise CheckpointError(f"cannot write to {self._directory}: {error.strerror or error}") from error
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=1, cleanup_tmp_directories=True, create=False, multiprocessing_options=alone
-            )
+        options = ocp.CheckpointManagerOptions(**how, multiprocessing_options=alone)
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, epoch: int, state: TrainState) -> None:
@@ -228,7 +220,7 @@ class Checkpoints:
             self._manager.save(epoch, args=items)
             self._manager.wait_until_finished()
         except Exception as error:  # orbax raises whatever its storage layers do
-            raise CheckpointError(f"cannot write the checkpoint {self._directory}: {_first_line(error)}") from error
+            raise CheckpointError(f"cannot write the checkpoint {self._directory}: {first_line(error)}") from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, int]:
         """The newest state and its epoch, or `like` and 0 where there is none.
@@ -236,23 +228,15 @@ class Checkpoints:
         Raises:
           CheckpointError: when the newest is damaged, or of another network or optimizer.
         """
-        leaves, epoch = parallel.on_primary(lambda: self._restore(like))
-        if leaves is None:
+        leaves, epoch = parallel.on_primary(lambda: self._newest_leaves(like))
+        if not epoch:
             return like, 0
         return like.with_stored(jax.tree.unflatten(jax.tree.structure(like.stored()), map(jnp.asarray, leaves))), epoch
 
-    def _restore(self, like: TrainState) -> tuple[list[np.ndarray] | None, int]:
-        epoch = self._manager.latest_step()
-        if epoch is None:
-            return None, 0
-        wanted = _on_host(like)
-        try:
-            stored = self._read(epoch, wanted)
-            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(stored)]
-            _check_same_shapes(leaves, jax.tree.leaves(wanted))
-        except Exception as error:  # orbax raises whatever its storage layers do
-            raise _damaged(self._directory, error) from error
-        return leaves, epoch
+    def _newest_leaves(self, like: TrainState) -> tuple[list[np.ndarray], int]:
+        # Without their structure, which a process may be unable to send to others.
+        stored, epoch = self._newest(_on_host(like))
+        return jax.tree.leaves(stored), epoch
 
     def read(self) -> tuple[dict[str, Any], int]:
         """All that the newest checkpoint holds, as NumPy arrays, and its epoch.
@@ -260,21 +244,25 @@ class Checkpoints:
         Raises:
           CheckpointError: when it is damaged, or there is none.
         """
+        stored, epoch = parallel.on_primary(lambda: self._newest(None))
+        if not epoch:
+            raise CheckpointError(f"{self._directory} holds no checkpoint")
+        return stored, epoch
 
-        def read_newest() -> tuple[dict[str, Any], int]:
-            epoch = self._manager.latest_step()
-            if epoch is None:
-                raise CheckpointError(f"{self._directory} holds no checkpoint")
-            try:
-                return jax.tree.map(np.asarray, self._read(epoch, None)), epoch
-            except Exception as error:  # orbax raises whatever its storage layers do
-                raise _damaged(self._directory, error) from error
-
-        return parallel.on_primary(read_newest)
-
-    def _read(self, epoch: int, like: Any) -> dict[str, Any]:
+    def _newest(self, like: dict[str, Any] | None) -> tuple[dict[str, Any], int]:
+        """The newest checkpoint, of the shapes of `like` where that is given, and its epoch; 0 where there is none."""
+        epoch = self._manager.latest_step()
+        if epoch is None:
+            return {}, 0
         how = ocp.args.StandardRestore(like)  # pyright: ignore[reportCallIssue]
-        return self._manager.restore(epoch, args=ocp.args.Composite(state=how))["state"]
+        try:
+            stored = self._manager.restore(epoch, args=ocp.args.Composite(state=how))["state"]
+            stored = jax.tree.map(np.asarray, stored)
+            if like is not None:
+                _check_same_shapes(stored, like)
+        except Exception as error:  # orbax raises whatever its storage layers do
+            raise _damaged(self._directory, error) from error
+        return stored, epoch
 
     def close(self) -> None:
         """Frees what orbax holds."""
@@ -286,17 +274,14 @@ def _on_host(state: TrainState) -> dict[str, Any]:
     return jax.tree.map(np.asarray, state.stored())
 
 
-def _check_same_shapes(found: list[Any], wanted: list[Any]) -> None:
-    if [(leaf.shape, leaf.dtype) for leaf in found] != [(leaf.shape, leaf.dtype) for leaf in wanted]:
+def _check_same_shapes(found: Any, wanted: Any) -> None:
+    shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (found, wanted)]
+    if shapes[0] != shapes[1]:
         raise ValueError("its arrays have other shapes")
 
 
 def _damaged(directory: pathlib.Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"the checkpoint {directory} is damaged or of another network: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return CheckpointError(f"the checkpoint {directory} is damaged or of another network: {first_line(error)}")
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -330,14 +315,6 @@ def _read_spec(directory: pathlib.Path) -> NetworkSpec:
         raise CheckpointError(f"the checkpoint {directory} is damaged: its network cannot be read: {error}") from error
 
 
-def _differences(stored: NetworkSpec, wanted: NetworkSpec) -> str:
-    return "; ".join(
-        f"{field.name} {getattr(stored, field.name)} there, {getattr(wanted, field.name)} now"
-        for field in dataclasses.fields(NetworkSpec)
-        if getattr(stored, field.name) != getattr(wanted, field.name)
-    )
-
-
 def load_network(directory: PathLike, network: Any = None) -> tuple[TrainState, NetworkSpec]:
     """Loads a trained network for use.
 
@@ -357,11 +334,8 @@ def load_network(directory: PathLike, network: Any = None) -> tuple[TrainState, 
         network = spec.build() if network is None else network
     except ValueError as error:
         raise CheckpointError(f"cannot load the network of {directory}: {error}") from error
-    checkpoints = Checkpoints(directory, spec, read_only=True)
-    try:
+    with contextlib.closing(Checkpoints(directory, spec, read_only=True)) as checkpoints:
         stored, epoch = checkpoints.read()
-    finally:
-        checkpoints.close()
     if epoch < spec.epochs:
         raise CheckpointError(
             f"the training of {directory} stopped after {epoch} of {spec.epochs} epochs; "
@@ -385,9 +359,8 @@ def _for_use(network: Any, spec: NetworkSpec, stored: dict[str, Any]) -> TrainSt
     found = {name: stored.get(name, {}) for name in wanted}
     if jax.tree.structure(found) != jax.tree.structure(wanted):
         raise ValueError("it has other parameters")
-    _check_same_shapes(jax.tree.leaves(found), jax.tree.leaves(wanted))
+    _check_same_shapes(found, wanted)
     found, ema_params = jax.tree.map(jnp.asarray, (found, ema_params))
     params = found.pop("params", {})
     key = jax.random.wrap_key_data(jnp.asarray(stored["key"]))
-    step = jnp.asarray(stored["step"])
-    return TrainState(params, (), step, key, statistics=found, ema_params=ema_params, network=network)
+    return TrainState(params, (), jnp.asarray(stored["step"]), key, found, ema_params, network)

@@ -78,3 +78,8 @@ def check_choice(name: str, value: Any, known: Collection[str]) -> None:
     """
     if value not in known:
         raise ValueError(f"unknown {name} {value!r}; known: {', '.join(known)}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,6 +4,7 @@ With several processes, all call the same functions and process 0 alone reads an
 is there, so that only process 0 must see the directory.
 """
 
+import contextlib
 import errno
 import fcntl
 import importlib.metadata
@@ -12,7 +13,7 @@ import json
 import os
 import pathlib
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,15 +45,11 @@ def environment() -> dict[str, Any]:
 def _git_revision() -> str | None:
     """The commit of the checkout that this file belongs to; None where it was installed from elsewhere."""
     here = pathlib.Path(__file__).resolve().parent
-    if not (here.parent / ".git").exists():
-        return None
-    try:
-        done = subprocess.run(
-            ["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    command = ["git", "-C", here, "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        if (here.parent / ".git").exists():
+            return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    return None
 
 
 class Run:
@@ -84,22 +81,19 @@ class Run:
         self._records: list[dict[str, Any]] = parallel.on_primary(lambda: self._open(flags, resolved))
 
     def _open(self, flags: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[dict[str, Any]]:
-        flags, resolved = (json.loads(json.dumps(part)) for part in (flags, resolved))
         config_path = self.workdir / "config.json"
         try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            # Before the lock, so that a directory that is refused stays as it is; and after it, for what another run
-            # did.
-            _check_workdir(self.workdir, flags, resolved)
-            self._acquire_lock()
-            _check_workdir(self.workdir, flags, resolved)
-            if not config_path.exists():
-                config = {"flags": flags, "resolved": resolved, "environment": environment()}
-                write_atomically(config_path, (json.dumps(config, indent=2) + "\n").encode())
-            self._drop_unfinished_line()
-        except OSError as error:
-            self.close()
-            raise _cannot_write(self.workdir, error) from error
+            with _writing(self.workdir):
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                # Before the lock, so that a directory that is refused stays as it is; and after it, for what another
+                # run did.
+                _check_workdir(self.workdir, flags, resolved)
+                self._acquire_lock()
+                _check_workdir(self.workdir, flags, resolved)
+                if not config_path.exists():
+                    config = {"flags": flags, "resolved": resolved, "environment": environment()}
+                    write_atomically(config_path, (json.dumps(config, indent=2) + "\n").encode())
+                self._drop_unfinished_line()
         except RunError:
             self.close()
             raise
@@ -147,10 +141,7 @@ class Run:
 
     def find(self, **fields: Any) -> dict[str, Any] | None:
         """The first record with these fields, or None."""
-        for record in self._records:
-            if all(key in record and record[key] == value for key, value in fields.items()):
-                return record
-        return None
+        return next((record for record in self._records if fields.items() <= record.items()), None)
 
     def append(self, **fields: Any) -> None:
         """Adds one measurement to `results.jsonl`, at once and for good.
@@ -170,7 +161,7 @@ class Run:
 
     def _append_line(self, line: bytes) -> None:
         path = self.workdir / "results.jsonl"
-        try:
+        with _writing(self.workdir):
             size = path.stat().st_size
             try:
                 with open(path, "ab") as file:
@@ -180,8 +171,6 @@ class Run:
             except OSError:
                 os.truncate(path, size)
                 raise
-        except OSError as error:
-            raise _cannot_write(self.workdir, error) from error
 
     def save_arrays(self, name: str, **arrays: np.ndarray | np.generic) -> pathlib.Path:
         """Writes `name`.npz in the directory, whole or not at all.
@@ -190,37 +179,34 @@ class Run:
           RunError: when it cannot be written, as on a full disk.
         """
         path = self.workdir / f"{name}.npz"
-        if not parallel.is_primary():
-            return path
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, buffer.getvalue())
-        except OSError as error:
-            raise _cannot_write(self.workdir, error) from error
+        if parallel.is_primary():
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+            with _writing(self.workdir):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, buffer.getvalue())
         return path
 
     def load_arrays(self, name: str) -> dict[str, np.ndarray]:
         """Reads what `save_arrays` wrote."""
-        return parallel.on_primary(lambda: self._read_arrays(name))
 
-    def _read_arrays(self, name: str) -> dict[str, np.ndarray]:
-        with np.load(self.workdir / f"{name}.npz") as arrays:
-            return dict(arrays)
+        def read() -> dict[str, np.ndarray]:
+            with np.load(self.workdir / f"{name}.npz") as arrays:
+                return dict(arrays)
+
+        return parallel.on_primary(read)
 
 
-def _cannot_write(workdir: pathlib.Path, error: OSError) -> RunError:
-    return RunError(f"cannot write to {workdir}: {error.strerror or error}")
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"cannot write to {workdir}: {error.strerror or error}") from error
 
 
 def check_workdir(workdir: PathLike, flags: Mapping[str, Any], resolved: Mapping[str, Any] | None = None) -> None:
-    """Refuses a directory that a run cannot use, before any work is done.
-
-    Args:
-      workdir: where the run is to be written.
-      flags: as for `Run`.
-      resolved: as for `Run`; None where it is not known yet.
+    """Refuses a directory that a `Run` cannot use, before any work is done; `resolved` may not be known yet.
 
     Raises:
       RunError: as `Run` does.

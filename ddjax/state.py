@@ -15,6 +15,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Key
 
+from ddjax.checks import first_line
 from ddjax.classifier import bind
 
 # Arguments of `__call__` that switch between training and evaluation, and their values in training.
@@ -87,21 +88,15 @@ class TrainState(struct.PyTreeNode):
 
 
 def create_state(
-    network: nn.Module,
-    optimizer: optax.GradientTransformation,
-    input_shape: tuple[int, ...],
-    key: Key[Array, ""],
+    network: nn.Module, optimizer: optax.GradientTransformation, input_shape: tuple[int, ...], key: Key[Array, ""]
 ) -> TrainState:
-    """Initializes a network and its optimizer.
+    """Initializes a network and its optimizer, and returns the state before the first step.
 
     Args:
       network: maps inputs `[B, ...]` to logits.
       optimizer: from optax. States of equal programs need the same object.
       input_shape: of one example, (H, W, C) for images.
       key: makes the parameters and all later randomness.
-
-    Returns:
-      The state before the first step.
     """
     init_key, train_key = jax.random.split(key)
     variables = dict(_compiled_init(network)(init_key, jnp.zeros((1, *input_shape))))
@@ -125,37 +120,34 @@ def _compiled_init(network: nn.Module) -> Callable[..., Any]:
 
 
 @functools.cache
-def training_arguments(network: Any) -> dict[str, bool]:
+def training_arguments(network: Any) -> dict[str, Any]:
     """The keyword arguments of `network.__call__` that switch it to training; empty where it has none."""
     known = inspect.signature(type(network).__call__).parameters
     return {name: value for name, value in _MODES.items() if name in known}
 
 
 @functools.cache
-def evaluation_arguments(network: Any) -> dict[str, bool]:
+def evaluation_arguments(network: Any) -> dict[str, Any]:
     """The keyword arguments that switch a network to evaluation, without those whose default does so."""
     known = inspect.signature(type(network).__call__).parameters
     return {
-        name: not value for name, value in training_arguments(network).items() if known[name].default is not (not value)
+        name: not training
+        for name, training in _MODES.items()
+        if name in known and known[name].default is not (not training)
     }
 
 
 def check_network(network: Any, input_shape: tuple[int, ...]) -> int:
     """Refuses a network that cannot be trained as a classifier, before anything is compiled.
 
-    Args:
-      network: the module.
-      input_shape: of one example.
-
-    Returns:
-      The number of classes, K.
+    The shape is that of one input. Returns the number of classes, K.
 
     Raises:
       ValueError: for what is no flax.linen module, for inputs that it cannot take, and for outputs that are not
         logits `[B, K]` of at least two classes.
     """
     name = type(network).__name__
-    if isinstance(network, type) or not isinstance(network, nn.Module):
+    if not isinstance(network, nn.Module):
         shown = f"the class {network.__name__}" if isinstance(network, type) else f"an object of type {name}"
         raise ValueError(f"the network must be a flax.linen module, such as ConvNet(num_classes=10), got {shown}")
     try:
@@ -164,24 +156,21 @@ def check_network(network: Any, input_shape: tuple[int, ...]) -> int:
         raise ValueError(
             f"the attributes of the network {name} must be hashable, tuples and not lists: {error}"
         ) from error
-    inputs = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    in_training: dict[str, Any] = training_arguments(network)
+    in_evaluation: dict[str, Any] = evaluation_arguments(network)
 
-    def both(inputs: Array) -> Any:
-        in_training, in_evaluation = (
-            dict[str, Any](training_arguments(network)),
-            dict[str, Any](evaluation_arguments(network)),
-        )
-        variables = network.init(keys["params"], inputs, **in_evaluation)
+    def both(inputs: Array, key: Array) -> Any:
+        variables = network.init(key, inputs, **in_evaluation)
         mutable = [collection for collection in variables if collection != "params"]
-        logits, _ = network.apply(variables, inputs, **in_training, rngs={"dropout": keys["dropout"]}, mutable=mutable)
+        logits, _ = network.apply(variables, inputs, **in_training, rngs={"dropout": key}, mutable=mutable)
         return network.apply(variables, inputs, **in_evaluation), logits
 
     try:
-        outputs = jax.eval_shape(both, inputs)
+        outputs = jax.eval_shape(both, jax.ShapeDtypeStruct((2, *input_shape), jnp.float32), jax.random.key(0))
     except Exception as error:  # whatever the user's network raises
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(f"the network {name} cannot take inputs of shape {input_shape}: {reason}") from error
+        raise ValueError(
+            f"the network {name} cannot take inputs of shape {input_shape}: {first_line(error)}"
+        ) from error
     for logits in outputs:
         if not isinstance(logits, jax.ShapeDtypeStruct):
             raise ValueError(f"the network {name} must return logits [B, K], got a {type(logits).__name__}")

@@ -87,8 +87,7 @@ def test_training_stopped_in_the_middle_ends_as_if_it_were_not(tmp_path):
     with pytest.raises(checkpoints.CheckpointError, match="epochs 4 there, 5 now"):
         trained(5, tmp_path / "net")
     resumed = trained(4, tmp_path / "net")
-    for a, b in zip(jax.tree.leaves(resumed.params), jax.tree.leaves(whole.params), strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, resumed.params, whole.params)
     loaded, spec = checkpoints.load_network(tmp_path / "net")
     assert spec.network == "ddjax.models:ConvNet"
     images = data.to_float(jnp.asarray(IMAGES))
@@ -118,22 +117,16 @@ def test_checkpoints_of_earlier_versions_classify_as_then():
 
 
 class TestCheckpoints:
-    def save(self, directory, state, epoch, spec=SPEC):
-        kept = checkpoints.Checkpoints(directory, spec)
-        kept.save(epoch, state)
-        kept.close()
-
-    def restore(self, directory, spec=SPEC):
-        kept = checkpoints.Checkpoints(directory, spec)
-        try:
-            return kept.restore(fresh(9))
-        finally:
-            kept.close()
+    def save(self, directory, state, epoch):
+        with contextlib.closing(checkpoints.Checkpoints(directory, SPEC)) as kept:
+            kept.save(epoch, state)
 
     def test_nothing_stored_is_the_start(self, tmp_path):
-        state, epoch = self.restore(tmp_path / "net")
+        start = fresh(9)
+        with contextlib.closing(checkpoints.Checkpoints(tmp_path / "net", SPEC)) as kept:
+            state, epoch = kept.restore(start)
         assert epoch == 0
-        assert int(state.step) == 0
+        assert state is start
 
     def test_a_network_of_another_run_is_refused(self, tmp_path):
         self.save(tmp_path / "net", fresh(), 4)

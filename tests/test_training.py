@@ -43,8 +43,11 @@ def fresh(seed=0):
 
 
 def assert_equal(one, other):
-    for a, b in zip(jax.tree.leaves(one.params), jax.tree.leaves(other.params), strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, one.params, other.params)
+
+
+def assert_close(one, other, **tolerance):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, **tolerance), one, other)
 
 
 # In one piece, and in two parts, as a CPU does with larger images.
@@ -66,8 +69,7 @@ def test_step_is_the_gradient_of_the_tempered_cross_entropy(monkeypatch, pixels)
     value, gradient = expected_loss(state.params)
     np.testing.assert_allclose(loss, value, rtol=1e-5)
     expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), state.params, gradient)
-    for a, b in zip(jax.tree.leaves(stepped.params), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(stepped.params, expected, atol=1e-6)
 
 
 NORMALIZED = ConvNet(num_classes=3, stages=((4,),), dense=(8,), dropout=(0.0,), batch_norm=True)
@@ -86,8 +88,7 @@ def test_a_step_carries_the_statistics_of_the_whole_batch(monkeypatch):
     logits, changed = jax.jit(train)(state.variables, images, rngs={"dropout": jax.random.key(0)})
     expected = -np.mean(np.sum(targets * special.log_softmax(np.asarray(logits) / 5.0, axis=1), axis=1))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(stepped.statistics), jax.tree.leaves(changed["batch_stats"]), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5)
+    assert_close(stepped.statistics["batch_stats"], changed["batch_stats"], rtol=1e-5)
     # The classifier of the state uses them.
     classify = jax.jit(lambda logits_fn, images: logits_fn(images))
     found = np.asarray(classify(stepped.logits_fn, images))
@@ -128,8 +129,7 @@ def test_steps_on_given_images_are_the_epoch():
         state, one = step(training.Member(state, TARGETS, temperature, jnp.bool_(True)), images[rows], rows)
         losses.append(one)
     np.testing.assert_allclose(np.mean(losses), loss, rtol=1e-5)
-    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(state.params, expected.params, atol=1e-6)
     member = training.Member(state, TARGETS, temperature, jnp.bool_(False))
     resting, nothing = step(member, images[:16], np.arange(16, dtype=np.int32))
     assert_equal(resting, state)
@@ -254,14 +254,13 @@ def test_noise_keeps_dtype_and_range_and_has_its_deviation(dtype):
 
 
 class TestAdversary:
-    def step(self, adversary, size=16):
+    def step(self, adversary):
         state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
-        images, targets = FLOATS[:size], HOST_TARGETS[:size]
+        images, targets = FLOATS[:16], HOST_TARGETS[:16]
         return state, images, train_step(state, (images, targets), 1.0, adversary=adversary)
 
     def test_trains_on_its_images_alone(self):
-        _, images, (stepped, loss) = self.step(lambda logits_fn, images, labels, keys: 1 - images)
-        state = training.create_state(NORMALIZED, optax.sgd(0.1), (6, 6, 1), jax.random.key(0))
+        state, images, (stepped, loss) = self.step(lambda logits_fn, images, labels, keys: 1 - images)
 
         # Varied inside of the program, or else it would round otherwise.
         @jax.jit

@@ -1,30 +1,25 @@
 """Networks as chains of layers, whose bounds are known."""
 
-import dataclasses
+import itertools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Float
 
 from ddjax import classifier, layers, models
 from ddjax.classifier import LogitsFn
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Shift:
-    """Adds a constant to every value.
-
-    Attributes:
-      offset: the constant.
-    """
+    """Adds a constant, `offset`, to every value."""
 
     offset: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Conv:
     """A convolution of stride 1 with bias.
 
@@ -37,14 +32,13 @@ class Conv:
 
     kernel: Any
     bias: Any
-    padding: str = dataclasses.field(default="VALID", metadata={"static": True})
-    lowering: str = dataclasses.field(default="auto", metadata={"static": True})
+    padding: str = struct.field(pytree_node=False, default="VALID")
+    lowering: str = struct.field(pytree_node=False, default="auto")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Dense:
-    """A dense layer with bias; it flattens what comes in.
+    """A dense layer with bias, from `[N]` to `[M]`; it flattens what comes in.
 
     Attributes:
       kernel: `[N, M]`.
@@ -55,14 +49,12 @@ class Dense:
     bias: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class Relu:
     """The positive part."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class MaxPool:
     """The maximum over 2 x 2 blocks; an odd last row or column is dropped."""
 
@@ -112,16 +104,13 @@ def layers_of(logits_fn: LogitsFn | Network) -> Network:
         raise ValueError("certification knows no batch normalization, and no pixels scaled or centered by channel")
     parameters = variables["params"]
     chain: list[Layer] = [Shift(-module.center)] if module.center else []
-    convolutions = 0
+    names = (f"Conv_{number}" for number in itertools.count())
     for widths in module.stages:
         for _ in widths:
-            named = parameters[f"Conv_{convolutions}"]
-            chain += [Conv(named["kernel"], named["bias"], module.padding, module.lowering), Relu()]
-            convolutions += 1
+            chain += [Conv(**parameters[next(names)], padding=module.padding, lowering=module.lowering), Relu()]
         chain.append(MaxPool())
-    for index in range(len(module.dense) + 1):
-        named = parameters[f"Dense_{index}"]
-        chain += [Dense(named["kernel"], named["bias"]), Relu()]
+    for number in range(len(module.dense) + 1):
+        chain += [Dense(**parameters[f"Dense_{number}"]), Relu()]
     return tuple(chain[:-1])
 
 

@@ -15,7 +15,8 @@ from ddjax.certify.relaxation import GUARD, Ball, backward, largest_sum, over_ba
 
 # The least and the greatest value of each neuron.
 Interval = tuple[Array, Array]
-
+# The first row and column of a patch; None for all of the image.
+Corner = tuple[Array, Array] | None
 
 # The numbers one array of a backward pass may hold: passes run in groups that stay near the cache.
 _GROUP = 2**21
@@ -89,7 +90,7 @@ def _neuron_bounds(network: Network, known: list[Interval], ball: Ball, shape: t
     count = math.prod(neuron_shape)
     numbers = 2 * _largest_patch(network, known, patched)
 
-    def neuron(index: Array, corner: tuple[Array, Array] | None) -> tuple[Array, Array]:
+    def neuron(index: Array, corner: Corner) -> tuple[Array, Array]:
         row = (jnp.arange(count) == index).astype(known[0][0].dtype).reshape(neuron_shape)
         zero = jnp.zeros(2, row.dtype)
         least, negative = _lower_bounds(network, known, ball, jnp.stack([row, -row]), zero, corner)
@@ -126,25 +127,12 @@ def _largest_patch(network: Network, known: list[Interval], patched: bool) -> in
 
 
 def _lower_bounds(
-    network: Network,
-    known: list[Interval],
-    ball: Ball,
-    rows: Array,
-    constants: Array,
-    corner: tuple[Array, Array] | None,
+    network: Network, known: list[Interval], ball: Ball, rows: Array, constants: Array, corner: Corner
 ) -> Array:
-    """Bounds linear functions of the network's output from below by linear functions of the image.
+    """Bounds S linear functions of the network's output over a ball from below, by linear functions of the image.
 
-    Args:
-      network: the layers up to the output.
-      known: an enclosure of the input of each.
-      ball: the images.
-      rows: the coefficients of S functions, `[S, ...]` as the output, or as the patch of it at `corner`.
-      constants: their constants, `[S]`.
-      corner: the first row and column of the output patch, or None where `rows` cover all of the output.
-
-    Returns:
-      The least values over the ball, `[S]`.
+    `known` encloses the input of each layer. `rows` are the coefficients, `[S, ...]` as the output or as its patch at
+    `corner`, and `constants` the constants, `[S]`.
     """
     sizes = jnp.abs(constants)
     lost = jnp.zeros((), rows.dtype)
@@ -177,7 +165,7 @@ def _lower_bounds(
     return constants + least - GUARD * (sizes + size) - lost
 
 
-def _cut(values: Array, corner: tuple[Array, Array] | None, patch: tuple[int, ...]) -> Array:
+def _cut(values: Array, corner: Corner, patch: tuple[int, ...]) -> Array:
     if corner is None:
         return values[tuple(slice(size) for size in patch)]
     return lax.dynamic_slice(values, (*corner, 0), (*patch[:2], values.shape[2]))

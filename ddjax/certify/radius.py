@@ -1,5 +1,6 @@
 """Bounds of layers and of margins over balls, and the largest radius within which no input is decided otherwise."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,11 +12,13 @@ from ddjax import checks, losses
 from ddjax.attacks import problem
 from ddjax.certify.network import Network, apply, layers_of
 from ddjax.certify.propagation import Interval, margins_of, propagate
-from ddjax.certify.relaxation import ball_of
+from ddjax.certify.relaxation import Ball, ball_of
 from ddjax.classifier import LogitsFn
 
 NORMS = ("linf", "l2", "l1")
 METHODS = ("interval", "crown-ibp", "crown")
+# From an image and a radius to the ball that lies in the bounds.
+BallFn = Callable[[Array, Array], Ball]
 
 
 def layer_bounds(
@@ -29,33 +32,20 @@ def layer_bounds(
 ) -> tuple[Interval, ...]:
     """Encloses the output of each layer while the image moves in a ball.
 
-    Args:
-      logits_fn: see `layers_of`.
-      images: the centers of the balls, within `bounds`.
-      radius: of the balls, in the units of the images, at least 0; may be traced, and one for each example.
-      norm: `"linf"`, `"l2"` or `"l1"`.
-      method: `"interval"` and `"crown-ibp"` enclose all layers but the first by interval arithmetic; `"crown"` bounds
-        each neuron in front of a ReLU or a maximum, and each logit, by a backward pass.
-      bounds: the least and the greatest value of a pixel, or of each channel.
+    The arguments and errors are those of `margin_bounds`. `"interval"` and `"crown-ibp"` enclose all layers but the
+    first by interval arithmetic; `"crown"` bounds each neuron in front of a ReLU or a maximum, and each logit, by a
+    backward pass.
 
     Returns:
       For each layer, the least and the greatest value of each of its outputs, `[B, ...]`.
-
-    Raises:
-      ValueError: for a classifier that is not supported, bad images or bounds, an unknown norm or method, or a radius
-        that is known and negative or not finite.
     """
-    network, images = _in_one_dtype(layers_of(logits_fn), images)
-    _check(network, images, jnp.zeros(images.shape[:1], jnp.int32), norm, method, bounds, radius)
-    low, high = problem.box(bounds, images[:1])
+    checks.check_number("radius", radius, least=0.0)
 
-    def enclose(example: tuple[Array, Array]) -> tuple[Interval, ...]:
-        image, radius = example
-        return tuple(propagate(network, ball_of(image, radius, low[0], high[0], norm), method)[1:])
+    def enclose(network: Network, ball: BallFn, image: Array, _: Array, radius: Array) -> tuple[Interval, ...]:
+        return tuple(propagate(network, ball(image, radius), method)[1:])
 
-    radii = jnp.broadcast_to(jnp.asarray(radius, images.dtype), images.shape[:1])
-    with jax.default_matmul_precision("highest"):
-        return lax.map(enclose, (images, radii))
+    labels = jnp.zeros(images.shape[:1], jnp.int32)
+    return _of_each(enclose, logits_fn, images, labels, radius, norm, method, bounds)
 
 
 def margin_bounds(
@@ -97,22 +87,17 @@ def margin_bounds(
         radius that is known and negative or not finite.
 
     Reference:
-      See the head of this file.
+      See `ddjax.certify`.
 
     Departures from the papers:
       The plane above a maximum is chosen from a family that contains CNN-Cert's; boxes and edges as said above.
     """
-    network, images = _in_one_dtype(layers_of(logits_fn), images)
-    _check(network, images, labels, norm, method, bounds, radius)
-    low, high = problem.box(bounds, images[:1])
+    checks.check_number("radius", radius, least=0.0)
 
-    def bound(example: tuple[Array, Array, Array]) -> Array:
-        image, label, radius = example
-        return margins_of(network, ball_of(image, radius, low[0], high[0], norm), label, method)
+    def bound(network: Network, ball: BallFn, image: Array, label: Array, radius: Array) -> Array:
+        return margins_of(network, ball(image, radius), label, method)
 
-    radii = jnp.broadcast_to(jnp.asarray(radius, images.dtype), images.shape[:1])
-    with jax.default_matmul_precision("highest"):
-        return lax.map(bound, (images, labels, radii))
+    return _of_each(bound, logits_fn, images, labels, radius, norm, method, bounds)
 
 
 def largest_radius(
@@ -151,23 +136,17 @@ def largest_radius(
       ValueError: as `margin_bounds`, or for a search that has no range or no steps.
 
     Reference:
-      See the head of this file.
+      See `ddjax.certify`.
     """
-    network, images = _in_one_dtype(layers_of(logits_fn), images)
-    _check(network, images, labels, norm, method, bounds, 0.0)
     checks.check_number("lowest", lowest, above=0.0)
     checks.check_number("highest", highest, least=0.0)
-    if num_bisections < 1:
-        raise ValueError(f"num_bisections must be at least 1, got {num_bisections}")
-    low, high = problem.box(bounds, images[:1])
+    checks.check_whole_number("num_bisections", num_bisections, least=1)
 
-    def search(example: tuple[Array, Array, Array]) -> Array:
-        image, label, highest = example
-
+    def search(network: Network, ball: BallFn, image: Array, label: Array, highest: Array) -> Array:
         def halve(_: Any, bracket: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             below, above, proved = bracket
             radius = jnp.sqrt(below) * jnp.sqrt(above)
-            holds = jnp.min(margins_of(network, ball_of(image, radius, low[0], high[0], norm), label, method)) > 0
+            holds = jnp.min(margins_of(network, ball(image, radius), label, method)) > 0
             return jnp.where(holds, radius, below), jnp.where(holds, above, radius), jnp.where(holds, radius, proved)
 
         decided = losses.margin(apply(network, image[None]), label[None])[0] > 0
@@ -175,9 +154,29 @@ def largest_radius(
         # An image that is misclassified costs nothing.
         return lax.fori_loop(0, jnp.where(decided, num_bisections, 0), halve, bracket)[2]
 
-    highs = jnp.broadcast_to(jnp.asarray(highest, images.dtype), images.shape[:1])
+    return _of_each(search, logits_fn, images, labels, highest, norm, method, bounds)
+
+
+def _of_each(
+    function: Callable[..., Any],
+    logits_fn: LogitsFn | Network,
+    images: Array,
+    labels: Array,
+    radius: Any,
+    norm: str,
+    method: str,
+    bounds: problem.Bounds,
+) -> Any:
+    """Checks arguments, and applies `function(network, ball, image, label, radius)` to each image, one by one."""
+    network, images = _in_one_dtype(layers_of(logits_fn), images)
+    checks.check_choice("norm", norm, NORMS)
+    checks.check_choice("method", method, METHODS)
+    problem.prepare("certify", lambda inputs: apply(network, inputs), images, labels, bounds=bounds)
+    low, high = problem.box(bounds, images[:1])
+    ball = lambda image, radius: ball_of(image, radius, low[0], high[0], norm)
+    radii = jnp.broadcast_to(jnp.asarray(radius, images.dtype), images.shape[:1])
     with jax.default_matmul_precision("highest"):
-        return lax.map(search, (images, labels, highs))
+        return lax.map(lambda example: function(network, ball, *example), (images, labels, radii))
 
 
 def _in_one_dtype(network: Network, images: Array) -> tuple[Network, Array]:
@@ -185,12 +184,3 @@ def _in_one_dtype(network: Network, images: Array) -> tuple[Network, Array]:
     dtypes = {jnp.result_type(leaf) for leaf in (*jax.tree.leaves(network), images) if hasattr(leaf, "dtype")}
     dtype = jnp.float64 if jnp.dtype(jnp.float64) in dtypes else jnp.float32
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (network, images))
-
-
-def _check(
-    network: Network, images: Array, labels: Array, norm: str, method: str, bounds: problem.Bounds, radius: Any
-) -> None:
-    checks.check_choice("norm", norm, NORMS)
-    checks.check_choice("method", method, METHODS)
-    checks.check_number("radius", radius, least=0.0)
-    problem.prepare("certify", lambda inputs: apply(network, inputs), images, labels, bounds=bounds)

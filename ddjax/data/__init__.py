@@ -5,6 +5,7 @@ import sys
 from ddjax.data.augmentation import Augmentation
 from ddjax.data.batches import Batches
 from ddjax.data.dataset import (
+    SOURCES,
     Dataset,
     DatasetUnavailableError,
     Source,
@@ -17,13 +18,13 @@ from ddjax.data.dataset import (
     stratified,
 )
 from ddjax.data.folders import ANIMALS10, UNREADABLE, UnreadableImageError
-from ddjax.data.loading import SOURCES, load
+from ddjax.data.loading import load
 from ddjax.registry import Registry
 from ddjax.rounding import to_float
 
-# All data sets and all augmentations by name.
 DATASETS = SOURCES
 DATASETS.collect(sys.modules[__name__])
+# All augmentations by name.
 AUGMENTATIONS: Registry[Augmentation] = Registry("augmentation", "AUGMENTATIONS")
 AUGMENTATIONS.collect(sys.modules[__name__])
 register = DATASETS.register

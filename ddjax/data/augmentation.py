@@ -1,4 +1,7 @@
-"""Random variations of training images. A training names one of them, or the import path of another."""
+"""Random variations of training images. A training names one of them, or the import path of another.
+
+Each takes images `[B, H, W, C]` in [0, 1] and a key for each, and returns images of the same shape in [0, 1].
+"""
 
 import dataclasses
 import math
@@ -12,15 +15,9 @@ from jax import lax
 from jax.scipy import ndimage
 from jaxtyping import Array, Float, Key
 
-_FLIP_PROBABILITY = 0.5
 _CROPPED = 0.75
-_LARGEST_ANGLE = math.pi / 4
-# Of the crop: the share of the image's area, and the largest logarithm of the ratio of its sides.
-_AREA = (0.7, 1.2)
+# The largest logarithm of the ratio of a crop's sides.
 _LOG_RATIO = math.log(4 / 3)
-# Factors of brightness, contrast and saturation, and the turn of the hue as a share of the circle.
-_FACTOR = (0.7, 1.3)
-_LARGEST_TURN = 0.2
 
 
 def photographs(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
@@ -30,13 +27,6 @@ def photographs(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Floa
     this order. The crop has from 0.7 to 1.2 times the image's area and a ratio of sides from 3/4 to 4/3, and no side
     longer than the image's. Flip, rotation and crop are one bilinear resampling; what comes from beyond the border is
     black.
-
-    Args:
-      images: three channels, in [0, 1].
-      keys: one for each image.
-
-    Returns:
-      Images of the same shape in [0, 1].
 
     Raises:
       ValueError: for images without three channels.
@@ -53,38 +43,23 @@ def photographs(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Floa
 def shifts_and_flips(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
     """A shift by up to an eighth of each side, and a flip with probability 1/2; what comes from beyond is black.
 
-    Args:
-      images: a batch.
-      keys: one for each image.
-
-    Returns:
-      Images of the same shape.
-
     Reference:
       Lee et al., Deeply-Supervised Nets, 2015 (arXiv 1409.5185): four pixels of 32.
     """
-    sides = images.shape[1:3]
-    reach = [side // 8 for side in sides]
+    reach = [side // 8 for side in images.shape[1:3]]
 
     def vary(image: Array, key: Array) -> Array:
         place, flip = jax.random.split(key)
         start = jax.random.randint(place, (2,), 0, 2 * jnp.asarray(reach) + 1)
         padded = jnp.pad(image, (*((pad, pad) for pad in reach), (0, 0)))
         shifted = lax.dynamic_slice(padded, (start[0], start[1], 0), image.shape)
-        return jnp.where(jax.random.bernoulli(flip, _FLIP_PROBABILITY), shifted[:, ::-1], shifted)
+        return jnp.where(jax.random.bernoulli(flip), shifted[:, ::-1], shifted)
 
     return jax.vmap(vary)(images, keys)
 
 
 def crops(images: Float[Array, "B H W C"], keys: Key[Array, " B"]) -> Float[Array, "B H W C"]:
     """`shifts_and_flips`, and of that a random crop of three quarters of the side, enlarged to the whole.
-
-    Args:
-      images: a batch.
-      keys: one for each image.
-
-    Returns:
-      Images of the same shape.
 
     Reference:
       Guo et al., Countering Adversarial Images Using Input Transformations, 2018 (arXiv 1711.00117).
@@ -114,38 +89,33 @@ def _vary(image: Array, key: Array) -> Array:
 def _jitter(image: Any, draws: Array) -> Array:
     import dm_pix  # lazily, because few trainings need it
 
-    bright, contrast, saturation = _FACTOR[0] + (_FACTOR[1] - _FACTOR[0]) * draws[:3]
+    bright, contrast, saturation = 0.7 + (1.3 - 0.7) * draws[:3]
     # The library was written for jax's default promotion.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         image = jnp.clip(image * bright, 0, 1)
         image = jnp.clip(dm_pix.adjust_contrast(image, contrast), 0, 1)
         image = dm_pix.adjust_saturation(image, saturation)
-        image = dm_pix.adjust_hue(image, _LARGEST_TURN * (2 * draws[3] - 1))
+        image = dm_pix.adjust_hue(image, 0.2 * (2 * draws[3] - 1))
     return jnp.clip(image, 0, 1)
 
 
 def _sources(height: int, width: int, key: Array) -> list[Array]:
     """Row and column of the image for each place of the result, as if it were flipped, rotated and then cropped."""
     flip, turn, extent, ratio, place = jax.random.split(key, 5)
-    area = jax.random.uniform(extent, minval=_AREA[0], maxval=_AREA[1])
+    area = jax.random.uniform(extent, minval=0.7, maxval=1.2)
     log_ratio = jax.random.uniform(ratio, minval=-_LOG_RATIO, maxval=_LOG_RATIO)
     # The crop's height and width in those of the image, and its center, from the image's center.
     sides = jnp.minimum(jnp.sqrt(area) * jnp.exp(jnp.array([-0.5, 0.5]) * log_ratio), 1.0)
-    middle = (
-        jax.random.uniform(place, (2,), minval=-0.5, maxval=0.5) * (1 - sides) * jnp.array([height, width], jnp.float32)
-    )
+    shift = jax.random.uniform(place, (2,), minval=-0.5, maxval=0.5)
+    middle = shift * (1 - sides) * jnp.array([height, width], jnp.float32)
     centers = (height - 1) / 2, (width - 1) / 2
-    places = (
-        jnp.arange(size, dtype=jnp.float32) - center for size, center in zip((height, width), centers, strict=True)
-    )
+    places = [jnp.arange(count, dtype=jnp.float32) - (count - 1) / 2 for count in (height, width)]
     rows, columns = jnp.meshgrid(*places, indexing="ij")
     rows, columns = rows * sides[0] + middle[0], columns * sides[1] + middle[1]
-    angle = jax.random.uniform(turn, minval=-_LARGEST_ANGLE, maxval=_LARGEST_ANGLE)
-    rows, columns = (
-        jnp.cos(angle) * rows - jnp.sin(angle) * columns,
-        jnp.sin(angle) * rows + jnp.cos(angle) * columns,
-    )
-    columns = jnp.where(jax.random.bernoulli(flip, _FLIP_PROBABILITY), -columns, columns)
+    angle = jax.random.uniform(turn, minval=-math.pi / 4, maxval=math.pi / 4)
+    sine, cosine = jnp.sin(angle), jnp.cos(angle)
+    rows, columns = cosine * rows - sine * columns, sine * rows + cosine * columns
+    columns = jnp.where(jax.random.bernoulli(flip), -columns, columns)
     return [rows + centers[0], columns + centers[1]]
 
 

@@ -15,12 +15,15 @@ class Batches:
     Attributes:
       images_read: how many so far.
       seconds_reading: what reading them took, on all threads together.
+      images_trained: how many were trained on, without the first batch, which waits for the compiler.
+      seconds_training: what training on them took.
     """
 
     def __init__(self, images: UInt8[np.ndarray, "N H W C"], *, ahead: int = 2) -> None:
         """Takes the images and how many batches to hold in memory beside the one in use."""
         self._images, self._ahead = images, ahead
         self.images_read, self.seconds_reading = 0, 0.0
+        self.images_trained, self.seconds_training = 0, 0.0
 
     def read(self, rows: Iterable[Int[np.ndarray, "..."]]) -> Iterator[UInt8[np.ndarray, "... H W C"]]:
         """Yields the images at each of some arrays of positions, in their order."""
@@ -39,3 +42,12 @@ class Batches:
         self.seconds_reading += time.monotonic() - started
         self.images_read += rows.size
         return images
+
+    def rates(self) -> dict[str, float | None] | None:
+        """Images a second that were read and trained on; None for nothing read, or a single batch trained on."""
+        if not self.images_read:
+            return None
+        return {
+            "read_per_second": self.images_read / self.seconds_reading,
+            "trained_per_second": self.images_trained / self.seconds_training if self.images_trained else None,
+        }

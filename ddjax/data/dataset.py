@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 
+from ddjax.registry import Registry
+
 
 class DatasetUnavailableError(RuntimeError):
     """A known data set is not on this machine, is damaged, or cannot be prepared or decoded here."""
@@ -77,18 +79,7 @@ def from_arrays(
     labels: Int[np.ndarray, "N"],
     class_names: Sequence[str],
 ) -> Dataset:
-    """Makes a whole split of arrays.
-
-    Args:
-      name: the name of the data set.
-      split: the name of the split.
-      images: uint8 images, 0..255, or floats in [0, 1].
-      labels: class numbers, 0..K-1.
-      class_names: the K names of the classes.
-
-    Raises:
-      ValueError: for arrays that do not fit together; see `Dataset`.
-    """
+    """Makes a whole split of arrays; for the arguments and errors see `Dataset`."""
     indices = np.arange(len(images), dtype=np.int32)
     return Dataset(name, split, images, np.asarray(labels, np.int32), indices, tuple(class_names))
 
@@ -100,6 +91,10 @@ class Source:
     load: Callable[..., Dataset]
     name: str
     takes_path: bool = False
+
+
+# All data sets by name.
+SOURCES: Registry[Source] = Registry("data set", "DATASETS")
 
 
 def declare(load: Callable[..., Dataset], *, name: str | None = None, takes_path: bool = False) -> Source:
@@ -123,16 +118,10 @@ def check_split(name: str, split: str, known: Sequence[str]) -> None:
 
 
 def check_fits(dataset: Dataset, image_shape: tuple[int, ...], num_classes: int, *, network: str) -> None:
-    """Refuses images that a network cannot take.
-
-    Args:
-      dataset: the images.
-      image_shape: what the network takes: height, width and channels.
-      num_classes: the classes it was trained for.
-      network: what the error calls it.
+    """Refuses images that a network cannot take; `network` is what the error calls it.
 
     Raises:
-      ValueError: when shape or number of classes differ.
+      ValueError: when the shape, (H, W, C), or the number of classes is not that of the network.
     """
     if dataset.image_shape != tuple(image_shape) or dataset.num_classes != num_classes:
         raise ValueError(
@@ -164,13 +153,12 @@ def first(dataset: Dataset, count: int) -> Dataset:
 def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> Int[np.ndarray, "n"]:
     """Draws a subset that keeps the shares of the classes (largest remainder, and at least one of each class).
 
+    Returns sorted positions in `labels`.
+
     Args:
       labels: class numbers.
       num_examples: the size of the subset, from the number of classes present to N.
       seed: of the draw, 0 or more; the same one draws the same subset on every platform.
-
-    Returns:
-      Sorted positions in `labels`.
 
     Raises:
       ValueError: if the size is out of range.
@@ -200,21 +188,10 @@ def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> In
 def choose(
     available: int, labels_at: Callable[[np.ndarray], np.ndarray], num_examples: int | None, seed: int, skip: int
 ) -> Int32[np.ndarray, "n"]:
-    """The positions of a subset of a split.
+    """The sorted positions of a subset of a split of `available` rows.
 
-    Args:
-      available: the number of rows in the split.
-      labels_at: gives the labels at some positions. It is called only where a subset is drawn, because reading labels
-        may take time.
-      num_examples: the size of the stratified subset of the rows after `skip`; None for all of them.
-      seed: of the draw.
-      skip: the first rows that are left out.
-
-    Returns:
-      Sorted positions.
-
-    Raises:
-      ValueError: if a number is out of range.
+    `labels_at` gives the labels at some positions. It is called only where a subset is drawn, because reading labels
+    may take time. For the other arguments see `ddjax.data.load`.
     """
     if not 0 <= skip < available:
         raise ValueError(f"skip is {skip}, expected 0..{available - 1} ({available} rows in the split)")

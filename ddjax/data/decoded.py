@@ -58,22 +58,14 @@ def decode(
     cache_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Decoded:
-    """Decodes images into a cache, or opens the cache of exactly these files.
+    """Decodes images into a cache, or opens the cache of exactly these files, which are below `root`.
 
-    The cache is written beside its place and moved there once it is whole.
-
-    Args:
-      root: the folder that holds the files.
-      files: class number and file of each image, by split.
-      classes: the names of the classes.
-      image_size: height and width in pixels.
-      cache_dir: see `ddjax.data.folders.load_folder`.
-      progress: shows how many images are decoded.
+    The cache is written beside its place and moved there once it is whole. For the arguments see
+    `ddjax.data.folders.load_folder`.
 
     Raises:
       DatasetUnavailableError: where the cache cannot be written.
     """
-    parent = _caches(cache_dir) / "folders"
     content = hashlib.sha256(json.dumps([_FORMAT, image_size, list(classes)]).encode())
     for split, examples in sorted(files.items()):
         for label, path in examples:
@@ -81,26 +73,27 @@ def decode(
             line = f"\n{split} {label} {path.relative_to(root)} {state.st_size} {state.st_mtime_ns}"
             content.update(line.encode(errors="surrogateescape"))
     place = hashlib.sha256(f"{root.resolve()} {image_size}".encode(errors="surrogateescape")).hexdigest()[:12]
-    directory = parent / f"{root.resolve().name}-{place}" / content.hexdigest()[:16]
+    caches = _caches(cache_dir) / f"{root.resolve().name}-{place}"
+    directory = caches / content.hexdigest()[:16]
     found = _read(directory, list(files))
     if found is None:
         _write(root, files, image_size, directory, progress)
         found = _read(directory, list(files))
         if found is None:
-            raise _no_cache(directory.parent, "they are damaged as soon as they are written")
-        for other in directory.parent.iterdir():
+            raise _no_cache(caches, "they are damaged as soon as they are written")
+        for other in caches.iterdir():
             if other != directory and not other.name.startswith("."):
                 shutil.rmtree(other, ignore_errors=True)
     return found
 
 
 def _caches(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Where the caches of all folders are."""
+    default = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ddjax")
     try:
-        if cache_dir is not None:
-            return Path(cache_dir).expanduser()
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ddjax"
+        return Path(cache_dir or default).expanduser() / "folders"
     except RuntimeError as error:
-        raise _no_cache(cache_dir or "~/.cache", "there is no home directory") from error
+        raise _no_cache(cache_dir or default, "there is no home directory") from error
 
 
 def _read(directory: Path, splits: Sequence[str]) -> Decoded | None:

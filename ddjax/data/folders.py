@@ -4,6 +4,7 @@ All images are decoded once, in parallel and to one size, into a cache on disk; 
 they are read as a memory map, so that a set may be larger than memory.
 """
 
+import dataclasses
 import functools
 import hashlib
 import mimetypes
@@ -12,46 +13,24 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from PIL import Image
 
 from ddjax.checks import check_choice
 from ddjax.data import decoded
-from ddjax.data.dataset import Dataset, DatasetUnavailableError, check_split, declare, stratified
+from ddjax.data.dataset import Dataset, DatasetUnavailableError, check_split, declare, from_arrays, stratified
 from ddjax.progress import Progress, silent
 
-# The Italian names of the directories of Animals-10 (kaggle.com/datasets/alessiocorrado99/animals10).
-ANIMALS10: Mapping[str, str] = MappingProxyType(
-    {
-        "farfalla": "butterfly",
-        "gatto": "cat",
-        "gallina": "chicken",
-        "mucca": "cow",
-        "cane": "dog",
-        "elefante": "elephant",
-        "cavallo": "horse",
-        "pecora": "sheep",
-        "ragno": "spider",
-        "scoiattolo": "squirrel",
-    }
-)
+# The directories of Animals-10 (kaggle.com/datasets/alessiocorrado99/animals10) have Italian names.
+_ITALIAN = "farfalla gatto gallina mucca cane elefante cavallo pecora ragno scoiattolo"
+_ENGLISH = "butterfly cat chicken cow dog elephant horse sheep spider squirrel"
+ANIMALS10: Mapping[str, str] = MappingProxyType(dict(zip(_ITALIAN.split(), _ENGLISH.split(), strict=True)))
 UNREADABLE = ("refuse", "skip")
 _TEST_SHARE = 0.2
 # Names of directories that hold a split, in any case of letters.
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "testing": "test",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-}
-# What macOS puts into archives.
-_IGNORED = ("__MACOSX",)
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 _MOST_NAMED = 10
 
 
@@ -114,20 +93,24 @@ def load_folder(
         raise ValueError(f"the image size must be at least 1, got {image_size}")
     root = _open(path)
     classes, files = _find(root, class_names)
-    split = _chosen_split(root, name, split, files)
+    if split == "test" and "test" not in files and "validation" in files:
+        warnings.warn(
+            f"{root} has no directory of test images; its validation images are the test images", stacklevel=2
+        )
+        split = "validation"
+    check_split(name, split, list(files))
     cache = decoded.decode(root, files, classes, image_size=image_size, cache_dir=cache_dir, progress=progress)
     if cache.unreadable:
-        total = sum(map(len, files.values()))
-        message = f"{len(cache.unreadable)} of {total} images in {root} cannot be read: {_listed(cache.unreadable)}"
+        bad = _listed([f"{path} ({reason})" for path, reason in cache.unreadable.items()], "; ")
+        message = f"{len(cache.unreadable)} of {sum(map(len, files.values()))} images in {root} cannot be read: {bad}"
         if unreadable == "refuse":
             raise UnreadableImageError(f"{message}\nRemove them, or leave them out with unreadable=skip")
         warnings.warn(f"{message}; they are left out", stacklevel=2)
-    images, labels = cache.images(split), cache.labels[split]
     for number, class_name in enumerate(classes):
-        if number not in labels:
+        if number not in cache.labels[split]:
             raise ValueError(f"{root}: there is no readable image of class {class_name!r} for split {split!r}")
-    indices = np.arange(len(labels), dtype=np.int32)
-    return Dataset(name, split, images, labels, indices, tuple(classes), cache.images_per_second)
+    whole = from_arrays(name, split, cache.images(split), cache.labels[split], classes)
+    return dataclasses.replace(whole, decoded_per_second=cache.images_per_second)
 
 
 def _open(path: str | os.PathLike[str]) -> Path:
@@ -144,21 +127,40 @@ def _open(path: str | os.PathLike[str]) -> Path:
     return root
 
 
-def _chosen_split(root: Path, name: str, split: str, files: Mapping[str, Any]) -> str:
-    """The split to load, which is the validation split where a test split is wanted and there is none."""
-    if split == "test" and "test" not in files and "validation" in files:
-        warnings.warn(
-            f"{root} has no directory of test images; its validation images are the test images", stacklevel=3
-        )
-        return "validation"
-    check_split(name, split, list(files))
-    return split
+# The class and the file of an image, and what it is called wherever the folder is.
+_Found = tuple[int, Path, str]
 
 
 def _find(root: Path, class_names: Mapping[str, str] | None) -> tuple[list[str], dict[str, list[tuple[int, Path]]]]:
     """The names of the classes, and class number and file for each image of each split."""
     directories = {split: _class_directories(path) for split, path in _split_directories(root).items()}
     folders = sorted({folder for part in directories.values() for folder in part})
+    names = _names_of(root, folders, class_names)
+    classes = sorted(names.values())
+    found: dict[str, list[_Found]] = {}
+    for split, part in directories.items():
+        found[split], least = [], 1 if split else 2
+        for folder, name in names.items():
+            paths = _images(part[folder]) if folder in part else []
+            if len(paths) < least:
+                where = f" for split {split!r}" if split else ""
+                raise ValueError(
+                    f"{root}: class {folder!r} has {len(paths)} images{where}; at least {least} are needed"
+                )
+            for path in paths:
+                called = f"{name}/{path.relative_to(part[folder]).as_posix()}"
+                found[split].append((classes.index(name), path, called))
+    if "" in found:
+        found = _divided(found[""])
+    # Mixed, because the first examples of a set should be of all classes; by name, which is the same everywhere.
+    place = lambda image: hashlib.sha256(image[2].encode(errors="surrogateescape")).digest()
+    return classes, {
+        split: [(number, path) for number, path, _ in sorted(images, key=place)] for split, images in found.items()
+    }
+
+
+def _names_of(root: Path, folders: list[str], class_names: Mapping[str, str] | None) -> dict[str, str]:
+    """The name of the class of each directory."""
     if len(folders) < 2:
         there = f"{folders[0]}; if the classes are below it, name that directory" if folders else "none"
         raise ValueError(f"{root} must hold a directory of images for each of at least two classes, found {there}")
@@ -168,48 +170,33 @@ def _find(root: Path, class_names: Mapping[str, str] | None) -> tuple[list[str],
         unknown = ", ".join(sorted(set(class_names) - set(folders)))
         raise ValueError(f"{root} has no directory {unknown} to name; it has {', '.join(folders)}")
     names = {folder: class_names.get(folder, folder) for folder in folders}
-    classes = sorted(set(names.values()))
-    if len(classes) < len(folders):
+    if len(set(names.values())) < len(folders):
         raise ValueError(f"{root}: two directories would have one class name: {names}")
+    return names
 
-    # For each image its class, its file, and what it is called wherever the folder is.
-    found: dict[str, list[tuple[int, Path, str]]] = {split: [] for split in directories}
-    for folder in folders:
-        number = classes.index(names[folder])
-        for split, part in directories.items():
-            paths = _images(part[folder]) if folder in part else []
-            if len(paths) < (1 if split else 2):
-                raise ValueError(
-                    f"{root}: class {folder!r} has {len(paths)} images{f' for split {split!r}' if split else ''}; "
-                    f"at least {1 if split else 2} are needed"
-                )
-            for path in paths:
-                found[split].append((number, path, f"{names[folder]}/{path.relative_to(part[folder]).as_posix()}"))
-    if "" in found:
-        images = found[""]
-        chosen = set(_test_positions(np.array([number for number, _, _ in images])).tolist())
-        found = {
-            "train": [image for row, image in enumerate(images) if row not in chosen],
-            "test": [image for row, image in enumerate(images) if row in chosen],
-        }
-    # Mixed, because the first examples of a set should be of all classes; by name, which is the same everywhere.
-    place = lambda image: hashlib.sha256(image[2].encode(errors="surrogateescape")).digest()
-    return classes, {
-        split: [(number, path) for number, path, _ in sorted(images, key=place)] for split, images in found.items()
+
+def _divided(images: list[_Found]) -> dict[str, list[_Found]]:
+    """A training and a test split; at least one image of each class is in the latter."""
+    labels = np.array([number for number, _, _ in images])
+    count = max(round(_TEST_SHARE * len(images)), len(np.unique(labels)))
+    chosen = set(stratified(labels, count, seed=0).tolist())
+    return {
+        split: [image for row, image in enumerate(images) if (row in chosen) == (split == "test")]
+        for split in ("train", "test")
     }
 
 
 def _split_directories(root: Path) -> dict[str, Path]:
     """The directory of each split; that of all classes under `""` where no more than the training split is named."""
     below = _directories(root)
-    named = {name: split for name in below if (split := _SPLITS.get(name.casefold()))}
+    named = _named_splits(below)
     others = [name for name in below if name not in named]
     if others and named:
         # One class may be called "train". Then it holds images, while a split holds classes.
         if len(named) > 1 or any(_directories(below[name]) for name in named):
             raise ValueError(
-                f"{root} holds {_and(named)}, which name splits, beside {_and(others)}, which do not: it must hold "
-                "either one directory for each split, with the classes in them, or one for each class"
+                f"{root} holds {_listed(named)}, which name splits, beside {_listed(others)}, which do not: it must "
+                "hold either one directory for each split, with the classes in them, or one for each class"
             )
         named = {}
     if not named:
@@ -220,7 +207,7 @@ def _split_directories(root: Path) -> dict[str, Path]:
             raise ValueError(f"{root} holds two directories for split {split!r}: {found[split].name} and {name}")
         found[split] = below[name]
     if "train" not in found:
-        raise ValueError(f"{root} holds {_and(named)}, but no directory train")
+        raise ValueError(f"{root} holds {_listed(named)}, but no directory train")
     return found if len(found) > 1 else {"": found["train"]}
 
 
@@ -236,10 +223,15 @@ def _class_directories(directory: Path) -> dict[str, Path]:
             stacklevel=4,
         )
     for path in below.values():
-        inner = {name: split for name in _directories(path) if (split := _SPLITS.get(name.casefold()))}
+        inner = _named_splits(_directories(path))
         if len(set(inner.values())) > 1:
-            raise ValueError(f"{path} holds {_and(inner)}, which name splits: splits must stand above the classes")
+            raise ValueError(f"{path} holds {_listed(inner)}, which name splits: splits must stand above the classes")
     return below
+
+
+def _named_splits(names: Iterable[str]) -> dict[str, str]:
+    """Those names of directories that name a split, and which."""
+    return {name: _SPLITS[name.casefold()] for name in names if name.casefold() in _SPLITS}
 
 
 def _directories(root: Path) -> dict[str, Path]:
@@ -253,7 +245,8 @@ def _images(directory: Path) -> list[Path]:
         # Links may lead in a circle.
         here = os.path.realpath(place)
         names[:] = [name for name in names if not _is_ignored(name)] if here not in seen else []
-        found += [Path(place, name) for name in files if here not in seen and _is_image(Path(place, name))]
+        if here not in seen:
+            found += filter(_is_image, (Path(place, name) for name in files))
         seen.add(here)
     return sorted(found)
 
@@ -263,7 +256,8 @@ def _raise(error: OSError) -> None:
 
 
 def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name in _IGNORED
+    # The second is what macOS puts into archives.
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def _is_image(path: Path) -> bool:
@@ -279,24 +273,14 @@ _TYPES = mimetypes.MimeTypes()
 
 @functools.cache
 def _readable_extensions() -> frozenset[str]:
-    Image.init()
     return frozenset(extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN)
 
 
-def _test_positions(labels: Int[np.ndarray, " N"]) -> Int[np.ndarray, " n"]:
-    count = max(round(_TEST_SHARE * len(labels)), len(np.unique(labels)))
-    return stratified(labels, count, seed=0)
-
-
-def _listed(bad: Mapping[str, str]) -> str:
-    named = [f"{path} ({reason})" for path, reason in list(bad.items())[:_MOST_NAMED]]
-    return "; ".join(named + ([f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []))
-
-
-def _and(names: Iterable[str]) -> str:
+def _listed(names: Iterable[str], separator: str = ", ") -> str:
     """Some names, of which the first few are shown."""
     shown = list(names)
-    return ", ".join(shown[:_MOST_NAMED]) + (f" and {len(shown) - _MOST_NAMED} more" if shown[_MOST_NAMED:] else "")
+    more = [f"and {len(shown) - _MOST_NAMED} more"] if len(shown) > _MOST_NAMED else []
+    return separator.join(shown[:_MOST_NAMED] + more)
 
 
 DATASETS = (declare(load_folder, name="folder", takes_path=True),)

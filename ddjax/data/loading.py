@@ -1,17 +1,16 @@
 """Loading a split of a data set by its name."""
 
 import dataclasses
+import functools
 import inspect
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from ddjax.data.dataset import Dataset, Source, choose, rows_of
+from ddjax.data.dataset import SOURCES, Dataset, choose, rows_of
 from ddjax.data.tfds import load_tfds
 from ddjax.progress import Progress, silent
-from ddjax.registry import Registry, read_settings, settings_of
-
-SOURCES: Registry[Source] = Registry("data set", "DATASETS")
+from ddjax.registry import read_settings, settings_of
 
 
 def load(
@@ -56,6 +55,10 @@ def load(
       DatasetUnavailableError: if the set is not on this machine and cannot be prepared here, is damaged, or a folder
         cannot be decoded.
     """
+    chosen = functools.partial(choose, num_examples=num_examples, seed=seed, skip=skip)
+    base, rest = SOURCES.split(name)
+    if base not in SOURCES and ":" not in base:
+        return load_tfds(name, split, chosen, data_dir=data_dir, progress=progress)
     options: dict[str, Any] = {
         "data_dir": data_dir,
         "image_size": image_size,
@@ -64,20 +67,8 @@ def load(
         "cache_dir": cache_dir,
         "progress": progress,
     }
-    base, rest = SOURCES.split(name)
-    if base not in SOURCES and ":" not in base:
-        return load_tfds(
-            name,
-            split,
-            num_examples=num_examples,
-            seed=seed,
-            skip=skip,
-            data_dir=data_dir,
-            progress=progress,
-            others=tuple(SOURCES),
-        )
     whole = _load_whole(base, name, split, rest, options)
-    positions = choose(len(whole), lambda rows: whole.labels[rows], num_examples, seed, skip)
+    positions = chosen(len(whole), lambda rows: whole.labels[rows])
     # A slice of images on disk stays on disk.
     return rows_of(whole, slice(skip, None) if num_examples is None else positions)
 

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ddjax.data.dataset import Dataset, DatasetUnavailableError, check_split, choose
+from ddjax.data.dataset import SOURCES, Dataset, DatasetUnavailableError, check_split
 from ddjax.progress import Progress, silent
 
 _ROWS_PER_READ = 1024
@@ -31,38 +31,28 @@ _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 def load_tfds(
     name: str,
     split: str,
+    chosen: Callable[[int, Callable[[np.ndarray], np.ndarray]], np.ndarray],
     *,
-    num_examples: int | None = None,
-    seed: int = 0,
-    skip: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
-    others: Sequence[str] = (),
 ) -> Dataset:
-    """Loads a split, or a stratified subset of it, which comes into memory.
+    """Loads a subset of a split, which comes into memory; see `ddjax.data.load`.
 
-    Args:
-      name: as tensorflow-datasets takes it, NAME/CONFIGURATION:VERSION; all but NAME may be left out.
-      split: of the set.
-      num_examples: the size of the subset; None for all.
-      seed: chooses the subset.
-      skip: the first rows that are left out.
-      data_dir: the directory of the prepared sets; default: TFDS_DATA_DIR, then the default of tensorflow-datasets.
-      progress: shows the progress.
-      others: names of sets from elsewhere, for the error of an unknown name.
+    The name is one that tensorflow-datasets takes, NAME/CONFIGURATION:VERSION; all but NAME may be left out. `chosen`
+    gives the positions of the subset, from the size of the split and a function from positions to labels.
 
     Raises:
-      ValueError: if the name, the split or a number is wrong, or the set is no image classification.
+      ValueError: if the name or the split is wrong, or the set is no image classification.
       DatasetUnavailableError: if the set is damaged, or is not prepared and cannot be prepared here.
     """
     import tensorflow_datasets as tfds  # lazily, because other sets do not need it
 
     root = _root(data_dir)
-    builder = _builder(name, root, others)
+    builder = _builder(name, root)
     image_key, label_key = _feature_keys(name, builder.info.features)
     if not builder.is_prepared():
         _prepare(name, root, builder)
-        builder = _builder(name, root, others)
+        builder = _builder(name, root)
     check_split(name, split, list(builder.info.splits))
     with _reading(name, root, builder):
         # Images stay encoded, so that a pass over the labels does not decode them.
@@ -82,7 +72,7 @@ def load_tfds(
     def labels_at(positions: np.ndarray) -> np.ndarray:
         return np.fromiter((row[label_key] for row in examples(positions, "labels")), np.int32, len(positions))
 
-    positions = choose(available, labels_at, num_examples, seed, skip)
+    positions = chosen(available, labels_at)
     labels = np.empty(len(positions), np.int32)
     images = np.empty(0, np.uint8)
     mode = _PIL_MODES[builder.info.features[image_key].shape[-1]]
@@ -134,7 +124,7 @@ def _decode(encoded: bytes, mode: str) -> UInt8[np.ndarray, "H W C"]:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _builder(name: str, root: str, others: Sequence[str]) -> Any:
+def _builder(name: str, root: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
@@ -157,7 +147,7 @@ def _builder(name: str, root: str, others: Sequence[str]) -> Any:
         hint = f"; close matches: {', '.join(close)}" if close else ""
         # Without the cause, because TFDS's message lists every set it knows.
         raise ValueError(
-            f"unknown data set {name!r}; known: {', '.join(others)}, and the image-classification sets of"
+            f"unknown data set {name!r}; known: {', '.join(SOURCES)}, and the image-classification sets of"
             f" tensorflow-datasets{hint}; or the import path of another one, package.module:name"
         ) from None
 

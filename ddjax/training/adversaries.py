@@ -1,10 +1,6 @@
 """Adversaries: attacks that replace the inputs of every training batch, for adversarial training.
 
 Nothing is done to inputs when the network is used, and nothing hides its gradients.
-
-Reference:
-  Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks, 2018
-  (arXiv 1706.06083).
 """
 
 import dataclasses
@@ -16,9 +12,6 @@ from ddjax import attacks
 from ddjax.classifier import LogitsFn
 from ddjax.registry import Registry
 
-# Of the radius: 2/255 of 8/255.
-_STEP = 0.25
-
 
 @dataclasses.dataclass(frozen=True)
 class DeclaredAdversary:
@@ -26,8 +19,8 @@ class DeclaredAdversary:
 
     Attributes:
       name: what recipes take.
-      function: from the classifier, inputs `[B, ...]`, labels `[B]` and keys `[B]` to inputs; its settings `epsilon`,
-        the radius in Linf in input units, and `num_steps` are keyword-only.
+      function: from the classifier as it is at a step, inputs `[B, ...]` in [0, 1], their true labels `[B]` and keys
+        `[B]` to inputs; its settings `epsilon`, the radius in Linf, and `num_steps` are keyword-only.
     """
 
     name: str
@@ -45,27 +38,20 @@ def pgd_examples(
 ) -> Float[Array, "B ..."]:
     """The results of projected gradient descent in Linf from a random start, in steps of a quarter of the radius.
 
-    Args:
-      logits_fn: the network as it is at this step.
-      images: within [0, 1].
-      labels: the true classes.
-      keys: one for each image.
-      epsilon: the radius, 8/255 for CIFAR-10 in the paper.
-      num_steps: 7 for CIFAR-10 in the paper.
-
-    Returns:
-      The strongest iterates.
+    For the arguments see `DeclaredAdversary`. For CIFAR-10, `epsilon` is 8/255 and `num_steps` 7 in the paper.
 
     Raises:
       ValueError: as `attacks.pgd` does.
 
     Reference:
-      Madry et al., 2018 (arXiv 1706.06083), section 4.
+      Madry, Makelov, Schmidt, Tsipras and Vladu, Towards Deep Learning Models Resistant to Adversarial Attacks, 2018
+      (arXiv 1706.06083), section 4.
 
     Departures from the paper:
       The result is the iterate with the highest loss, misclassified ones first, and not the last iterate.
     """
-    step = _STEP * epsilon
+    # 2/255 of 8/255.
+    step = epsilon / 4
     return attacks.pgd(logits_fn, images, labels, key=keys, epsilon=epsilon, step_size=step, num_steps=num_steps).inputs
 
 

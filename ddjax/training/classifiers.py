@@ -1,7 +1,6 @@
 """Trains one classifier, or distills one, from arrays: what most users call."""
 
 import contextlib
-import pathlib
 from typing import Any
 
 import flax.linen as nn
@@ -14,14 +13,14 @@ from jaxtyping import Array, Float, Int, Key, Num
 from ddjax import losses, parallel
 from ddjax.checkpoints import Checkpoints, NetworkSpec
 from ddjax.checks import check_number, check_whole_number
+from ddjax.data import Batches
 from ddjax.files import PathLike, local_path
 from ddjax.progress import Progress, silent
 from ddjax.rounding import to_float
 from ddjax.state import TrainState, check_network, create_state
 from ddjax.training import distillation, step
-from ddjax.training.stack import Reader, train_stack
+from ddjax.training.stack import train_stack
 
-_TEACHER, _STUDENT = 0, 1
 # How far the sum of a distribution may be from 1.
 _SUM_TOLERANCE = 1e-3
 
@@ -82,7 +81,7 @@ def train(
     check_whole_number("epochs", epochs, least=1)
     check_whole_number("batch_size", batch_size, least=1)
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
-        raise ValueError(f"key must be one typed key, such as jax.random.key(0), got {_shown(key)}")
+        raise ValueError(f"key must be one typed key, such as jax.random.key(0), got {getattr(key, 'aval', key)}")
     inputs = _checked_inputs(inputs)
     num_classes = check_network(network, inputs.shape[1:])
     targets = _checked_targets(labels, len(inputs), num_classes)
@@ -105,15 +104,14 @@ def train(
                 num_train=len(inputs),
                 batch_size=batch_size,
             )
-            store = Checkpoints(checkpoints, spec)
-            stack.callback(store.close)
+            store = stack.enter_context(contextlib.closing(Checkpoints(checkpoints, spec)))
             state, done = store.restore(state)
         if done >= epochs:
             return state
         on_disk = isinstance(inputs, np.memmap)
         (state,) = train_stack(
             [state],
-            Reader(inputs) if on_disk else lambda mesh: parallel.replicate(inputs, mesh),
+            Batches(inputs) if on_disk else lambda mesh: parallel.replicate(inputs, mesh),
             [targets],
             [temperature],
             num_examples=len(inputs),
@@ -164,30 +162,22 @@ def distill(
       The teacher and the student.
 
     Raises:
-      ValueError: as `train` does.
-      FloatingPointError: as `train` does.
-      CheckpointError: as `train` does.
+      ValueError, FloatingPointError, CheckpointError: as `train` does.
 
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
-    places: list[pathlib.Path | None] = [None, None]
-    if checkpoints is not None:
-        places = [local_path(checkpoints) / role for role in ("teacher", "student")]
-    settings = settings | {"temperature": temperature, "epochs": epochs, "batch_size": batch_size}
+    settings |= {"temperature": temperature, "epochs": epochs, "batch_size": batch_size}
 
-    def one(role: int, labels: Any) -> TrainState:
-        own_key = jax.random.fold_in(key, role)
-        return train(network, optimizer, inputs, labels, key=own_key, checkpoints=places[role], **settings)
+    def one(number: int, role: str, labels: Any) -> TrainState:
+        place = None if checkpoints is None else local_path(checkpoints) / role
+        own_key = jax.random.fold_in(key, number)
+        return train(network, optimizer, inputs, labels, key=own_key, checkpoints=place, **settings)
 
-    teacher = one(_TEACHER, labels)
+    teacher = one(0, "teacher", labels)
     shared = (teacher.logits_fn, np.float32(temperature))
     soft = parallel.Evaluator()(distillation.soft_labels_of_batch, shared, _checked_inputs(inputs))
-    return teacher, one(_STUDENT, soft)
-
-
-def _shown(value: Any) -> str:
-    return f"an array of {value.dtype}{list(value.shape)}" if isinstance(value, jax.Array) else repr(value)
+    return teacher, one(1, "student", soft)
 
 
 def _checked_inputs(inputs: Any) -> np.ndarray | jax.Array:
@@ -218,7 +208,6 @@ def _checked_targets(labels: Any, count: int, num_classes: int) -> np.ndarray:
             f"the labels must be integers [{count}] or distributions [{count}, {num_classes}], one for each input; got "
             f"{found.dtype} of shape {found.shape}"
         )
-    sums = np.abs(found.sum(axis=1) - 1)
-    if not ((found >= 0).all() and (sums < _SUM_TOLERANCE).all()):
+    if not ((found >= 0).all() and np.allclose(found.sum(axis=1), 1, rtol=0, atol=_SUM_TOLERANCE)):
         raise ValueError("the labels must be distributions over the classes: at least 0, and with a sum of 1 each")
     return found.astype(np.float32)

@@ -16,16 +16,13 @@ from ddjax.training.step import Scalar
 def soft_labels(
     logits_fn: LogitsFn, inputs: Num[Array, "N ..."], temperature: Scalar, *, batch_size: int = 1000
 ) -> Float[Array, "N K"]:
-    """The teacher's probabilities at a temperature: `softmax(logits / temperature)`.
+    """The teacher's probabilities at a temperature, `softmax(logits / temperature)`, for each example.
 
     Args:
       logits_fn: the teacher, with dropout off; logits, not probabilities.
       inputs: the training set, uint8 or floats.
       temperature: the one the teacher was trained at.
       batch_size: how many examples go through the network at a time.
-
-    Returns:
-      A distribution over the classes for each example.
 
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
@@ -38,15 +35,7 @@ def soft_labels(
 
 
 def soft_labels_of_batch(shared: Any, inputs: Num[Array, "B ..."]) -> Float[Array, "B K"]:
-    """`soft_labels` of one batch, for `parallel.Evaluator`.
-
-    Args:
-      shared: the teacher and the temperature.
-      inputs: uint8 or floats.
-
-    Returns:
-      A distribution over the classes for each example.
-    """
+    """`soft_labels` of one batch, for `parallel.Evaluator`; `shared` are the teacher and the temperature."""
     logits_fn, temperature = shared
     return jax.nn.softmax(logits_fn(to_float(inputs)) / temperature)
 
@@ -54,13 +43,8 @@ def soft_labels_of_batch(shared: Any, inputs: Num[Array, "B ..."]) -> Float[Arra
 def with_noise(images: Num[np.ndarray, "N ..."], std: float, key: Key[Array, ""]) -> Num[np.ndarray, "N ..."]:
     """Images with small random noise, for soft labels that also describe the surroundings of an image.
 
-    Args:
-      images: uint8 or floats in [0, 1].
-      std: the standard deviation of the normal noise on images in [0, 1], at least 0.
-      key: of the noise.
-
-    Returns:
-      Images of the same dtype in the same range, on the host; uint8 ones rounded.
+    The noise is normal, with a standard deviation of at least 0 on images in [0, 1]. The results are on the host, in
+    the range of the images and of their dtype; uint8 ones are rounded.
 
     Raises:
       ValueError: when the standard deviation is negative or not finite.

@@ -3,24 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from ddjax import parallel
+from ddjax.checkpoints import Checkpoints
 from ddjax.progress import Progress, silent
 from ddjax.state import TrainState
-
-Metrics = dict[str, Any]
-
-
-@runtime_checkable
-class Store(Protocol):
-    """Where a network's states are kept; `checkpoints.Checkpoints` is one."""
-
-    def save(self, epoch: int, state: TrainState) -> None:
-        """Stores the state after an epoch, whole or not at all."""
-        ...
 
 
 def train_epochs(
@@ -30,13 +20,13 @@ def train_epochs(
     names: Sequence[str],
     done: Sequence[int],
     epochs: int,
-    stores: Sequence[Store | None] = (),
+    stores: Sequence[Checkpoints | None] = (),
     unstack: Callable[[Any], Sequence[TrainState]] = lambda state: [state],
-    after_epoch: Callable[[Any, int, Metrics], Metrics] | None = None,
+    after_epoch: Callable[[Any, int, dict[str, Any]], dict[str, Any]] | None = None,
     checkpoint_seconds: float = 30.0,
     progress: Progress = silent,
 ) -> Any:
-    """Trains one network or a stack of networks to the last epoch.
+    """Trains one network or a stack of networks to the last epoch, and returns their states.
 
     A training that was stopped and goes on from its checkpoints ends with the same parameters, bit for bit.
 
@@ -53,9 +43,6 @@ def train_epochs(
       checkpoint_seconds: the least time between two checkpoints. The last epoch is always kept.
       progress: shows the epochs and their metrics.
 
-    Returns:
-      The states after the last epoch.
-
     Raises:
       FloatingPointError: when a metric is no longer finite: the training has diverged.
     """
@@ -66,7 +53,7 @@ def train_epochs(
         for epoch in range(min(done) + 1, epochs + 1):
             live = np.array([before < epoch for before in done])
             states, told = epoch_fn(states, live)
-            known: Metrics = {name: parallel.fetch(values) for name, values in told.items()}
+            known: dict[str, Any] = {name: parallel.fetch(values) for name, values in told.items()}
             for metric, values in known.items():
                 _check_finite(metric, values, names, live, epoch)
             if after_epoch is not None:
@@ -88,9 +75,8 @@ def _is_time(saved: float, seconds: float) -> bool:
 
 def _check_finite(metric: str, values: Any, names: Sequence[str], live: np.ndarray, epoch: int) -> None:
     """Raises FloatingPointError for a live network's metric that is not finite."""
+    of_members = np.broadcast_to(values, max(np.size(values), len(names)))
     # `zip` drops members that only fill a stack up.
-    for name, value, is_live in zip(
-        names, np.broadcast_to(values, max(np.size(values), len(names))), live, strict=False
-    ):
+    for name, value, is_live in zip(names, of_members, live, strict=False):
         if is_live and not math.isfinite(float(value)):
             raise FloatingPointError(f"the {metric} of {name} became {value} in epoch {epoch}: lower the learning rate")

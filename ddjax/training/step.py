@@ -127,6 +127,8 @@ def train_epoch(
 ) -> tuple[TrainState, Float[Array, ""]]:
     """Trains for one epoch: a scan over a random permutation of the data, which stays on the device.
 
+    Returns the state after the epoch and its mean loss.
+
     Args:
       state: at the start of an epoch.
       inputs: the training set, uint8 or floats.
@@ -134,9 +136,6 @@ def train_epoch(
       temperature: T > 0.
       batch_size: the examples of a step, at most N. The rest that fills no batch is left out of this epoch.
       **settings: `augment`, `adversary` and `loss` of `train_step`.
-
-    Returns:
-      The state after the epoch and its mean loss.
     """
 
     def step(state: TrainState, rows: Array) -> tuple[TrainState, Array]:
@@ -147,16 +146,7 @@ def train_epoch(
 
 
 def epoch_rows(state: TrainState, num_examples: int, batch_size: int) -> Int[Array, "steps batch"]:
-    """The examples of each step of the epoch that a state is in: batches of a random permutation.
-
-    Args:
-      state: at the start of an epoch.
-      num_examples: the size of the training set.
-      batch_size: the examples of a step.
-
-    Returns:
-      Positions in the training set.
-    """
+    """The positions of the examples of each step of an epoch that a state begins: a random permutation of all."""
     num_steps = steps_per_epoch(num_examples, batch_size)
     order_key = jax.random.fold_in(jax.random.fold_in(state.key, _ORDER), state.step // num_steps)
     order = jax.random.permutation(order_key, num_examples)[: num_steps * batch_size]
@@ -164,14 +154,7 @@ def epoch_rows(state: TrainState, num_examples: int, batch_size: int) -> Int[Arr
 
 
 class Member(NamedTuple):
-    """One network of a stack that is trained as one program.
-
-    Attributes:
-      state: at the start of an epoch.
-      targets: a distribution over the classes for each training example, `[N, K]`.
-      temperature: T > 0.
-      live: whether the network is trained in this epoch; else its state stays.
-    """
+    """One network of a stack, the targets `[N, K]` and the temperature of its training, and whether it goes on."""
 
     state: TrainState
     targets: Any
@@ -179,42 +162,18 @@ class Member(NamedTuple):
     live: Any
 
 
-def train_member(
-    inputs: Num[Array, "N ..."], member: Member, *, batch_size: int, **settings: Any
-) -> tuple[TrainState, Float[Array, ""]]:
-    """`train_epoch` of one network of a stack, for `parallel.over_members`.
-
-    Args:
-      inputs: the training set, which the members share.
-      member: the network; not trained where it is not live.
-      batch_size: the examples of a step, at most N.
-      **settings: `augment`, `adversary` and `loss` of `train_step`.
-
-    Returns:
-      The state after the epoch and its mean loss; NaN where it is not live.
-    """
-    state, targets, temperature, live = member
-    train = lambda state: train_epoch(state, inputs, targets, temperature, batch_size=batch_size, **settings)
-    return lax.cond(live, train, _keep, state)
+def train_member(inputs: Num[Array, "N ..."], member: Member, **settings: Any) -> tuple[TrainState, Float[Array, ""]]:
+    """`train_epoch` of one network of a stack; one that is not live keeps its state and has the loss NaN."""
+    train = lambda state: train_epoch(state, inputs, member.targets, member.temperature, **settings)
+    return lax.cond(member.live, train, _keep, member.state)
 
 
 def step_member(
     member: Member, inputs: Num[Array, "B ..."], rows: Int[Array, " B"], **settings: Any
 ) -> tuple[TrainState, Float[Array, ""]]:
-    """`train_step` of one network of a stack, on inputs that do not fit the device all at once.
-
-    Args:
-      member: the network; not trained where it is not live.
-      inputs: of this step.
-      rows: their positions in the training set, as `epoch_rows` gives them.
-      **settings: `augment`, `adversary` and `loss` of `train_step`.
-
-    Returns:
-      The state after the step and the loss before it; NaN where it is not live.
-    """
-    state, targets, temperature, live = member
-    train = lambda state: train_step(state, (inputs, targets[rows]), temperature, **settings)
-    return lax.cond(live, train, _keep, state)
+    """`train_step` of one network of a stack, on some rows of the training set and their inputs; see `train_member`."""
+    train = lambda state: train_step(state, (inputs, member.targets[rows]), member.temperature, **settings)
+    return lax.cond(member.live, train, _keep, member.state)
 
 
 def _keep(state: TrainState) -> tuple[TrainState, Array]:

@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 
 from ddjax import layers, parallel
 from ddjax.checkpoints import Checkpoints, NetworkSpec
-from ddjax.data import Dataset
+from ddjax.data import Batches, Dataset
 from ddjax.files import PathLike, local_path
 from ddjax.progress import Progress, silent
 from ddjax.state import TrainState, create_state
 from ddjax.training import distillation, step
-from ddjax.training.stack import Reader, train_stack
+from ddjax.training.stack import Inputs, train_stack
 
 # Which key of a seed makes which network: the same initial parameters at every temperature.
 _ROLES = ("baseline", "start", "teacher", "student", "source", "plain", "noisy_student", "finetuned", "substitute")
@@ -62,13 +62,7 @@ class Settings:
 
 
 class Network(NamedTuple):
-    """One network of a run.
-
-    Attributes:
-      role: one of `_ROLES`.
-      seed: of its training.
-      temperature: of its training.
-    """
+    """One network of a run: its role, one of `_ROLES`, and the seed and the temperature of its training."""
 
     role: str
     seed: int
@@ -85,47 +79,44 @@ def tag(temperature: float | None) -> str:
     return "none" if temperature is None else f"T{temperature:g}"
 
 
+@dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Trains the networks of a run, or restores what an earlier process of the run has trained."""
+    """Trains the networks of a run, or restores what an earlier process of the run has trained.
 
-    def __init__(
-        self,
-        directory: PathLike,
-        settings: Settings,
-        train: Dataset,
-        *,
-        stacking: str = "auto",
-        checkpoint_seconds: float = 30.0,
-        progress: Progress = silent,
-        evaluator: parallel.Evaluator | None = None,
-    ) -> None:
-        """Takes the data; it goes to the devices when they train.
+    Attributes:
+      directory: of the checkpoints.
+      settings: how to train.
+      train: the training set; it goes to the devices when they train.
+      stacking: see `parallel.over_members`.
+      checkpoint_seconds: the least time between two checkpoints of one training.
+      progress: shows epochs and batches.
+      evaluator: computes the soft labels of images on disk.
+    """
 
-        Args:
-          directory: of the checkpoints.
-          settings: how to train.
-          train: the training set.
-          stacking: see `parallel.over_members`.
-          checkpoint_seconds: the least time between two checkpoints of one training.
-          progress: shows epochs and batches.
-          evaluator: computes the soft labels of images on disk.
-        """
-        self._directory = local_path(directory)
-        self._settings, self._train = settings, train
-        self._images = functools.cache(functools.partial(parallel.replicate, train.images))
-        self._reader = Reader(train.images) if train.on_disk else None
-        self._batch_size = min(settings.batch_size, len(train))
-        self._how = {"stacking": stacking, "checkpoint_seconds": checkpoint_seconds, "progress": progress}
-        self._stacking = stacking
-        self._evaluator = parallel.Evaluator() if evaluator is None else evaluator
+    directory: PathLike
+    settings: Settings
+    train: Dataset
+    _: dataclasses.KW_ONLY
+    stacking: str = "auto"
+    checkpoint_seconds: float = 30.0
+    progress: Progress = silent
+    evaluator: parallel.Evaluator = dataclasses.field(default_factory=parallel.Evaluator)
+
+    @functools.cached_property
+    def _inputs(self) -> Inputs:
+        return Batches(self.train.images) if self.train.on_disk else _placed(self.train.images)
+
+    @property
+    def _batch_size(self) -> int:
+        return min(self.settings.batch_size, len(self.train))
 
     def rates(self) -> dict[str, float | None] | None:
         """Images a second, where they come from disk: decoded, read, and trained on; None where they do not.
 
         The last is unknown where there was a single batch.
         """
-        found = self._reader and self._reader.rates()
-        return {"decoded_per_second": self._train.decoded_per_second, **found} if found else None
+        found = self._inputs.rates() if isinstance(self._inputs, Batches) else None
+        return {"decoded_per_second": self.train.decoded_per_second, **found} if found else None
 
     def plain(self, seed: int, temperature: float = 1.0, role: str = "baseline") -> TrainState:
         """A network trained on the true labels."""
@@ -148,19 +139,16 @@ class Trainer:
           noise: the standard deviation of the normal noise on images in [0, 1], drawn once.
           finetune_epochs: how many epochs the student then learns the true labels of the images without noise.
 
-        Returns:
-          Teacher and student.
-
         Raises:
           ValueError: for images on disk, of which a noisy copy may not fit into memory.
         """
-        if self._train.on_disk:
+        if self.train.on_disk:
             raise ValueError("training on noisy images needs the images in memory: take a subset of the training set")
-        (teacher,) = self._train_all([Network("teacher", seed, temperature)])
-        noisy = distillation.with_noise(self._train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
-        images = functools.cache(functools.partial(parallel.replicate, noisy))
-        labels = lambda: self._soft_labels([teacher], [temperature], images)
-        (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, images=images)
+        teacher = self.plain(seed, temperature, "teacher")
+        noisy = distillation.with_noise(self.train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
+        inputs = _placed(noisy)
+        labels = lambda: self._soft_labels([teacher], [temperature], inputs)
+        (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, inputs=inputs)
         if finetune_epochs:
             network = Network("finetuned", seed, temperature)
             (student,) = self._train_all([network], start=student, epochs=finetune_epochs)
@@ -171,42 +159,31 @@ class Trainer:
     ) -> tuple[list[TrainState], list[tuple[TrainState, TrainState]]]:
         """All networks of a sweep: first the undistilled ones and the teachers together, then the students.
 
-        Args:
-          baselines: the seeds of the undistilled ones.
-          distilled: seeds and temperatures of teachers and students.
-
-        Returns:
-          The undistilled networks, and teacher and student for each of `distilled`.
+        Takes the seeds of the undistilled ones, and a seed and a temperature for each pair of teacher and student.
+        Returns the undistilled networks, and the pairs.
 
         Reference:
           Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
         """
         first = [Network("baseline", seed) for seed in baselines]
-        first += [Network("teacher", seed, temperature) for seed, temperature in distilled]
+        first += [Network("teacher", *each) for each in distilled]
         trained = self._train_all(first)
-        teachers = trained[len(baselines) :]
-        students = [Network("student", seed, temperature) for seed, temperature in distilled]
-        temperatures = [temperature for _, temperature in distilled]
+        undistilled, teachers = trained[: len(baselines)], trained[len(baselines) :]
+        soft_labels = lambda: self._soft_labels(teachers, [temperature for _, temperature in distilled])
         # Of one size, so that one program trains both.
-        soft_labels = lambda: self._soft_labels(teachers, temperatures)
-        return trained[: len(baselines)], list(
-            zip(teachers, self._train_all(students, soft_labels, size=len(first)), strict=True)
-        )
+        students = self._train_all([Network("student", *each) for each in distilled], soft_labels, size=len(first))
+        return undistilled, list(zip(teachers, students, strict=True))
 
     def _soft_labels(
-        self,
-        teachers: list[TrainState],
-        temperatures: list[float],
-        images: Callable[[Mesh], jax.Array] | None = None,
+        self, teachers: list[TrainState], temperatures: list[float], inputs: Inputs | None = None
     ) -> np.ndarray:
         members = [(each.logits_fn, np.float32(t)) for each, t in zip(teachers, temperatures, strict=True)]
-        if self._train.on_disk:
+        inputs = inputs or self._inputs
+        if isinstance(inputs, Batches):
             label = distillation.soft_labels_of_batch
-            return np.stack([self._evaluator(label, member, self._train.images) for member in members])
+            return np.stack([self.evaluator(label, member, self.train.images) for member in members])
         over = parallel.make_mesh("sweep", len(members))
-        labels = _compiled_soft_labels(self._stacking, over)(
-            (images or self._images)(over), parallel.stack(members, over)
-        )
+        labels = _compiled_soft_labels(self.stacking, over)(inputs(over), parallel.stack(members, over))
         return parallel.fetch(labels)[: len(teachers)]
 
     def _train_all(
@@ -215,60 +192,66 @@ class Trainer:
         targets: Callable[[], np.ndarray] | None = None,
         *,
         size: int = 0,
-        images: Callable[[Mesh], jax.Array] | None = None,
+        inputs: Inputs | None = None,
         start: TrainState | None = None,
         epochs: int | None = None,
     ) -> list[TrainState]:
-        """Trains networks of equal structure to their last epoch.
+        """Trains networks that do not depend on each other to their last epoch; see `train_stack`.
 
-        Args:
-          networks: that do not depend on each other.
-          targets: makes a distribution over the classes for each network and image, `[S, N, K]`; default: the labels.
-          size: the least size of the stack.
-          images: places the training images on devices; default: those of the data set.
-          start: whose parameters networks that have not begun get; default: as they are initialized.
-          epochs: how many in all; default: those of the settings.
+        Targets, inputs and epochs are by default those of the data set and the settings. Networks that have not begun
+        get the parameters of `start`, where it is given.
         """
         if not networks:
             return []
         role = networks[0].role
         if epochs is None:
-            epochs = self._settings.warm_start_epochs if role == "start" else self._settings.epochs
+            epochs = self.settings.warm_start_epochs if role == "start" else self.settings.epochs
         with contextlib.ExitStack() as stack:
-            checkpoints = [self._checkpoints(network, epochs) for network in networks]
-            for each in checkpoints:
-                stack.callback(each.close)
-            fresh = [self._fresh(network) for network in networks]
-            restored = [each.restore(state) for each, state in zip(checkpoints, fresh, strict=True)]
+            stores = [stack.enter_context(contextlib.closing(self._checkpoints(each, epochs))) for each in networks]
+            restored = [store.restore(self._fresh(each)) for store, each in zip(stores, networks, strict=True)]
             states, done = [state for state, _ in restored], [epoch for _, epoch in restored]
             if min(done) >= epochs:
                 return states
-            states = self._warm_started(networks, states, done)
-            if start is not None:
-                pairs = zip(states, done, strict=True)
-                states = [state if epoch else _begun_from(start, state) for state, epoch in pairs]
+            new = [network for network, epoch in zip(networks, done, strict=True) if epoch == 0]
+            starts = self._starts(new) if start is None else dict.fromkeys(new, start)
+            for place, network in enumerate(networks):
+                if network in starts:
+                    given = starts[network]
+                    states[place] = states[place].replace(params=given.params, statistics=given.statistics)
             return train_stack(
                 states,
-                self._reader or images or self._images,
+                inputs or self._inputs,
                 targets() if targets else [self._true_labels(network.role) for network in networks],
                 [network.temperature for network in networks],
-                num_examples=len(self._train),
+                num_examples=len(self.train),
                 batch_size=self._batch_size,
                 epochs=epochs,
                 names=[f"{network.folder} {network.role}" for network in networks],
                 done=done,
-                stores=checkpoints,
+                stores=stores,
                 size=size,
-                augment=self._settings.augment,
-                adversary=None if role == "start" else self._settings.adversary,
-                **self._how,
+                augment=self.settings.augment,
+                adversary=None if role == "start" else self.settings.adversary,
+                stacking=self.stacking,
+                checkpoint_seconds=self.checkpoint_seconds,
+                progress=self.progress,
             )
+
+    def _starts(self, networks: Sequence[Network]) -> dict[Network, TrainState]:
+        """The trained network that those with a warm start begin from, which those of one seed share."""
+        if self.settings.warm_start_epochs == 0:
+            return {}
+        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self.settings.adversary else []))
+        warm = [network for network in networks if network.role in roles]
+        seeds = sorted({network.seed for network in warm})
+        trained = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
+        return {network: trained[network.seed] for network in warm}
 
     def _true_labels(self, role: str) -> np.ndarray:
         """One-hot labels, weighted by class where the settings say so of this role."""
-        labels, count = self._train.labels, self._train.num_classes
+        labels, count = self.train.labels, self.train.num_classes
         one_hot = np.eye(count, dtype=np.float32)[labels]
-        if not self._settings.class_weights or role not in _UNDISTILLED:
+        if not self.settings.class_weights or role not in _UNDISTILLED:
             return one_hot
         from sklearn.utils.class_weight import compute_class_weight  # lazily: it takes a second
 
@@ -277,44 +260,31 @@ class Trainer:
 
     def _fresh(self, network: Network) -> TrainState:
         """A network before training."""
-        optimizer = self._settings.optimizer(step.steps_per_epoch(len(self._train), self._batch_size))
+        optimizer = self.settings.optimizer(step.steps_per_epoch(len(self.train), self._batch_size))
         key = jax.random.fold_in(jax.random.key(network.seed), _ROLES.index(network.role))
-        return create_state(self._settings.network, optimizer, self._train.image_shape, key)
+        return create_state(self.settings.network, optimizer, self.train.image_shape, key)
 
     def _checkpoints(self, network: Network, epochs: int) -> Checkpoints:
         """Where a network is kept."""
         spec = NetworkSpec.of(
-            self._settings.network,
-            recipe=self._settings.recipe,
-            dataset=self._train.name,
-            num_classes=self._train.num_classes,
-            image_shape=self._train.image_shape,
+            self.settings.network,
+            recipe=self.settings.recipe,
+            dataset=self.train.name,
+            num_classes=self.train.num_classes,
+            image_shape=self.train.image_shape,
             role=network.role,
             temperature=float(network.temperature),
             seed=network.seed,
             epochs=epochs,
-            num_train=len(self._train),
+            num_train=len(self.train),
             batch_size=self._batch_size,
         )
-        return Checkpoints(self._directory / network.folder / network.role, spec)
-
-    def _warm_started(self, networks: list[Network], states: list[TrainState], done: list[int]) -> list[TrainState]:
-        """Gives networks that have not begun the parameters of their common start, where there is one."""
-        roles = ("teacher", "student", "noisy_student", *(["baseline"] if self._settings.adversary else []))
-        begun = [bool(epoch) or network.role not in roles for network, epoch in zip(networks, done, strict=True)]
-        if self._settings.warm_start_epochs == 0 or all(begun):
-            return states
-        seeds = sorted({network.seed for network, is_begun in zip(networks, begun, strict=True) if not is_begun})
-        starts = dict(zip(seeds, self._train_all([Network("start", seed) for seed in seeds]), strict=True))
-        return [
-            state if is_begun else _begun_from(starts[network.seed], state)
-            for network, state, is_begun in zip(networks, states, begun, strict=True)
-        ]
+        return Checkpoints(local_path(self.directory) / network.folder / network.role, spec)
 
 
-def _begun_from(start: TrainState, state: TrainState) -> TrainState:
-    """A fresh state with the network of another."""
-    return state.replace(params=start.params, statistics=start.statistics)
+def _placed(images: np.ndarray) -> Inputs:
+    """The same arrays for the same mesh."""
+    return functools.cache(functools.partial(parallel.replicate, images))
 
 
 @functools.cache

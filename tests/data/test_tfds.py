@@ -32,7 +32,7 @@ def stub_builder(monkeypatch, images, labels, *, shape=(None, None, 1), extra=No
     builder = SimpleNamespace(
         info=info, is_prepared=lambda: True, as_data_source=lambda split, decoders: Source(), data_dir="SOMEWHERE"
     )
-    monkeypatch.setattr(tfds_sets, "_builder", lambda name, root, others: builder)
+    monkeypatch.setattr(tfds_sets, "_builder", lambda name, root: builder)
 
 
 @pytest.fixture(scope="module")
