@@ -4,9 +4,9 @@
 `judge`.
 """
 
-from ddjax.evaluation.attempts import TARGETS, Attempts, choose_targets, key_data, make_attempts, resolve_targets
+from ddjax.evaluation.attempts import TARGETS, Attempts, key_data, make_attempts, resolve_targets
 from ddjax.evaluation.budgets import default_budgets, is_within, of_norm
-from ddjax.evaluation.judging import Judgement, decisions, judge, logits_of
+from ddjax.evaluation.judging import Judgement, decisions, judge
 from ddjax.evaluation.matrix import Detector, Look, MatrixRow, Verdict, worst_case
 from ddjax.evaluation.report import ZERO_SHARE, AttackRow, Report, evaluate
 from ddjax.evaluation.running import (
@@ -35,7 +35,6 @@ __all__ = [
     "Report",
     "Verdict",
     "check_settings",
-    "choose_targets",
     "costs",
     "decisions",
     "default_budgets",
@@ -43,7 +42,6 @@ __all__ = [
     "is_within",
     "judge",
     "key_data",
-    "logits_of",
     "make_attempts",
     "of_norm",
     "parse_attack",
