@@ -28,9 +28,6 @@ def cross_entropy_at_temperature(
       probabilities: each row a distribution over the classes; 0 for classes that are switched off.
       temperature: T > 0; may be traced.
 
-    Returns:
-      The loss of each example.
-
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
@@ -60,15 +57,8 @@ def dlr(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, "
     """Difference of logits ratio: minus the margin of the label, over the first logit minus the third.
 
     It does not change when the logits are shifted or scaled, so its gradient survives where the softmax saturates. It
-    is positive where the decision is not the label.
-
-    Args:
-      logits: of at least 3 classes.
-      labels: the true classes.
-
-    Returns:
-      The ratio of each example. Where it does not exist, minus the margin: if the three largest logits are equal, if
-      fewer than 3 classes are not switched off, or if the label is switched off.
+    is positive where the decision is not the label. Where the ratio does not exist, it is minus the margin: if the
+    three largest logits are equal, if fewer than 3 classes are not switched off, or if the label is switched off.
 
     Raises:
       ValueError: with fewer than 3 classes.
@@ -86,15 +76,9 @@ def targeted_dlr(
 ) -> Float[Array, " B"]:
     """Difference of logits ratio of the label and a target: larger, the closer the decision is to the target.
 
-    Args:
-      logits: of at least 4 classes.
-      labels: the true classes.
-      targets: the classes to reach.
-
-    Returns:
-      The target's logit minus the label's, over the first logit minus the mean of the third and the fourth. Where that
-      does not exist, the target's logit minus the label's: if the four largest logits are equal, if fewer than 4
-      classes are not switched off, or if the label or the target is switched off.
+    The target's logit minus the label's, over the first logit minus the mean of the third and the fourth. Where the
+    ratio does not exist, it is the target's logit minus the label's: if the four largest logits are equal, if fewer
+    than 4 classes are not switched off, or if the label or the target is switched off.
 
     Raises:
       ValueError: with fewer than 4 classes.
@@ -158,9 +142,8 @@ class Loss:
         Raises:
           ValueError: with targets, for a loss without a targeted form; with too few classes.
         """
-        least = self.classes if targets is None else self.targeted_classes
+        form, least = ("", self.classes) if targets is None else ("targeted ", self.targeted_classes)
         if logits.shape[1] < least:
-            form = "" if targets is None else "targeted "
             raise ValueError(f"the {form}loss {self.name} needs at least {least} classes, got {logits.shape[1]}")
         if targets is None:
             return self.function(logits, labels)
@@ -185,6 +168,4 @@ LOSSES = (
 )
 
 # The losses of attacks, by name or import path.
-REGISTRY: Registry[Loss] = Registry("loss", "LOSSES")
-for _loss in LOSSES:
-    REGISTRY.register(_loss)
+REGISTRY: Registry[Loss] = Registry("loss", "LOSSES", LOSSES)

@@ -223,36 +223,22 @@ def lights(probe: Probe) -> tuple[Light, ...]:
     right = np.asarray(probe.correct, bool)
     count = int(right.sum())
     of_right = lambda broken: np.asarray(broken, bool)[right]
-    many, whole_box = of_right(probe.many_steps), of_right(probe.whole_box)
+    many, whole_box, zeros = of_right(probe.many_steps), of_right(probe.whole_box), np.asarray(probe.zeros)[right]
+    missed, alone, blind = ~whole_box, of_right(probe.random) & ~many, zeros == 1
     found = [_compared("one_step", "one step", of_right(probe.one_step), many)]
     if probe.transfer is not None:
         found.append(_compared("transfer", "images made on the substitute", of_right(probe.transfer), many))
-    missed, alone = int((~whole_box).sum()), int((of_right(probe.random) & ~many).sum())
-    blind = int((np.asarray(probe.zeros)[right] == 1).sum())
+    not_all = f"With the whole box to move in, many steps do not break {missed.sum()} of {count} images."
+    by_chance = f"Random search breaks {alone.sum()} of {count} images that many steps do not break."
+    flat = (
+        f"The whole gradient is zero or not finite on {blind.sum()} of {count} images, "
+        f"and so are {_rate(zeros):.0%} of all its values."
+    )
     found += [
-        Light(
-            "whole_box",
-            _color(_exceeds(missed, count), missed > 0),
-            _rate(whole_box),
-            1.0,
-            f"With the whole box to move in, many steps do not break {missed} of {count} images.",
-        ),
-        Light(
-            "random",
-            _color(_exceeds(alone, count), alone > 0),
-            alone / max(count, 1),
-            0.0,
-            f"Random search breaks {alone} of {count} images that many steps do not break.",
-        ),
+        Light("whole_box", _color_of_rare(missed), _rate(whole_box), 1.0, not_all),
+        Light("random", _color_of_rare(alone), _rate(alone), 0.0, by_chance),
         _of_radii(np.column_stack([of_right(probe.by_radius), whole_box])),
-        Light(
-            "zero_gradient",
-            _color(_exceeds(blind, count), blind > 0),
-            blind / max(count, 1),
-            0.0,
-            f"The whole gradient is zero or not finite on {blind} of {count} images, "
-            f"and so are {_rate(np.asarray(probe.zeros)[right]):.0%} of all its values.",
-        ),
+        Light("zero_gradient", _color_of_rare(blind), _rate(blind), 0.0, flat),
     ]
     if count < LEAST:
         few = f"Only {count} images are classified correctly; at least {LEAST} are needed."
@@ -280,14 +266,13 @@ def _compared(name: str, attack: str, suspect: Bool[np.ndarray, " N"], many: Boo
 def _of_radii(broken: Bool[np.ndarray, "N R"]) -> Light:
     """The light of ascending radii, the last of which is the whole box."""
     count, radii = broken.shape
+    last = radii - 2
     pairs = list(itertools.combinations(range(radii), 2))
     lost = lambda small, large: int((broken[:, small] & ~broken[:, large]).sum())
     falls = [_larger(lost(small, large), lost(large, small)) < LEVEL / len(pairs) for small, large in pairs]
     drops = [lost(small, large) - lost(large, small) for small, large in pairs]
-    last = radii - 2
-    room = _exceeds(int((~broken[:, last]).sum()), count)
-    flat = room and _larger(lost(last, 0), lost(0, last)) >= LEVEL
-    stuck = flat and _exceeds(int((~broken[:, -1]).sum()), count)
+    flat = _exceeds(~broken[:, last]) and _larger(lost(last, 0), lost(0, last)) >= LEVEL
+    stuck = flat and _exceeds(~broken[:, -1])
     small, large = pairs[int(np.argmax(drops))] if max(drops) > 0 else (0, last)
     rates = ", ".join(f"{rate:.0%}" for rate in broken.sum(0) / max(count, 1))
     return Light(
@@ -301,6 +286,11 @@ def _of_radii(broken: Bool[np.ndarray, "N R"]) -> Light:
 
 def _color(is_red: bool, is_seen: bool) -> str:
     return "red" if is_red else "yellow" if is_seen else "green"
+
+
+def _color_of_rare(cases: Bool[np.ndarray, " N"]) -> str:
+    """The color of what should happen to no image."""
+    return _color(_exceeds(cases), bool(cases.any()))
 
 
 def _rate(values: np.ndarray) -> float:
@@ -317,6 +307,6 @@ def _larger(more: int, fewer: int) -> float:
     return _at_least(more, more + fewer, 0.5)
 
 
-def _exceeds(cases: int, count: int) -> bool:
+def _exceeds(cases: Bool[np.ndarray, " N"]) -> bool:
     """Whether cases are significantly more frequent than is tolerated."""
-    return _at_least(cases, count, TOLERANCE) < LEVEL
+    return _at_least(int(cases.sum()), len(cases), TOLERANCE) < LEVEL
