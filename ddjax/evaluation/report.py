@@ -177,8 +177,8 @@ def evaluate(
     broken = is_within(distances, epsilon)
     radii = epsilon * np.array([0.0, *_RADII])
     climber = next((each for each in chosen if each.attack.kind == "budget"), None)
-    for radius in radii[1:] if climber else ():
-        if radius != epsilon:
+    for radius in radii[1:]:
+        if climber is not None and radius != epsilon:
             distances = np.minimum(distances, attack(_with_epsilon(climber, radius))[1])
     return Report(
         norm=norm,
