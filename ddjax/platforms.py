@@ -27,13 +27,10 @@ def by_platform(*arguments: Any, cpu: Callable[..., Result], default: Callable[.
     Args:
       *arguments: pytrees of arrays, which the functions take. They may also close over arrays.
       cpu: the form for CPU.
-      default: the form for all other platforms. The results of both must agree in structure, shape and dtype.
-
-    Returns:
-      The result of the chosen function.
+      default: the form for all other platforms.
 
     Raises:
-      TypeError: where the results do not agree.
+      TypeError: where the results of the two do not agree in structure, shape and dtype.
     """
     if cpu is default or _is_for_cpu.value:
         return cpu(*arguments)

@@ -11,11 +11,9 @@ class Bar(Protocol):
 
     def update(self, n: int = 1) -> Any:
         """Adds to the units of work that are done."""
-        ...
 
     def set_postfix(self, **values: Any) -> Any:
         """Shows values, such as the loss."""
-        ...
 
 
 @runtime_checkable
@@ -23,13 +21,7 @@ class Progress(Protocol):
     """Starts to show the progress of a piece of work."""
 
     def __call__(self, total: int, description: str, unit: str) -> contextlib.AbstractContextManager[Bar]:
-        """Opens a bar.
-
-        Args:
-          total: how many units of work there are.
-          description: what the work is.
-          unit: the name of a unit, in the singular.
-        """
+        """Opens a bar for `total` units of work; `unit` is the name of one, in the singular."""
         ...
 
 
