@@ -52,12 +52,9 @@ class _Apply:
 
 
 def bind(module: nn.Module, variables: Any, **static: Any) -> Partial:
-    """Makes the classifier of a flax.linen module and its variables.
+    """Makes the classifier of a flax.linen module and its variables, `{"params": ...}`.
 
-    Args:
-      module: maps inputs to logits.
-      variables: what `module.init` returned, or trained; `{"params": ...}`.
-      **static: further keyword arguments of `module.__call__`, such as `train=False`; hashable.
+    `static` are further keyword arguments of `module.__call__`, such as `train=False`; hashable.
 
     Raises:
       ValueError: for a class instead of a module, variables without "params", or an argument that the module needs
@@ -135,15 +132,11 @@ def _of_normalized(logits_fn: LogitsFn, mean: Array, std: Array, inputs: Array) 
 
 
 def normalized(logits_fn: LogitsFn, mean: float | Float[Array, " C"], std: float | Float[Array, " C"]) -> LogitsFn:
-    """The classifier of inputs in [0, 1], made of one that was trained on normalized inputs.
+    """The classifier of inputs in [0, 1], made of one of `(inputs - mean) / std`, where `std` is above 0.
 
-    Attacks on it work, and measure, in pixels. To attack in the normalized space instead, give them `logits_fn` itself,
-    normalized inputs, and the bounds `((0 - mean) / std, (1 - mean) / std)`.
-
-    Args:
-      logits_fn: takes `(inputs - mean) / std`.
-      mean: a number, or one for each channel; channels are the last axis of the inputs.
-      std: the standard deviation, a number or one for each channel, above 0.
+    Channels are the last axis of the inputs. Attacks on the new classifier work, and measure, in pixels. To attack in
+    the normalized space instead, give them `logits_fn` itself, normalized inputs, and the bounds
+    `((0 - mean) / std, (1 - mean) / std)`.
 
     Raises:
       ValueError: when a standard deviation is known and not positive, or either of the two is neither a number nor one
@@ -161,9 +154,8 @@ def normalized(logits_fn: LogitsFn, mean: float | Float[Array, " C"], std: float
 class Transform:
     """A function of inputs with its settings; compared by value, so that equal ones share one compiled program.
 
-    Attributes:
-      function: takes inputs `[B, ...]`, a key for each where it is random, and the settings as keywords.
-      settings: names and hashable values, sorted.
+    The function takes inputs `[B, ...]`, a key for each where it is random, and the settings as keywords. The settings
+    are names and hashable values, sorted.
     """
 
     function: Callable[..., Array]
@@ -186,12 +178,9 @@ def _of_transformed(
 
 
 def transformed(logits_fn: LogitsFn, transform: Callable[..., Array], *given: Any) -> LogitsFn:
-    """The classifier that transforms its inputs first.
+    """The classifier that first applies a deterministic transform, from inputs to inputs; hashable or a pytree.
 
-    Args:
-      logits_fn: a classifier.
-      transform: from inputs to inputs; deterministic; hashable or a pytree.
-      *given: arrays and pytrees that the transform also takes, such as the parameters of a model.
+    `given` are arrays and pytrees that the transform also takes, such as the parameters of a model.
     """
     return Partial(_of_transformed, as_pytree(logits_fn), as_pytree(transform), given)
 
@@ -199,11 +188,7 @@ def transformed(logits_fn: LogitsFn, transform: Callable[..., Array], *given: An
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Randomized:
-    """A stochastic classifier: it takes a key for each example.
-
-    Attributes:
-      logits_fn: from inputs and keys to logits; a pytree whose leaves are the parameters.
-    """
+    """A stochastic classifier: from inputs and a key for each to logits; a pytree whose leaves are the parameters."""
 
     logits_fn: Any
 
@@ -213,10 +198,7 @@ class Randomized:
 
 
 def randomized(logits_fn: LogitsFn, transform: Callable[..., Array], *given: Any) -> Randomized:
-    """The classifier that transforms its inputs at random first: `transform` takes inputs, a key for each, and `given`.
-
-    The arguments are otherwise those of `transformed`.
-    """
+    """As `transformed`, but at random: `transform` takes inputs, a key for each, and what is given."""
     return Randomized(transformed(logits_fn, transform, *given))
 
 
@@ -261,14 +243,9 @@ def _identity(inputs: Array, *rest: Any) -> Array:
 def bpda(exact: Transform, substitute: Callable[..., Array] | None = None) -> Transform:
     """Backward pass differentiable approximation: the exact transform forward, a substitute's gradient backward.
 
-    Args:
-      exact: a transform without a useful gradient, random or not.
-      substitute: differentiated in the place of `exact`. It takes what `exact` takes: inputs, and after them the keys
-        and whatever else is given; its outputs have the same shape. Hashable. Default: the identity, the
-        straight-through gradient, which is right for a transform whose outputs are close to its inputs.
-
-    Returns:
-      A transform whose values are those of `exact` to the bit.
+    The values are those of `exact`, which may be random, to the bit. The substitute takes what `exact` takes: inputs,
+    then the keys and whatever else is given; its outputs have the same shape. It is hashable. The default is the
+    identity, the straight-through gradient, which is right for a transform whose outputs are close to its inputs.
 
     Raises:
       ValueError: when differentiated, if the shapes differ.
@@ -327,7 +304,7 @@ def expectation(
     differently, so an attack meets other draws in them: its rates agree up to sampling, not up to rounding.
 
     Args:
-      classifier: a stochastic classifier.
+      classifier: a stochastic one.
       key: a single one. Judge an attack by draws from another.
       num_samples: the number of draws, at least 1.
       average: of `"logits"`, or of `"probs"`; the latter returns the logarithms of mean probabilities. With the first,
@@ -377,10 +354,8 @@ def reparameterized(logits_fn: LogitsFn, decode: Callable[[Float[Array, "B ..."]
     attack then runs on codes; its bounds and its radius are those of codes, and the adversarial inputs are `decode` of
     the codes that it returns.
 
-    Args:
-      logits_fn: a classifier.
-      decode: from codes to inputs; differentiable. A `Partial` whose leaves are parameters, such as
-        `ddjax.defenses.defense_gan.decoder` makes, or else hashable.
+    `decode` is differentiable. It is a `Partial` whose leaves are parameters, such as
+    `ddjax.defenses.defense_gan.decoder` makes, or else hashable.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420), section 4.3.

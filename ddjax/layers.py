@@ -83,7 +83,7 @@ def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
 
 
 def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True) -> int:
-    """How many images of a batch should go through a network together on CPU.
+    """How many images of a batch of `count` should go through a network together on CPU.
 
     On CPU, a batch in parts whose activations stay in the cache takes a tenth to a third less time. Other platforms
     should take the whole batch: call this for the CPU form of `by_platform` only, as `in_parts` does.
@@ -93,9 +93,6 @@ def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True
       image_shape: (H, W, C); inputs of another form go together.
       equal: whether all parts must have the same size, which then divides `count`; it is `count` where there are no
         equal parts of a useful size. If not, waiting images take the places of finished ones.
-
-    Returns:
-      The size of a part, at most `count`.
     """
     if len(image_shape) != 3:
         return count
@@ -114,10 +111,8 @@ def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True
 def in_parts(fn: Callable[..., Any], *batch: Array) -> Any:
     """Applies a function to a batch; on CPU to equal parts of it, one after the other, of size `images_at_once`.
 
-    Args:
-      fn: from arrays with the examples as first axis to a pytree of such arrays. Examples must not influence each
-        other.
-      *batch: the arrays. The first one's shape decides the size of the parts, if it is that of images.
+    The function takes arrays with the examples as first axis, and returns a pytree of such arrays. Examples must not
+    influence each other. The shape of the first array decides the size of the parts, if it is that of images.
     """
     count, *shape = batch[0].shape
     size = images_at_once(count, shape)
@@ -419,11 +414,7 @@ class Conv(nn.Module):
 
 
 class ReLU(nn.Module):
-    """The rectifier as a module of its own, so that what stands behind it can be captured and intercepted.
-
-    Attributes:
-      negative_slope: of the line below zero; above 0 it is a leaky one.
-    """
+    """The rectifier, leaky with a slope above 0, as a module: what stands behind it can be captured and intercepted."""
 
     negative_slope: float = 0.0
 
@@ -440,11 +431,7 @@ def jit(function: Callable[..., Any], **settings: Any) -> Any:
     if jax.default_backend() != "cpu" or not _takes_compiler_options():
         return jax.jit(function, **settings)
 
-    def without_padding(*arguments: Any, **named: Any) -> Any:
-        with unpadded():
-            return function(*arguments, **named)
-
-    return jax.jit(without_padding, compiler_options=COMPILER_OPTIONS, **settings)
+    return jax.jit(unpadded()(function), compiler_options=COMPILER_OPTIONS, **settings)
 
 
 @functools.cache

@@ -21,12 +21,8 @@ def cross_entropy_at_temperature(
     """Cross-entropy of `softmax(logits / temperature)` against soft or one-hot labels.
 
     There is no factor of the squared temperature: that belongs to Hinton's compression setting, not to defensive
-    distillation.
-
-    Args:
-      logits: before softmax.
-      probabilities: each row a distribution over the classes; 0 for classes that are switched off.
-      temperature: T > 0; may be traced.
+    distillation. Each row of the probabilities is a distribution over the classes, 0 for those that are switched off;
+    the temperature T > 0 may be traced.
 
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).

@@ -11,11 +11,7 @@ _Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 percent Wilson score interval of a rate: its lower and its upper end, within [0, 1].
-
-    Args:
-      successes: the number of successes, from 0 to n.
-      n: the number of trials; without trials the interval is (0, 1).
+    """The 95 percent Wilson score interval of a rate: its lower and its upper end; (0, 1) without trials, n = 0.
 
     Raises:
       ValueError: when successes is not within 0 and n.
@@ -48,9 +44,7 @@ def rate_fields(name: str, successes: int, n: int) -> dict[str, float | int | No
 def auc(clean: Float[np.ndarray, " N"], adversarial: Float[np.ndarray, " M"]) -> float | None:
     """The area under the ROC curve of a detector, from 0 to 1; None if either kind of image is missing.
 
-    Args:
-      clean: scores of clean images.
-      adversarial: scores of adversarial ones, which should be higher.
+    The arguments are the scores of clean images, and those of adversarial ones, which should be higher.
     """
     if not len(clean) or not len(adversarial):
         return None
@@ -94,13 +88,9 @@ def correct(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> 
 
 
 def success_rate(success: Bool[np.ndarray, " N"], clean_correct: Bool[np.ndarray, " N"]) -> Rate:
-    """The success of an attack among the examples that the classifier gets right without it.
+    """The success of an attack among the examples that the classifier gets right without it, `clean_correct`.
 
     An example that is misclassified already is neither a success nor a failure of the attack; it leaves the count.
-
-    Args:
-      success: as the attack returned it.
-      clean_correct: whether the clean image is classified as its label.
     """
     return Rate.of(np.asarray(success)[np.asarray(clean_correct)])
 
@@ -149,7 +139,7 @@ def distances(clean: Float[Array, "B ..."], adversarial: Float[Array, "B ..."]) 
 
 
 class Robustness(NamedTuple):
-    """The average least share of features that JSMA must change.
+    """The average least share of features that JSMA must change; a lower bound where images count at the cap.
 
     Attributes:
       mean: over images, of the minimum over targets; an image on which every target failed counts at the cap.
@@ -179,9 +169,6 @@ def robustness(
       num_features: D, the number of features of an image.
       cap: the largest number of features an attempt may change.
 
-    Returns:
-      The mean share, with the number of images that count at the cap: a lower bound where that is not zero.
-
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
@@ -195,12 +182,7 @@ def robustness(
 
 
 class Case(NamedTuple):
-    """One case over the targets of each image.
-
-    Attributes:
-      rate: how often it succeeded.
-      distance: the mean distance of the successes; None without one.
-    """
+    """One case over the targets of each image: how often it succeeded, and the mean distance of its successes."""
 
     rate: Rate
     distance: float | None

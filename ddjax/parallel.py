@@ -36,12 +36,7 @@ STACKINGS = ("auto", "map", "unroll", "vmap")
 
 
 def make_mesh(axis: str, most: int | None = None) -> Mesh:
-    """All devices of all processes along one axis, `"data"` or `"sweep"`.
-
-    Args:
-      axis: its name.
-      most: how many devices have work; a single process takes no more than that.
-    """
+    """All devices of all processes along one axis, `"data"` or `"sweep"`; of a single process `most` at the most."""
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:most]
     return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -214,8 +209,7 @@ def map_batches(
     results of the last are fetched, so that the device does not wait for the host.
 
     Args:
-      fn: `fn(shared, *batch)` returns a pytree of arrays with the batch as first axis; usually compiled, and
-        `over_examples` of the mesh.
+      fn: `fn(shared, *batch)`, usually compiled, and `over_examples` of the mesh.
       shared: a pytree that every batch needs, such as the network.
       *arrays: all with the same first axis, N >= 1.
       batch_size: the largest size of a batch; it grows to the number of devices where it is smaller than that.
@@ -223,7 +217,7 @@ def map_batches(
       progress: called with the number of examples finished, after each batch.
 
     Returns:
-      What `fn` returns, for all N examples, as NumPy arrays.
+      What `fn` returns, for all N examples, as NumPy arrays in every process.
 
     Raises:
       ValueError: for no examples, first axes that differ, or a batch size below 1.
@@ -293,21 +287,10 @@ class Evaluator:
         description: str = "",
         in_parts: bool = True,
     ) -> Any:
-        """Applies `function(shared, *batch)` to all examples.
+        """`map_batches` of `function(shared, *batch)`; see `over_examples`.
 
-        Args:
-          function: one object for each program, since it is compiled for it; see `over_examples`.
-          shared: what all examples need, such as the network.
-          *columns: the examples.
-          batch_size: the largest batch; default: that of the evaluator.
-          description: of the work, for its progress; empty for work that is not shown.
-          in_parts: see `over_examples`.
-
-        Returns:
-          The results for all examples, as NumPy arrays, in every process.
-
-        Raises:
-          ValueError: as `map_batches` does.
+        The function is compiled: there must be one object for each program. `description` is of the work, for its
+        progress; where it is empty, the work is not shown.
         """
         program = _jitted(function, self.mesh, in_parts)
         size = self.batch_size if batch_size is None else batch_size
@@ -320,13 +303,8 @@ class Evaluator:
     ) -> Callable[[Callable[[int], Any] | None], Any]:
         """The same call, compiled before it starts, so that the time it takes is that of its work.
 
-        The arguments are those of a call; the results may take the memory of the first column's batch on the device.
-
-        Returns:
-          What evaluates. Its argument is called with the number of examples finished, after each batch; or None.
-
-        Raises:
-          ValueError: as `map_batches` does.
+        The results may take the memory of the first column's batch on the device. What is returned evaluates. Its
+        argument is called with the number of examples finished, after each batch; or None.
         """
         size = _even_size(len(columns[0]), self.batch_size, self.mesh.size)
         arguments = replicate(shared, self.mesh), *split([column[np.zeros(size, int)] for column in columns], self.mesh)

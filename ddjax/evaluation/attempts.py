@@ -32,11 +32,9 @@ class Attempts(NamedTuple):
 
 
 def resolve_targets(how: str, attack: Attack) -> str:
-    """How an attack's targets are chosen, `"none"` for untargeted.
+    """How an attack's targets are chosen, by a word of `TARGETS`; `"none"` for untargeted.
 
-    Args:
-      how: one of `TARGETS`; `"auto"` leaves an attack untargeted where it can be, and else aims at all other classes.
-      attack: its declaration.
+    `"auto"` leaves an attack untargeted where it can be, and else aims at all other classes.
 
     Raises:
       ValueError: for an unknown word, or targets that an attack cannot take.

@@ -16,11 +16,7 @@ _L0_SHARE = 1 / 7
 
 
 def default_budgets(input_shape: tuple[int, ...]) -> dict[str, float]:
-    """The common budgets in each norm: those of gray images, or of photographs for inputs with three channels.
-
-    Args:
-      input_shape: of one input.
-    """
+    """The common budgets in each norm: those of gray images, or of photographs where an input has three channels."""
     is_photograph = len(input_shape) == 3 and input_shape[2] == 3
     return (_PHOTOGRAPHS if is_photograph else _GRAY) | {"l0": float(int(_L0_SHARE * np.prod(input_shape)))}
 

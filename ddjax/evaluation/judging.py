@@ -56,7 +56,7 @@ def judge(
       key: for a `Randomized`: another one than the attack had.
       num_draws: of a `Randomized`, at least 1.
       indices: positions of the inputs in their data set, from which keys are derived. Default: 0 to N - 1.
-      evaluate: applies programs to many inputs. Default: `Evaluator()`.
+      evaluate: applies programs to many inputs; Default: `Evaluator()`.
 
     Raises:
       TypeError: for a random classifier without a key.

@@ -117,14 +117,7 @@ class MatrixRow:
         return fields
 
     def judge(self, attempts: Attempts, inputs: Float[np.ndarray, "A ..."], norm: str, budget: float) -> Verdict:
-        """Judges what an attack returned.
-
-        Args:
-          attempts: what it was tried on.
-          inputs: what it returned.
-          norm: the one that it bounds or minimizes; see `budgets.of_norm`.
-          budget: how far it may move an input in this norm.
-        """
+        """Judges the inputs that an attack returned, which may move an input by `budget` in its norm."""
         rows, lost = attempts.rows, self.lost
         measured = metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(inputs))
         look = self.look(inputs, rows)
