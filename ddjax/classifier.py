@@ -202,38 +202,21 @@ def randomized(logits_fn: LogitsFn, transform: Callable[..., Array], *given: Any
     return Randomized(transformed(logits_fn, transform, *given))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _substituted(exact: Transform, substitute: Callable[..., Array], inputs: Array, rest: tuple[Any, ...]) -> Array:
-    return exact(inputs, *rest)
-
-
-def _substituted_fwd(
-    exact: Transform, substitute: Callable[..., Array], inputs: Array, rest: tuple[Any, ...]
-) -> tuple[Array, tuple[Array, tuple[Any, ...]]]:
-    found, like = exact(inputs, *rest), jax.eval_shape(substitute, inputs, *rest)
-    if like.shape != found.shape:
-        raise ValueError(
-            f"BPDA needs a substitute whose outputs have the shape of the transform's, {found.shape}, got {like.shape}"
-        )
-    return found, (inputs, rest)
-
-
-def _substituted_bwd(
-    exact: Transform,
-    substitute: Callable[..., Array],
-    residuals: tuple[Array, tuple[Any, ...]],
-    cotangent: Array,
-) -> tuple[Array, None]:
-    inputs, rest = residuals
-    pull = jax.vjp(lambda inputs: substitute(inputs, *rest), inputs)[1]
-    return pull(cotangent)[0], None
-
-
-_substituted.defvjp(_substituted_fwd, _substituted_bwd)
-
-
 def _bpda(inputs: Array, *rest: Any, exact: Transform, substitute: Callable[..., Array]) -> Array:
-    return _substituted(exact, substitute, inputs, rest)
+    @jax.custom_gradient
+    def substituted(inputs: Array, rest: tuple[Any, ...]) -> tuple[Array, Callable[[Array], tuple[Array, None]]]:
+        def pull(cotangent: Array) -> tuple[Array, None]:
+            like, pull_back = jax.vjp(lambda inputs: substitute(inputs, *rest), inputs)
+            if like.shape != cotangent.shape:
+                raise ValueError(
+                    "BPDA needs a substitute whose outputs have the shape of the transform's, "
+                    f"{cotangent.shape}, got {like.shape}"
+                )
+            return pull_back(cotangent)[0], None
+
+        return exact(inputs, *rest), pull
+
+    return substituted(inputs, rest)
 
 
 def _identity(inputs: Array, *rest: Any) -> Array:

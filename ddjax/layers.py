@@ -278,25 +278,16 @@ def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     return _patch_product(patches, kernel.reshape(height * width * channels, features))
 
 
-@jax.custom_vjp
-def _patch_product(patches: Array, kernel: Array) -> Array:
-    return patches @ kernel
+@jax.custom_gradient
+def _patch_product(patches: Array, kernel: Array) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+    def pull(cotangent: Array) -> tuple[Array, Array]:
+        # As one product over all pixels of the batch, its many columns and few rows take several times as long.
+        parts = math.gcd(patches.shape[0], _MAX_PARTS)
+        of_parts = lambda array: array.reshape(parts, -1, array.shape[-1])
+        gradients = jnp.einsum("pnk,pnf->pkf", of_parts(patches), of_parts(cotangent))
+        return cotangent @ kernel.T, jnp.sum(gradients, 0)
 
-
-def _patch_product_fwd(patches: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return patches @ kernel, (patches, kernel)
-
-
-def _patch_product_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    patches, kernel = residuals
-    # As one product over all pixels of the batch, its many columns and few rows take several times as long.
-    parts = math.gcd(patches.shape[0], _MAX_PARTS)
-    of_parts = lambda array: array.reshape(parts, -1, array.shape[-1])
-    gradients = jnp.einsum("pnk,pnf->pkf", of_parts(patches), of_parts(cotangent))
-    return cotangent @ kernel.T, jnp.sum(gradients, 0)
-
-
-_patch_product.defvjp(_patch_product_fwd, _patch_product_bwd)
+    return patches @ kernel, pull
 
 
 def conv(
