@@ -328,36 +328,24 @@ def _padded_by(form: Callable[..., Array], padding: Padding) -> Callable[..., Ar
     return functools.partial(form, padding=padding)
 
 
-def _blocks(inputs: Array) -> Array:
+@jax.custom_gradient
+def _reshape_max_pool(inputs: Array) -> tuple[Array, Callable[[Array], Array]]:
     batch, height, width, channels = inputs.shape
-    return inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
-
-
-@jax.custom_vjp
-def _reshape_max_pool(inputs: Array) -> Array:
-    return _blocks(inputs).max((2, 4))
-
-
-def _reshape_max_pool_fwd(inputs: Array) -> tuple[Array, Array]:
-    outputs = _reshape_max_pool(inputs)
-    blocks = _blocks(inputs)
+    blocks = inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    outputs = blocks.max((2, 4))
     # Exact ties are the rule on a flat background. The first maximum in row-major order gets the cotangent, as in
     # `reduce_window`; sharing it among the tied would change the gradient.
     winner = jnp.full(outputs.shape, 3, jnp.uint8)
     for place in (2, 1, 0):
         is_maximum = blocks[:, :, place // 2, :, place % 2] == outputs
         winner = jnp.where(is_maximum, jnp.uint8(place), winner)
-    return outputs, winner
 
+    def pull(cotangent: Array) -> Array:
+        place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+        places = jnp.where(winner[:, :, None, :, None] == place, cotangent[:, :, None, :, None], 0)
+        return places.reshape(inputs.shape)
 
-def _reshape_max_pool_bwd(winner: Array, cotangent: Array) -> tuple[Array]:
-    batch, height, width, channels = winner.shape
-    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
-    blocks = jnp.where(winner[:, :, None, :, None] == place, cotangent[:, :, None, :, None], 0)
-    return (blocks.reshape(batch, 2 * height, 2 * width, channels),)
-
-
-_reshape_max_pool.defvjp(_reshape_max_pool_fwd, _reshape_max_pool_bwd)
+    return outputs, pull
 
 
 def max_pool(inputs: Float[Array, "B H W C"], *, lowering: str = "auto") -> Float[Array, "B H2 W2 C"]:
