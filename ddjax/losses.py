@@ -120,15 +120,11 @@ class Loss:
       function: from logits `[B, K]` and labels `[B]` to a value `[B]` that grows as the decision leaves the label.
       targeted: from logits, labels and targets to a value that grows as the decision approaches the target; None for a
         loss without a targeted form.
-      classes: the least number of classes that `function` needs.
-      targeted_classes: the least number of classes that `targeted` needs.
     """
 
     name: str
     function: Callable[[Array, Array], Array]
     targeted: Callable[[Array, Array, Array], Array] | None = None
-    classes: int = 2
-    targeted_classes: int = 2
 
     def __call__(
         self, logits: Float[Array, "B K"], labels: Int[Array, " B"], targets: Int[Array, " B"] | None = None
@@ -136,11 +132,8 @@ class Loss:
         """The value that an attack raises, for each example.
 
         Raises:
-          ValueError: with targets, for a loss without a targeted form; with too few classes.
+          ValueError: with targets, for a loss without a targeted form; with too few classes, as the functions do.
         """
-        form, least = ("", self.classes) if targets is None else ("targeted ", self.targeted_classes)
-        if logits.shape[1] < least:
-            raise ValueError(f"the {form}loss {self.name} needs at least {least} classes, got {logits.shape[1]}")
         if targets is None:
             return self.function(logits, labels)
         if self.targeted is None:
@@ -159,8 +152,8 @@ def _towards(function: Callable[[Array, Array], Array]) -> Callable[[Array, Arra
 LOSSES = (
     Loss("cross_entropy", cross_entropy, _towards(_away(cross_entropy))),
     Loss("margin", _away(margin), _towards(margin)),
-    Loss("dlr", dlr, targeted_dlr, classes=3, targeted_classes=4),
-    Loss("logit", _away(logit), _towards(logit), classes=1, targeted_classes=1),
+    Loss("dlr", dlr, targeted_dlr),
+    Loss("logit", _away(logit), _towards(logit)),
 )
 
 # The losses of attacks, by name or import path.
