@@ -204,7 +204,7 @@ def randomized(logits_fn: LogitsFn, transform: Callable[..., Array], *given: Any
 
 def _bpda(inputs: Array, *rest: Any, exact: Transform, substitute: Callable[..., Array]) -> Array:
     @jax.custom_gradient
-    def substituted(inputs: Array, rest: tuple[Any, ...]) -> tuple[Array, Callable[[Array], tuple[Array, None]]]:
+    def substituted(inputs: Array, rest: tuple[Any, ...]) -> Any:
         def pull(cotangent: Array) -> tuple[Array, None]:
             like, pull_back = jax.vjp(lambda inputs: substitute(inputs, *rest), inputs)
             if like.shape != cotangent.shape:

@@ -279,7 +279,7 @@ def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
 
 
 @jax.custom_gradient
-def _patch_product(patches: Array, kernel: Array) -> tuple[Array, Callable[[Array], tuple[Array, Array]]]:
+def _patch_product(patches: Array, kernel: Array) -> Any:
     def pull(cotangent: Array) -> tuple[Array, Array]:
         # As one product over all pixels of the batch, its many columns and few rows take several times as long.
         parts = math.gcd(patches.shape[0], _MAX_PARTS)
@@ -291,11 +291,7 @@ def _patch_product(patches: Array, kernel: Array) -> tuple[Array, Callable[[Arra
 
 
 def conv(
-    inputs: Float[Array, "B H W C"],
-    kernel: Float[Array, "h w C F"],
-    *,
-    padding: str = "VALID",
-    lowering: str = "auto",
+    inputs: Float[Array, "B H W C"], kernel: Float[Array, "h w C F"], *, padding: str = "VALID", lowering: str = "auto"
 ) -> Float[Array, "B H2 W2 F"]:
     """Convolves with stride 1.
 
@@ -329,7 +325,7 @@ def _padded_by(form: Callable[..., Array], padding: Padding) -> Callable[..., Ar
 
 
 @jax.custom_gradient
-def _reshape_max_pool(inputs: Array) -> tuple[Array, Callable[[Array], Array]]:
+def _reshape_max_pool(inputs: Array) -> Any:
     batch, height, width, channels = inputs.shape
     blocks = inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
     outputs = blocks.max((2, 4))

@@ -59,12 +59,12 @@ def on_primary(function: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return function()
-    outcome: tuple[bool, Any] = (True, None)
+    outcome: Any = None
     if is_primary():
         try:
-            outcome = (True, function())
+            outcome = True, function()
         except Exception as error:  # every process must learn of it, or the others wait for ever
-            outcome = (False, error)
+            outcome = False, error
     content = np.frombuffer(pickle.dumps(outcome), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
     padded = content if is_primary() else np.zeros(size, np.uint8)

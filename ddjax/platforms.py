@@ -6,7 +6,7 @@ JAX keeps the one that fits when the platform is known.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -37,11 +37,9 @@ def by_platform(*arguments: Any, cpu: Callable[..., Result], default: Callable[.
     return lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
-@contextlib.contextmanager
-def for_cpu() -> Iterator[None]:
+def for_cpu() -> contextlib.AbstractContextManager[Any]:
     """Traces a program for CPU alone, which saves the time that the other forms take to trace.
 
     Use it inside the compiled function, so that it holds for that program alone.
     """
-    with _is_for_cpu(True):
-        yield
+    return _is_for_cpu(True)

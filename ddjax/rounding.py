@@ -54,10 +54,7 @@ def to_uint8(images: ArrayT) -> ArrayT:
 
 
 def round_to_levels(
-    inputs: ArrayT,
-    levels: int,
-    low: float | np.ndarray | jax.Array = 0.0,
-    high: float | np.ndarray | jax.Array = 1.0,
+    inputs: ArrayT, levels: int, low: float | np.ndarray | jax.Array = 0.0, high: float | np.ndarray | jax.Array = 1.0
 ) -> ArrayT:
     """Rounds to the nearest of `levels` equally spaced values from `low` to `high`.
 
@@ -74,14 +71,14 @@ def round_to_levels(
       ValueError: for fewer than two levels.
     """
     check_whole_number("levels", levels, least=2)
+    steps = np.arange(levels)
     least, most = known_values(low), known_values(high)
-    steps, known = np.arange(levels), least is not None and most is not None and least.size == most.size == 1
-    if known:
+    if least is not None and most is not None and least.size == most.size == 1:
         low, high = least.astype(np.float64).item(), most.astype(np.float64).item()
-    positions: Any = _levels((inputs - low) / (high - low), levels)
-    if known:
         # In this order the ends are exact, and so are whole numbers.
-        return _look_up((low * steps[::-1] + high * steps) / (levels - 1), positions, inputs.dtype)
+        table = (low * steps[::-1] + high * steps) / (levels - 1)
+        return _look_up(table, _levels((inputs - low) / (high - low), levels), inputs.dtype)
+    positions: Any = _levels((inputs - low) / (high - low), levels)
     return low + _look_up(steps / (levels - 1), positions, inputs.dtype) * (high - low)
 
 
