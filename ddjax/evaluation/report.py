@@ -163,7 +163,7 @@ def evaluate(
     # What is no decision is wrong as well.
     clean = (judge(classifier, inputs, labels, key=judge_key, **judging).predictions == labels).mean(0) > 0.5
 
-    def attack(configured: ConfiguredAttack) -> tuple[Outcome, np.ndarray]:
+    def measure(configured: ConfiguredAttack) -> tuple[Outcome, np.ndarray]:
         """What an attack did, and how far its successes are from the inputs; infinity for none."""
         outcome = run_attack(configured, seen, attempts, key=attack_key, judged=classifier, **judging)
         success = (outcome.success_rate >= 0.5) & clean
@@ -171,7 +171,7 @@ def evaluate(
 
     distances, rows = np.where(clean, np.inf, 0.0), []
     for each in chosen:
-        outcome, found = attack(each)
+        outcome, found = measure(each)
         distances = np.minimum(distances, found)
         rows.append(_row(each.text, outcome, found, clean, epsilon))
     broken = is_within(distances, epsilon)
@@ -179,7 +179,7 @@ def evaluate(
     climber = next((each for each in chosen if each.attack.kind == "budget"), None)
     for radius in radii[1:]:
         if climber is not None and radius != epsilon:
-            distances = np.minimum(distances, attack(_with_epsilon(climber, radius))[1])
+            distances = np.minimum(distances, measure(_with_epsilon(climber, radius))[1])
     return Report(
         norm=norm,
         epsilon=float(epsilon),
