@@ -37,19 +37,16 @@ def check_number(
       ValueError: with the range.
       TypeError: for a value that is neither a number nor an array.
     """
-    if isinstance(value, list | tuple | str | dict | None):
-        raise TypeError(f"{name} must be a number or an array, got {value!r}")
-    known = known_values(value)
+    try:
+        if isinstance(value, list | tuple | str | dict | None):
+            raise TypeError
+        known = known_values(value)
+        known = None if known is None else known.astype(np.float64)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} must be a number or an array, got {value!r}") from None
     if known is None:
         return
-    if known.dtype == object or not np.issubdtype(known.dtype, np.number):
-        # NumPy does not count JAX's narrow floats among its numbers.
-        try:
-            known = known.astype(np.float64)
-        except (TypeError, ValueError):
-            raise TypeError(f"{name} must be a number or an array, got {value!r}") from None
-    in_range = np.isfinite(known) & (known > above) & (known >= least) & (known < below) & (known <= most)
-    if not in_range.all():
+    if not (np.isfinite(known) & (known > above) & (known >= least) & (known < below) & (known <= most)).all():
         ends = (("above", above), ("at least", least), ("below", below), ("at most", most))
         wanted = " and ".join(f"{word} {end:g}" for word, end in ends if np.isfinite(end))
         raise ValueError(f"{name} must be a finite number {wanted}".rstrip() + f", got {value}")

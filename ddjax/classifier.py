@@ -1,11 +1,15 @@
 """What an attack sees: a function from inputs `[B, ...]` to logits `[B, K]`, before softmax.
 
-`bind` makes one of a network and its variables. The others make a classifier of another one: at a temperature, behind a
-normalization, behind a transform of its inputs. Stochastic classifiers have their own type, `Randomized`, which takes a
-key for each example. Attacks do not take it; `expectation` and `single_draw` make of it what they take.
+`bind` makes one of a network and its variables. The other functions make a classifier of another one: at a temperature,
+behind a normalization, behind a transform of its inputs. Stochastic classifiers have their own type, `Randomized`,
+which takes a key for each example. Attacks do not take it; `expectation` and `single_draw` make of it what they take.
 
 BPDA, expectation over transformation and reparameterization recover the gradients of defenses that have none, random
 ones, or vanishing ones. Each returns a transform or a classifier that every attack accepts.
+
+All these classifiers are pytrees whose leaves are the arrays that they are made of: the variables, and what else is
+given. Passed through `jit`, `vmap` or `shard_map`, these are ordinary arguments, not constants of the program, and
+another classifier of the same form compiles nothing. A plain function is a pytree without leaves.
 
 Reference:
   Athalye, Carlini and Wagner, Obfuscated Gradients Give a False Sense of Security, 2018 (arXiv 1802.00420), for BPDA,
@@ -24,9 +28,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.tree_util import Partial
 from jaxtyping import Array, Float, Key, UInt32
 
 from ddjax.checks import check_choice, check_whole_number
+from ddjax.platforms import by_platform
 
 LogitsFn = Callable[[Array], Array]
 AVERAGES = ("logits", "probs")
@@ -45,19 +51,10 @@ class _Apply:
         return self.module.apply(variables, inputs, **dict(self.static))  # pyright: ignore[reportReturnType]
 
 
-def bind(module: nn.Module, variables: Any, **static: Any) -> jax.tree_util.Partial:
-    """Makes the classifier of a flax.linen module and its variables.
+def bind(module: nn.Module, variables: Any, **static: Any) -> Partial:
+    """Makes the classifier of a flax.linen module and its variables, `{"params": ...}`.
 
-    The result is a pytree whose leaves are the variables: passed through `jit`, `vmap` or `shard_map`, the parameters
-    are ordinary arguments, not constants of the program, and another network of the same shape compiles nothing.
-
-    Args:
-      module: maps inputs to logits.
-      variables: what `module.init` returned, or trained; `{"params": ...}`.
-      **static: further keyword arguments of `module.__call__`, such as `train=False`; hashable.
-
-    Returns:
-      A function from inputs to logits.
+    `static` are further keyword arguments of `module.__call__`, such as `train=False`; hashable.
 
     Raises:
       ValueError: for a class instead of a module, variables without "params", or an argument that the module needs
@@ -75,41 +72,32 @@ def bind(module: nn.Module, variables: Any, **static: Any) -> jax.tree_util.Part
             raise ValueError(
                 f"{type(module).__name__} needs the argument {name!r}: bind(module, variables, {name}=...)"
             )
-    return jax.tree_util.Partial(_Apply(module, tuple(sorted(static.items()))), variables)
+    return Partial(_Apply(module, tuple(sorted(static.items()))), variables)
 
 
-def as_pytree(logits_fn: LogitsFn) -> jax.tree_util.Partial:
-    """The classifier as it can stand among a program's arguments: a plain function as a Partial without leaves."""
-    return logits_fn if isinstance(logits_fn, jax.tree_util.Partial) else jax.tree_util.Partial(logits_fn)
+def as_pytree(function: Callable[..., Array]) -> Partial:
+    """The function as it can stand among a program's arguments: a plain one as a Partial without leaves."""
+    return function if isinstance(function, Partial) else Partial(function)
 
 
-def _divide_by_temperature(
-    logits_fn: LogitsFn, temperature: float | Float[Array, ""], inputs: Float[Array, "B ..."]
-) -> Float[Array, "B K"]:
+def _divide_by_temperature(logits_fn: LogitsFn, temperature: float | Array, inputs: Array) -> Array:
     return logits_fn(inputs) / temperature
 
 
 def at_temperature(logits_fn: LogitsFn, temperature: float | Float[Array, ""]) -> LogitsFn:
-    """The classifier whose logits are divided by a temperature.
+    """The classifier whose logits are divided by a temperature T > 0, which may be traced.
 
     Predictions stay the same. The gradients of the softmax of a network distilled at T vanish at temperature 1; they
     come back at T.
 
-    Args:
-      logits_fn: a classifier.
-      temperature: T > 0; may be traced.
-
-    Returns:
-      A classifier; a pytree like `bind`'s where `logits_fn` is one.
-
     Raises:
-      ValueError: when the temperature is known and not positive.
+      ValueError: when the temperature is known and not a positive finite number.
 
     Reference:
       Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017 (arXiv 1608.04644), section VIII-A.
     """
     check_temperature(temperature)
-    return jax.tree_util.Partial(_divide_by_temperature, as_pytree(logits_fn), temperature)
+    return Partial(_divide_by_temperature, as_pytree(logits_fn), temperature)
 
 
 def check_temperature(temperature: float | Float[Array, ""]) -> None:
@@ -118,7 +106,7 @@ def check_temperature(temperature: float | Float[Array, ""]) -> None:
         raise ValueError(f"a temperature must be positive and finite, got {temperature}")
 
 
-def _in_bfloat16(logits_fn: LogitsFn, inputs: Float[Array, "B ..."]) -> Float[Array, "B K"]:
+def _in_bfloat16(logits_fn: LogitsFn, inputs: Array) -> Array:
     low = lambda leaf: leaf.astype(jnp.bfloat16) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
     return jax.tree.map(low, logits_fn)(low(inputs)).astype(inputs.dtype)
 
@@ -129,19 +117,13 @@ def in_bfloat16(logits_fn: LogitsFn) -> LogitsFn:
     An attack on it keeps its own state in the inputs' dtype. Judge what it finds by `logits_fn` itself: bfloat16 has
     eight bits, and a margin in bfloat16 may not exist in float32.
 
-    Args:
-      logits_fn: a classifier whose parameters are leaves, as `bind` makes it.
-
-    Returns:
-      A classifier; a pytree like `bind`'s.
-
     Raises:
       ValueError: for a function without parameters among its leaves; its constants would keep their dtype.
     """
     leaves = jax.tree.leaves(logits_fn)
     if not leaves or not all(hasattr(leaf, "astype") for leaf in leaves):
         raise ValueError("bfloat16 needs a classifier whose parameters are leaves, as ddjax.bind makes it")
-    return jax.tree_util.Partial(_in_bfloat16, logits_fn)
+    return Partial(_in_bfloat16, logits_fn)
 
 
 def _of_normalized(logits_fn: LogitsFn, mean: Array, std: Array, inputs: Array) -> Array:
@@ -150,18 +132,11 @@ def _of_normalized(logits_fn: LogitsFn, mean: Array, std: Array, inputs: Array) 
 
 
 def normalized(logits_fn: LogitsFn, mean: float | Float[Array, " C"], std: float | Float[Array, " C"]) -> LogitsFn:
-    """The classifier of inputs in [0, 1], made of one that was trained on normalized inputs.
+    """The classifier of inputs in [0, 1], made of one of `(inputs - mean) / std`, where `std` is above 0.
 
-    Attacks on it work, and measure, in pixels. To attack in the normalized space instead, give them `logits_fn` itself,
-    normalized inputs, and the bounds `((0 - mean) / std, (1 - mean) / std)`.
-
-    Args:
-      logits_fn: takes `(inputs - mean) / std`.
-      mean: a number, or one for each channel; channels are the last axis of the inputs.
-      std: the standard deviation, a number or one for each channel, above 0.
-
-    Returns:
-      A classifier; a pytree like `bind`'s where `logits_fn` is one.
+    Channels are the last axis of the inputs. Attacks on the new classifier work, and measure, in pixels. To attack in
+    the normalized space instead, give them `logits_fn` itself, normalized inputs, and the bounds
+    `((0 - mean) / std, (1 - mean) / std)`.
 
     Raises:
       ValueError: when a standard deviation is known and not positive, or either of the two is neither a number nor one
@@ -172,16 +147,15 @@ def normalized(logits_fn: LogitsFn, mean: float | Float[Array, " C"], std: float
     if not isinstance(std, Tracer) and not bool(jnp.all(jnp.asarray(std) > 0)):
         raise ValueError(f"std must be positive, got {std}")
     number = lambda values: jnp.asarray(values, jnp.result_type(float))
-    return jax.tree_util.Partial(_of_normalized, as_pytree(logits_fn), number(mean), number(std))
+    return Partial(_of_normalized, as_pytree(logits_fn), number(mean), number(std))
 
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
     """A function of inputs with its settings; compared by value, so that equal ones share one compiled program.
 
-    Attributes:
-      function: takes inputs `[B, ...]`, a key for each where it is random, and the settings as keywords.
-      settings: names and hashable values, sorted.
+    The function takes inputs `[B, ...]`, a key for each where it is random, and the settings as keywords. The settings
+    are names and hashable values, sorted.
     """
 
     function: Callable[..., Array]
@@ -197,36 +171,24 @@ def transform(function: Callable[..., Array], **settings: Any) -> Transform:
     return Transform(function, tuple(sorted(settings.items())))
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfTransformed:
-    transform: Transform
-
-    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], inputs: Array) -> Array:
-        return logits_fn(self.transform(inputs, *given))
+def _of_transformed(
+    logits_fn: LogitsFn, transform: Callable[..., Array], given: tuple[Any, ...], inputs: Array, *keys: Array
+) -> Array:
+    return logits_fn(transform(inputs, *keys, *given))
 
 
-def transformed(logits_fn: LogitsFn, transform: Transform, *given: Any) -> LogitsFn:
-    """The classifier that transforms its inputs first.
+def transformed(logits_fn: LogitsFn, transform: Callable[..., Array], *given: Any) -> LogitsFn:
+    """The classifier that first applies a deterministic transform, from inputs to inputs; hashable or a pytree.
 
-    Args:
-      logits_fn: a classifier.
-      transform: from inputs to inputs; deterministic.
-      *given: arrays and pytrees that the transform also takes, such as the parameters of a model.
-
-    Returns:
-      A classifier; a pytree like `bind`'s where `logits_fn` is one, whose leaves are also those of `given`.
+    `given` are arrays and pytrees that the transform also takes, such as the parameters of a model.
     """
-    return jax.tree_util.Partial(_OfTransformed(transform), as_pytree(logits_fn), given)
+    return Partial(_of_transformed, as_pytree(logits_fn), as_pytree(transform), given)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Randomized:
-    """A stochastic classifier: it takes a key for each example.
-
-    Attributes:
-      logits_fn: from inputs and keys to logits; a pytree whose leaves are the parameters.
-    """
+    """A stochastic classifier: from inputs and a key for each to logits; a pytree whose leaves are the parameters."""
 
     logits_fn: Any
 
@@ -235,80 +197,38 @@ class Randomized:
         return self.logits_fn(inputs, keys)
 
 
-@dataclasses.dataclass(frozen=True)
-class _OfRandomlyTransformed:
-    transform: Transform
-
-    def __call__(self, logits_fn: LogitsFn, given: tuple[Any, ...], inputs: Array, keys: Array) -> Array:
-        return logits_fn(self.transform(inputs, keys, *given))
+def randomized(logits_fn: LogitsFn, transform: Callable[..., Array], *given: Any) -> Randomized:
+    """As `transformed`, but at random: `transform` takes inputs, a key for each, and what is given."""
+    return Randomized(transformed(logits_fn, transform, *given))
 
 
-def randomized(logits_fn: LogitsFn, transform: Transform, *given: Any) -> Randomized:
-    """The classifier that transforms its inputs at random first.
+def _bpda(inputs: Array, *rest: Any, exact: Transform, substitute: Callable[..., Array]) -> Array:
+    @jax.custom_gradient
+    def substituted(inputs: Array, rest: tuple[Any, ...]) -> Any:
+        def pull(cotangent: Array) -> tuple[Array, None]:
+            like, pull_back = jax.vjp(lambda inputs: substitute(inputs, *rest), inputs)
+            if like.shape != cotangent.shape:
+                raise ValueError(
+                    "BPDA needs a substitute whose outputs have the shape of the transform's, "
+                    f"{cotangent.shape}, got {like.shape}"
+                )
+            return pull_back(cotangent)[0], None
 
-    Args:
-      logits_fn: a classifier.
-      transform: takes inputs, a key for each, and what is given.
-      *given: arrays and pytrees that the transform also takes, such as the parameters of a model.
+        return exact(inputs, *rest), pull
 
-    Returns:
-      A stochastic classifier; a pytree whose leaves are those of `logits_fn` and of `given`.
-    """
-    return Randomized(jax.tree_util.Partial(_OfRandomlyTransformed(transform), as_pytree(logits_fn), given))
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _substituted(
-    exact: Transform, substitute: Callable[..., Array] | None, inputs: Array, rest: tuple[Any, ...]
-) -> Array:
-    return exact(inputs, *rest)
+    return substituted(inputs, rest)
 
 
-def _substituted_fwd(
-    exact: Transform, substitute: Callable[..., Array] | None, inputs: Array, rest: tuple[Any, ...]
-) -> tuple[Array, tuple[Array, tuple[Any, ...]]]:
-    found = exact(inputs, *rest)
-    # The identity needs nothing of the rest in the backward pass.
-    kept = rest if substitute is not None else ()
-    like = inputs if substitute is None else jax.eval_shape(substitute, inputs, *rest)
-    if like.shape != found.shape:
-        raise ValueError(
-            f"BPDA needs a substitute whose outputs have the shape of the transform's, {found.shape}, got {like.shape}"
-        )
-    return found, (inputs, kept)
-
-
-def _substituted_bwd(
-    exact: Transform,
-    substitute: Callable[..., Array] | None,
-    residuals: tuple[Array, tuple[Any, ...]],
-    cotangent: Array,
-) -> tuple[Array, None]:
-    if substitute is None:
-        return cotangent, None
-    inputs, rest = residuals
-    pull = jax.vjp(lambda inputs: substitute(inputs, *rest), inputs)[1]
-    return pull(cotangent)[0], None
-
-
-_substituted.defvjp(_substituted_fwd, _substituted_bwd)
-
-
-def _bpda(inputs: Array, *rest: Any, exact: Transform, substitute: Callable[..., Array] | None) -> Array:
-    return _substituted(exact, substitute, inputs, rest)
+def _identity(inputs: Array, *rest: Any) -> Array:
+    return inputs
 
 
 def bpda(exact: Transform, substitute: Callable[..., Array] | None = None) -> Transform:
     """Backward pass differentiable approximation: the exact transform forward, a substitute's gradient backward.
 
-    Args:
-      exact: a transform without a useful gradient, random or not.
-      substitute: differentiated in the place of `exact`. It takes what `exact` takes: inputs, and after them the keys
-        and whatever else is given; its outputs have the same shape. Hashable. Default: the identity, the
-        straight-through gradient, which is right for a transform whose outputs are close to its inputs.
-
-    Returns:
-      A transform whose values are those of `exact` to the bit.
+    The values are those of `exact`, which may be random, to the bit. The substitute takes what `exact` takes: inputs,
+    then the keys and whatever else is given; its outputs have the same shape. It is hashable. The default is the
+    identity, the straight-through gradient, which is right for a transform whose outputs are close to its inputs.
 
     Raises:
       ValueError: when differentiated, if the shapes differ.
@@ -316,7 +236,7 @@ def bpda(exact: Transform, substitute: Callable[..., Array] | None = None) -> Tr
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420).
     """
-    return transform(_bpda, exact=exact, substitute=substitute)
+    return transform(_bpda, exact=exact, substitute=substitute or _identity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,19 +255,11 @@ class _Expectation:
 
 
 def map_draws(draw: Callable[[Array], Array], keys: Key[Array, "S B"]) -> Array:
-    """Applies `draw` to the keys of each of S draws: one after the other on a CPU, all at once on other platforms.
+    """Stacks `draw` of each of S rows of `[B]` keys: one after the other on CPU, all at once on other platforms.
 
-    On a CPU one draw keeps all cores busy, and takes less memory. The choice follows the platform for which the program
-    is lowered.
-
-    Args:
-      draw: takes `[B]` keys.
-      keys: of all draws.
-
-    Returns:
-      The results, stacked.
+    On a CPU one draw keeps all cores busy, and takes less memory.
     """
-    return lax.platform_dependent(keys, cpu=lambda keys: lax.map(draw, keys), default=jax.vmap(draw))
+    return by_platform(keys, cpu=lambda keys: lax.map(draw, keys), default=jax.vmap(draw))
 
 
 def _keys_of(key: Key[Array, ""], inputs: Float[Array, "B ..."], num_samples: int) -> Key[Array, "S B"]:
@@ -375,14 +287,11 @@ def expectation(
     differently, so an attack meets other draws in them: its rates agree up to sampling, not up to rounding.
 
     Args:
-      classifier: a stochastic classifier.
+      classifier: a stochastic one.
       key: a single one. Judge an attack by draws from another.
       num_samples: the number of draws, at least 1.
       average: of `"logits"`, or of `"probs"`; the latter returns the logarithms of mean probabilities. With the first,
         the gradient of a loss that is linear in the logits, such as a margin, is the mean of the draws' gradients.
-
-    Returns:
-      A classifier; a pytree like `bind`'s.
 
     Raises:
       ValueError: for no samples, an unknown average, or several keys.
@@ -393,7 +302,7 @@ def expectation(
     check_choice("average", average, AVERAGES)
     check_whole_number("num_samples", num_samples, least=1)
     _check_key("an expectation", key)
-    return jax.tree_util.Partial(_Expectation(num_samples, average), classifier, key)
+    return Partial(_Expectation(num_samples, average), classifier, key)
 
 
 def _single_draw(classifier: Randomized, key: Array, inputs: Array) -> Array:
@@ -401,16 +310,9 @@ def _single_draw(classifier: Randomized, key: Array, inputs: Array) -> Array:
 
 
 def single_draw(classifier: Randomized, key: Key[Array, ""]) -> LogitsFn:
-    """A stochastic classifier with one fixed draw, the same for all examples and all calls.
+    """A stochastic classifier with one fixed draw, of a single key, the same for all examples and all calls.
 
     An attack on it ignores that other draws judge its examples: the single-pattern attack of Xie et al.
-
-    Args:
-      classifier: a stochastic classifier.
-      key: of the draw, a single one.
-
-    Returns:
-      A classifier; a pytree like `bind`'s.
 
     Raises:
       ValueError: for several keys.
@@ -419,11 +321,12 @@ def single_draw(classifier: Randomized, key: Key[Array, ""]) -> LogitsFn:
       Xie et al., Mitigating Adversarial Effects Through Randomization, 2018 (arXiv 1711.01991), section 4.
     """
     _check_key("a single draw", key)
-    return jax.tree_util.Partial(_single_draw, classifier, key)
+    return Partial(_single_draw, classifier, key)
 
 
-def _of_decoded(logits_fn: LogitsFn, decode: Callable[[Array], Array], codes: Array) -> Array:
-    return logits_fn(decode(codes))
+def _check_key(name: str, key: Key[Array, "..."]) -> None:
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
+        raise ValueError(f"{name} needs one key, as jax.random.key makes it")
 
 
 def reparameterized(logits_fn: LogitsFn, decode: Callable[[Float[Array, "B ..."]], Float[Array, "B ..."]]) -> LogitsFn:
@@ -434,20 +337,10 @@ def reparameterized(logits_fn: LogitsFn, decode: Callable[[Float[Array, "B ..."]
     attack then runs on codes; its bounds and its radius are those of codes, and the adversarial inputs are `decode` of
     the codes that it returns.
 
-    Args:
-      logits_fn: a classifier.
-      decode: from codes to inputs; differentiable. A `Partial` whose leaves are parameters, such as
-        `ddjax.generative.gan.generator_fn` makes, or else hashable.
-
-    Returns:
-      A classifier of codes; a pytree whose leaves are those of both.
+    `decode` is differentiable. It is a `Partial` whose leaves are parameters, such as
+    `ddjax.generative.gan.generator_fn` makes, or else hashable.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420), section 4.3.
     """
-    return jax.tree_util.Partial(_of_decoded, as_pytree(logits_fn), as_pytree(decode))
-
-
-def _check_key(name: str, key: Key[Array, "..."]) -> None:
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.shape != ():
-        raise ValueError(f"{name} needs one key, as jax.random.key makes it")
+    return transformed(logits_fn, decode)

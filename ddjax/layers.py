@@ -19,6 +19,7 @@ cores `"plain"` took 49 times as long to train MNIST's network, and 12 times as 
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -76,16 +77,13 @@ def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
 
 
 def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
-    if padding == "VALID":
-        return ((0, 0), (0, 0))
-    if padding == "SAME":
-        (top, bottom), (left, right) = (((size - 1) // 2, size // 2) for size in kernel_size)
-        return ((top, bottom), (left, right))
-    raise ValueError(f"unknown padding {padding!r}; known: VALID, SAME")
+    check_choice("padding", padding, ("VALID", "SAME"))
+    height, width = kernel_size if padding == "SAME" else (1, 1)
+    return ((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2)
 
 
 def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True) -> int:
-    """How many images of a batch should go through a network together on CPU.
+    """How many images of a batch of `count` should go through a network together on CPU.
 
     On CPU, a batch in parts whose activations stay in the cache takes a tenth to a third less time. Other platforms
     should take the whole batch: call this for the CPU form of `by_platform` only, as `in_parts` does.
@@ -93,36 +91,28 @@ def images_at_once(count: int, image_shape: Sequence[int], *, equal: bool = True
     Args:
       count: the number of images in the batch.
       image_shape: (H, W, C); inputs of another form go together.
-      equal: whether all parts must have the same size. If not, waiting images take the places of finished ones.
-
-    Returns:
-      The size of a part, at most `count`. It divides `count` if parts must be equal, and is `count` where there are no
-      equal parts of a useful size.
+      equal: whether all parts must have the same size, which then divides `count`; it is `count` where there are no
+        equal parts of a useful size. If not, waiting images take the places of finished ones.
     """
     if len(image_shape) != 3:
         return count
     most = max(_LEAST_PART, _CACHED_PIXELS // (image_shape[0] * image_shape[1]))
-    if not equal and count > most:
-        # At most a quarter: in the end, places without a successor wait for the slowest image. A power of two: 32 of
-        # MNIST's images were a tenth faster than 41.
-        most = 1 << (most.bit_length() - 1)
-        return min(most, max(_LEAST_PART, most // 2, count // 4))
-    if not equal:
+    if equal:
+        size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
+        return size if size >= most // 4 else count
+    if count <= most:
         return count
-    size = next(size for size in range(min(most, count), 0, -1) if count % size == 0)
-    return size if size >= most // 4 else count
+    # At most a quarter: in the end, places without a successor wait for the slowest image. A power of two: 32 of
+    # MNIST's images were a tenth faster than 41.
+    most = 1 << (most.bit_length() - 1)
+    return min(most, max(_LEAST_PART, most // 2, count // 4))
 
 
 def in_parts(fn: Callable[..., Any], *batch: Array) -> Any:
     """Applies a function to a batch; on CPU to equal parts of it, one after the other, of size `images_at_once`.
 
-    Args:
-      fn: from arrays with the examples as first axis to a pytree of such arrays. Examples must not influence each
-        other.
-      *batch: the arrays. The first one's shape decides the size of the parts, if it is that of images.
-
-    Returns:
-      What `fn` returns for the whole batch.
+    The function takes arrays with the examples as first axis, and returns a pytree of such arrays. Examples must not
+    influence each other. The shape of the first array decides the size of the parts, if it is that of images.
     """
     count, *shape = batch[0].shape
     size = images_at_once(count, shape)
@@ -155,30 +145,16 @@ def _fast_forward(inputs: Array, kernel: Array, padding: Padding) -> Array:
     XLA:CPU prefers a single-threaded kernel unless the output or the kernel is larger than the input in some spatial
     dimension. Where neither is, one of them grows by rows of zeros: the one for which that wastes less work.
     """
-    height, width = inputs.shape[1:3]
-    kernel_height, kernel_width = kernel.shape[:2]
-    (top, bottom), (left, right) = padding
-    out_height = height + top + bottom - kernel_height + 1
-    out_width = width + left + right - kernel_width + 1
-    grown = 0
-    if (
-        _grows.value
-        and out_height <= height
-        and out_width <= width
-        and kernel_height <= height
-        and kernel_width <= width
-    ):
-        if out_height >= kernel_height:
-            grown = height + 1 - out_height
-            bottom += grown
-        else:
-            more = height + 1 - kernel_height
-            kernel = lax.optimization_barrier(jnp.pad(kernel, ((0, more), (0, 0), (0, 0), (0, 0))))
-            bottom += more
-    outputs = lax.conv_general_dilated(
-        inputs, kernel, (1, 1), ((top, bottom), (left, right)), dimension_numbers=_LAYOUT
-    )
-    return outputs[:, :out_height] if grown else outputs
+    sizes = inputs.shape[1:3], kernel.shape[:2], padding
+    axes = [(size, size + sum(pads) - taps + 1, taps) for size, taps, pads in zip(*sizes, strict=True)]
+    height, out_height, kernel_height = axes[0]
+    (top, bottom), across = padding
+    if _grows.value and all(max(out, taps) <= size for size, out, taps in axes):
+        rows = height + 1 - max(out_height, kernel_height)
+        bottom += rows
+        if out_height < kernel_height:
+            kernel = lax.optimization_barrier(jnp.pad(kernel, ((0, rows), (0, 0), (0, 0), (0, 0))))
+    return _plain_conv(inputs, kernel, ((top, bottom), across))[:, :out_height]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -209,11 +185,8 @@ def _canonical_conv_bwd(
     # In parts of the batch that fit the cache, which halves the time of the larger layers.
     count = inputs.shape[0]
     part = max(_LEAST_PART, min(_CACHED_IMAGES, count // 4), -(-count // _MAX_PARTS))
-    gradients = [
-        _kernel_gradient(padded[start : start + part], cotangent[start : start + part])
-        for start in range(0, count, part)
-    ]
-    return input_gradient, functools.reduce(jnp.add, gradients)
+    parts = [slice(start, start + part) for start in range(0, count, part)]
+    return input_gradient, functools.reduce(jnp.add, [_kernel_gradient(padded[i], cotangent[i]) for i in parts])
 
 
 def _input_gradient(kernel: Array, cotangent: Array, padding: Padding) -> Array:
@@ -297,47 +270,28 @@ def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
 
 def _patch_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     """A convolution as a patch matrix times the kernel matrix."""
-    kernel_height, kernel_width, channels, features = kernel.shape
+    height, width, channels, features = kernel.shape
     padded = jnp.pad(inputs, ((0, 0), *padding, (0, 0)))
-    out_height, out_width = padded.shape[1] - kernel_height + 1, padded.shape[2] - kernel_width + 1
-    patches = jnp.concatenate(
-        [
-            padded[:, row : row + out_height, column : column + out_width]
-            for row in range(kernel_height)
-            for column in range(kernel_width)
-        ],
-        axis=-1,
-    )
-    return _patch_product(patches, kernel.reshape(kernel_height * kernel_width * channels, features))
+    down, across = padded.shape[1] - height + 1, padded.shape[2] - width + 1
+    shifts = itertools.product(range(height), range(width))
+    patches = jnp.concatenate([padded[:, row : row + down, column : column + across] for row, column in shifts], -1)
+    return _patch_product(patches, kernel.reshape(height * width * channels, features))
 
 
-@jax.custom_vjp
-def _patch_product(patches: Array, kernel: Array) -> Array:
-    return patches @ kernel
+@jax.custom_gradient
+def _patch_product(patches: Array, kernel: Array) -> Any:
+    def pull(cotangent: Array) -> tuple[Array, Array]:
+        # As one product over all pixels of the batch, its many columns and few rows take several times as long.
+        parts = math.gcd(patches.shape[0], _MAX_PARTS)
+        of_parts = lambda array: array.reshape(parts, -1, array.shape[-1])
+        gradients = jnp.einsum("pnk,pnf->pkf", of_parts(patches), of_parts(cotangent))
+        return cotangent @ kernel.T, jnp.sum(gradients, 0)
 
-
-def _patch_product_fwd(patches: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return patches @ kernel, (patches, kernel)
-
-
-def _patch_product_bwd(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    patches, kernel = residuals
-    # As one product over all pixels of the batch, its many columns and few rows take several times as long.
-    parts = math.gcd(patches.shape[0], _MAX_PARTS)
-    of_parts = lambda array: array.reshape(parts, -1, array.shape[-1])
-    gradients = jnp.einsum("pnk,pnf->pkf", of_parts(patches), of_parts(cotangent))
-    return cotangent @ kernel.T, jnp.sum(gradients, 0)
-
-
-_patch_product.defvjp(_patch_product_fwd, _patch_product_bwd)
+    return patches @ kernel, pull
 
 
 def conv(
-    inputs: Float[Array, "B H W C"],
-    kernel: Float[Array, "h w C F"],
-    *,
-    padding: str = "VALID",
-    lowering: str = "auto",
+    inputs: Float[Array, "B H W C"], kernel: Float[Array, "h w C F"], *, padding: str = "VALID", lowering: str = "auto"
 ) -> Float[Array, "B H2 W2 F"]:
     """Convolves with stride 1.
 
@@ -346,9 +300,7 @@ def conv(
       kernel: the filters, no larger than the padded input.
       padding: `"VALID"` or `"SAME"`.
       lowering: `"auto"`, `"plain"` or `"canonical"`; see the head of this file. Values agree to rounding.
-
-    Returns:
-      The feature maps. `"canonical"`, and therefore `"auto"`, has reverse-mode derivatives only.
+        `"canonical"`, and therefore `"auto"`, has reverse-mode derivatives only.
 
     Raises:
       ValueError: for an unknown padding or lowering, or when the channels of inputs and kernel differ.
@@ -357,7 +309,7 @@ def conv(
     pads = _resolve_padding(padding, kernel.shape[:2])
     if inputs.shape[-1] != kernel.shape[2]:
         raise ValueError(f"the kernel takes {kernel.shape[2]} channels, the input has {inputs.shape[-1]}")
-    if kernel.shape[0] * kernel.shape[1] * kernel.shape[2] <= _FEW_INPUTS:
+    if math.prod(kernel.shape[:3]) <= _FEW_INPUTS:
         canonical = _patch_conv
     elif _is_worth_mixing(inputs, kernel):
         canonical = _winograd_conv
@@ -372,47 +324,30 @@ def _padded_by(form: Callable[..., Array], padding: Padding) -> Callable[..., Ar
     return functools.partial(form, padding=padding)
 
 
-def _blocks(inputs: Array) -> Array:
+@jax.custom_gradient
+def _reshape_max_pool(inputs: Array) -> Any:
     batch, height, width, channels = inputs.shape
-    return inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
-
-
-@jax.custom_vjp
-def _reshape_max_pool(inputs: Array) -> Array:
-    return _blocks(inputs).max((2, 4))
-
-
-def _reshape_max_pool_fwd(inputs: Array) -> tuple[Array, Array]:
-    outputs = _reshape_max_pool(inputs)
-    blocks = _blocks(inputs)
+    blocks = inputs.reshape(batch, height // 2, 2, width // 2, 2, channels)
+    outputs = blocks.max((2, 4))
     # Exact ties are the rule on a flat background. The first maximum in row-major order gets the cotangent, as in
     # `reduce_window`; sharing it among the tied would change the gradient.
     winner = jnp.full(outputs.shape, 3, jnp.uint8)
     for place in (2, 1, 0):
         is_maximum = blocks[:, :, place // 2, :, place % 2] == outputs
         winner = jnp.where(is_maximum, jnp.uint8(place), winner)
-    return outputs, winner
 
+    def pull(cotangent: Array) -> Array:
+        place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
+        places = jnp.where(winner[:, :, None, :, None] == place, cotangent[:, :, None, :, None], 0)
+        return places.reshape(inputs.shape)
 
-def _reshape_max_pool_bwd(winner: Array, cotangent: Array) -> tuple[Array]:
-    batch, height, width, channels = winner.shape
-    place = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
-    blocks = jnp.where(winner[:, :, None, :, None] == place, cotangent[:, :, None, :, None], 0)
-    return (blocks.reshape(batch, 2 * height, 2 * width, channels),)
-
-
-_reshape_max_pool.defvjp(_reshape_max_pool_fwd, _reshape_max_pool_bwd)
+    return outputs, pull
 
 
 def max_pool(inputs: Float[Array, "B H W C"], *, lowering: str = "auto") -> Float[Array, "B H2 W2 C"]:
     """Takes the maximum over 2 x 2 blocks; an odd last row or column is dropped.
 
-    Args:
-      inputs: a batch of feature maps.
-      lowering: `"auto"`, `"plain"` or `"canonical"`; see the head of this file.
-
-    Returns:
-      Feature maps of half the height and width. Ties send their gradient to the first maximum in row-major order.
+    Ties send their gradient to the first maximum in row-major order. For `lowering`, see `conv`.
 
     Raises:
       ValueError: for an unknown lowering.
@@ -454,11 +389,7 @@ class Conv(nn.Module):
 
 
 class ReLU(nn.Module):
-    """The rectifier as a module of its own, so that what stands behind it can be captured and intercepted.
-
-    Attributes:
-      negative_slope: of the line below zero; above 0 it is a leaky one.
-    """
+    """The rectifier, leaky with a slope above 0, as a module: what stands behind it can be captured and intercepted."""
 
     negative_slope: float = 0.0
 
@@ -470,18 +401,12 @@ class ReLU(nn.Module):
 def jit(function: Callable[..., Any], **settings: Any) -> Any:
     """`jax.jit` of a function that differentiates a network in a loop, with the compiler options that a CPU needs.
 
-    Args:
-      function: what to compile. It must be called outside of other compiled functions.
-      **settings: further arguments of `jax.jit`.
+    The result must be called outside of other compiled functions. `settings` are further arguments of `jax.jit`.
     """
     if jax.default_backend() != "cpu" or not _takes_compiler_options():
         return jax.jit(function, **settings)
 
-    def without_padding(*arguments: Any, **named: Any) -> Any:
-        with unpadded():
-            return function(*arguments, **named)
-
-    return jax.jit(without_padding, compiler_options=COMPILER_OPTIONS, **settings)
+    return jax.jit(unpadded()(function), compiler_options=COMPILER_OPTIONS, **settings)
 
 
 @functools.cache

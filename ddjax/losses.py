@@ -21,15 +21,8 @@ def cross_entropy_at_temperature(
     """Cross-entropy of `softmax(logits / temperature)` against soft or one-hot labels.
 
     There is no factor of the squared temperature: that belongs to Hinton's compression setting, not to defensive
-    distillation.
-
-    Args:
-      logits: before softmax.
-      probabilities: each row a distribution over the classes; 0 for classes that are switched off.
-      temperature: T > 0; may be traced.
-
-    Returns:
-      The loss of each example.
+    distillation. Each row of the probabilities is a distribution over the classes, 0 for those that are switched off;
+    the temperature T > 0 may be traced.
 
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
@@ -60,15 +53,8 @@ def dlr(logits: Float[Array, "B K"], labels: Int[Array, " B"]) -> Float[Array, "
     """Difference of logits ratio: minus the margin of the label, over the first logit minus the third.
 
     It does not change when the logits are shifted or scaled, so its gradient survives where the softmax saturates. It
-    is positive where the decision is not the label.
-
-    Args:
-      logits: of at least 3 classes.
-      labels: the true classes.
-
-    Returns:
-      The ratio of each example. Where it does not exist, minus the margin: if the three largest logits are equal, if
-      fewer than 3 classes are not switched off, or if the label is switched off.
+    is positive where the decision is not the label. Where the ratio does not exist, it is minus the margin: if the
+    three largest logits are equal, if fewer than 3 classes are not switched off, or if the label is switched off.
 
     Raises:
       ValueError: with fewer than 3 classes.
@@ -86,15 +72,9 @@ def targeted_dlr(
 ) -> Float[Array, " B"]:
     """Difference of logits ratio of the label and a target: larger, the closer the decision is to the target.
 
-    Args:
-      logits: of at least 4 classes.
-      labels: the true classes.
-      targets: the classes to reach.
-
-    Returns:
-      The target's logit minus the label's, over the first logit minus the mean of the third and the fourth. Where that
-      does not exist, the target's logit minus the label's: if the four largest logits are equal, if fewer than 4
-      classes are not switched off, or if the label or the target is switched off.
+    The target's logit minus the label's, over the first logit minus the mean of the third and the fourth. Where the
+    ratio does not exist, it is the target's logit minus the label's: if the four largest logits are equal, if fewer
+    than 4 classes are not switched off, or if the label or the target is switched off.
 
     Raises:
       ValueError: with fewer than 4 classes.
@@ -140,15 +120,11 @@ class Loss:
       function: from logits `[B, K]` and labels `[B]` to a value `[B]` that grows as the decision leaves the label.
       targeted: from logits, labels and targets to a value that grows as the decision approaches the target; None for a
         loss without a targeted form.
-      classes: the least number of classes that `function` needs.
-      targeted_classes: the least number of classes that `targeted` needs.
     """
 
     name: str
     function: Callable[[Array, Array], Array]
     targeted: Callable[[Array, Array, Array], Array] | None = None
-    classes: int = 2
-    targeted_classes: int = 2
 
     def __call__(
         self, logits: Float[Array, "B K"], labels: Int[Array, " B"], targets: Int[Array, " B"] | None = None
@@ -156,12 +132,8 @@ class Loss:
         """The value that an attack raises, for each example.
 
         Raises:
-          ValueError: with targets, for a loss without a targeted form; with too few classes.
+          ValueError: with targets, for a loss without a targeted form; with too few classes, as the functions do.
         """
-        least = self.classes if targets is None else self.targeted_classes
-        if logits.shape[1] < least:
-            form = "" if targets is None else "targeted "
-            raise ValueError(f"the {form}loss {self.name} needs at least {least} classes, got {logits.shape[1]}")
         if targets is None:
             return self.function(logits, labels)
         if self.targeted is None:
@@ -180,11 +152,9 @@ def _towards(function: Callable[[Array, Array], Array]) -> Callable[[Array, Arra
 LOSSES = (
     Loss("cross_entropy", cross_entropy, _towards(_away(cross_entropy))),
     Loss("margin", _away(margin), _towards(margin)),
-    Loss("dlr", dlr, targeted_dlr, classes=3, targeted_classes=4),
-    Loss("logit", _away(logit), _towards(logit), classes=1, targeted_classes=1),
+    Loss("dlr", dlr, targeted_dlr),
+    Loss("logit", _away(logit), _towards(logit)),
 )
 
 # The losses of attacks, by name or import path.
-REGISTRY: Registry[Loss] = Registry("loss", "LOSSES")
-for _loss in LOSSES:
-    REGISTRY.register(_loss)
+REGISTRY: Registry[Loss] = Registry("loss", "LOSSES", LOSSES)

@@ -46,15 +46,15 @@ LEAST = 20
 class Probe:
     """The measurements of each image. An image is broken if the judge misclassifies its attacked version.
 
-    The fields are not typed more closely because a pytree's leaves also live as NumPy arrays and specifications.
+    All fields are arrays, `[B]` bools unless said otherwise.
 
     Attributes:
-      correct: whether the judge is right about the clean image, `[B]` bools; the others do not count.
-      one_step: broken by FGSM, `[B]` bools.
-      many_steps: broken by PGD with the same radius, `[B]` bools.
-      transfer: broken by PGD with the same radius on the substitute, `[B]` bools; None without a substitute.
-      random: broken by random search with the same radius, `[B]` bools.
-      whole_box: broken by PGD with radius 1, `[B]` bools.
+      correct: whether the judge is right about the clean image; the others do not count.
+      one_step: broken by FGSM.
+      many_steps: broken by PGD with the same radius.
+      transfer: broken by PGD with the same radius on the substitute; None without a substitute.
+      random: broken by random search with the same radius.
+      whole_box: broken by PGD with radius 1.
       by_radius: broken by PGD with each radius, ascending, `[B, R]` bools.
       zeros: the share of the gradient's values that are exactly zero or not finite, `[B]` floats.
     """
@@ -101,9 +101,6 @@ def probe(
       num_steps: of PGD, at least 2.
       num_random: the number of uniform samples of the ball within the box, at least 1. The paper takes 1e5 or more.
 
-    Returns:
-      What was measured of each image.
-
     Raises:
       ValueError: for images or labels that no attack takes (see `attacks.prepare`), or a setting out of its range.
 
@@ -122,7 +119,7 @@ def probe(
     checks.check_number("num_steps", num_steps, least=2.0)
     checks.check_number("num_random", num_random, least=1.0)
     checks.check_number("radii", np.asarray(radii, np.float64), above=0.0)
-    if 1 not in radii or len(radii) < 2 or any(larger <= smaller for smaller, larger in itertools.pairwise(radii)):
+    if 1 not in radii or len(radii) < 2 or list(radii) != sorted(set(radii)):
         raise ValueError(f"radii must be two or more ascending multiples of epsilon with 1 among them, got {radii}")
     of_pgd, of_transfer, of_random = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
 
@@ -167,7 +164,7 @@ def _random_search(
         draw = lambda key: jax.random.uniform(jax.random.fold_in(key, number), images.shape[1:], images.dtype)
         sample = low + (high - low) * jax.vmap(draw)(keys)
         logits = logits_fn(sample)
-        distance = jnp.where(jnp.all(jnp.isfinite(logits), axis=1), losses.margin(logits, labels), jnp.inf)
+        distance = jnp.where(examples.is_decision(logits), losses.margin(logits, labels), jnp.inf)
         better = distance < least
         return jnp.where(better[:, None, None, None], sample, best), jnp.where(better, distance, least)
 
@@ -213,46 +210,27 @@ def lights(probe: Probe) -> tuple[Light, ...]:
       since the radii may just be too small.
     * `zero_gradient`: images whose whole gradient is zero or not finite. A gradient attack does not move there.
 
-    Args:
-      probe: of all images together, as NumPy or JAX arrays.
-
-    Returns:
-      A light for each behavior; none for `transfer` without a substitute. All are unknown with fewer than `LEAST`
-      images that the judge gets right.
+    The probe is of all images together. There is no light for `transfer` without a substitute. All are unknown with
+    fewer than `LEAST` images that the judge gets right.
     """
     right = np.asarray(probe.correct, bool)
-    count = int(right.sum())
-    of_right = lambda broken: np.asarray(broken, bool)[right]
-    many, whole_box = of_right(probe.many_steps), of_right(probe.whole_box)
-    found = [_compared("one_step", "one step", of_right(probe.one_step), many)]
-    if probe.transfer is not None:
-        found.append(_compared("transfer", "images made on the substitute", of_right(probe.transfer), many))
-    missed, alone = int((~whole_box).sum()), int((of_right(probe.random) & ~many).sum())
-    blind = int((np.asarray(probe.zeros)[right] == 1).sum())
+    seen: Probe = jax.tree.map(lambda leaf: np.asarray(leaf)[right], probe)
+    count, many = len(seen.correct), seen.many_steps
+    missed, alone, blind = ~seen.whole_box, seen.random & ~many, seen.zeros == 1
+    found = [_compared("one_step", "one step", seen.one_step, many)]
+    if seen.transfer is not None:
+        found.append(_compared("transfer", "images made on the substitute", seen.transfer, many))
+    not_all = f"With the whole box to move in, many steps do not break {missed.sum()} of {count} images."
+    by_chance = f"Random search breaks {alone.sum()} of {count} images that many steps do not break."
+    flat = (
+        f"The whole gradient is zero or not finite on {blind.sum()} of {count} images, "
+        f"and so are {_rate(seen.zeros):.0%} of all its values."
+    )
     found += [
-        Light(
-            "whole_box",
-            _color(_exceeds(missed, count), missed > 0),
-            _rate(whole_box),
-            1.0,
-            f"With the whole box to move in, many steps do not break {missed} of {count} images.",
-        ),
-        Light(
-            "random",
-            _color(_exceeds(alone, count), alone > 0),
-            alone / max(count, 1),
-            0.0,
-            f"Random search breaks {alone} of {count} images that many steps do not break.",
-        ),
-        _of_radii(np.column_stack([of_right(probe.by_radius), whole_box])),
-        Light(
-            "zero_gradient",
-            _color(_exceeds(blind, count), blind > 0),
-            blind / max(count, 1),
-            0.0,
-            f"The whole gradient is zero or not finite on {blind} of {count} images, "
-            f"and so are {_rate(np.asarray(probe.zeros)[right]):.0%} of all its values.",
-        ),
+        Light("whole_box", _color_of_rare(missed), _rate(seen.whole_box), 1.0, not_all),
+        Light("random", _color_of_rare(alone), _rate(alone), 0.0, by_chance),
+        _of_radii(np.column_stack([seen.by_radius, seen.whole_box])),
+        Light("zero_gradient", _color_of_rare(blind), _rate(blind), 0.0, flat),
     ]
     if count < LEAST:
         few = f"Only {count} images are classified correctly; at least {LEAST} are needed."
@@ -270,7 +248,7 @@ def _compared(name: str, attack: str, suspect: Bool[np.ndarray, " N"], many: Boo
     more, fewer = int((suspect & ~many).sum()), int((many & ~suspect).sum())
     return Light(
         name,
-        _color(_larger(more, fewer) < LEVEL, more > fewer),
+        _color(_p_value(more, fewer) < LEVEL, more > fewer),
         _rate(suspect),
         _rate(many),
         f"Of {len(many)} images, {more} are broken only by {attack} and {fewer} only by many steps.",
@@ -280,14 +258,13 @@ def _compared(name: str, attack: str, suspect: Bool[np.ndarray, " N"], many: Boo
 def _of_radii(broken: Bool[np.ndarray, "N R"]) -> Light:
     """The light of ascending radii, the last of which is the whole box."""
     count, radii = broken.shape
+    last = radii - 2
     pairs = list(itertools.combinations(range(radii), 2))
     lost = lambda small, large: int((broken[:, small] & ~broken[:, large]).sum())
-    falls = [_larger(lost(small, large), lost(large, small)) < LEVEL / len(pairs) for small, large in pairs]
-    drops = [lost(small, large) - lost(large, small) for small, large in pairs]
-    last = radii - 2
-    room = _exceeds(int((~broken[:, last]).sum()), count)
-    flat = room and _larger(lost(last, 0), lost(0, last)) >= LEVEL
-    stuck = flat and _exceeds(int((~broken[:, -1]).sum()), count)
+    falls = [_p_value(lost(*pair), lost(*pair[::-1])) < LEVEL / len(pairs) for pair in pairs]
+    drops = [lost(*pair) - lost(*pair[::-1]) for pair in pairs]
+    flat = _exceeds(~broken[:, last]) and _p_value(lost(last, 0), lost(0, last)) >= LEVEL
+    stuck = flat and _exceeds(~broken[:, -1])
     small, large = pairs[int(np.argmax(drops))] if max(drops) > 0 else (0, last)
     rates = ", ".join(f"{rate:.0%}" for rate in broken.sum(0) / max(count, 1))
     return Light(
@@ -303,20 +280,20 @@ def _color(is_red: bool, is_seen: bool) -> str:
     return "red" if is_red else "yellow" if is_seen else "green"
 
 
+def _color_of_rare(cases: Bool[np.ndarray, " N"]) -> str:
+    """The color of what should happen to no image."""
+    return _color(_exceeds(cases), bool(cases.any()))
+
+
 def _rate(values: np.ndarray) -> float:
     return float(np.sum(values)) / max(len(values), 1)
 
 
-def _at_least(successes: int, count: int, rate: float) -> float:
-    """The probability of at least so many successes of a rate."""
-    return float(special.bdtrc(successes - 1, count, rate))
+def _p_value(more: int, fewer: int) -> float:
+    """Of McNemar's exact one-sided test, from the numbers of images on which two attacks differ."""
+    return float(special.bdtrc(more - 1, more + fewer, 0.5))
 
 
-def _larger(more: int, fewer: int) -> float:
-    """The p-value of McNemar's exact one-sided test, from the numbers of images on which two attacks differ."""
-    return _at_least(more, more + fewer, 0.5)
-
-
-def _exceeds(cases: int, count: int) -> bool:
+def _exceeds(cases: Bool[np.ndarray, " N"]) -> bool:
     """Whether cases are significantly more frequent than is tolerated."""
-    return _at_least(cases, count, TOLERANCE) < LEVEL
+    return float(special.bdtrc(int(cases.sum()) - 1, len(cases), TOLERANCE)) < LEVEL

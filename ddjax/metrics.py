@@ -11,14 +11,7 @@ _Z95 = 1.959963984540054
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """The 95 percent Wilson score interval of a rate.
-
-    Args:
-      successes: the number of successes, from 0 to n.
-      n: the number of trials; without trials the interval is (0, 1).
-
-    Returns:
-      The lower and the upper end, within [0, 1].
+    """The 95 percent Wilson score interval of a rate: its lower and its upper end; (0, 1) without trials, n = 0.
 
     Raises:
       ValueError: when successes is not within 0 and n.
@@ -30,36 +23,28 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
         raise ValueError(f"there cannot be {successes} successes among {n}")
     if n == 0:
         return 0.0, 1.0
+    # SciPy has this interval, but to import its statistics takes more than a second.
     rate, z2 = successes / n, _Z95**2
     center = (rate + z2 / (2 * n)) / (1 + z2 / n)
     half = _Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
     # At the ends the interval touches 0 or 1 exactly; rounding must not push it past.
     low = 0.0 if successes == 0 else max(0.0, center - half)
-    high = 1.0 if successes == n else min(1.0, center + half)
-    return low, high
+    return low, 1.0 if successes == n else min(1.0, center + half)
 
 
 def rate_fields(name: str, successes: int, n: int) -> dict[str, float | int | None]:
     """A share with its 95 percent interval as flat fields of a record: NAME, NAME_low, NAME_high and NAME_n.
 
-    Args:
-      name: of the share.
-      successes: the number of successes.
-      n: the number of trials; without trials the share is None.
+    Without trials, n = 0, the share is None.
     """
     low, high = wilson_interval(successes, n)
     return {name: successes / n if n else None, f"{name}_low": low, f"{name}_high": high, f"{name}_n": n}
 
 
 def auc(clean: Float[np.ndarray, " N"], adversarial: Float[np.ndarray, " M"]) -> float | None:
-    """The area under the ROC curve of a detector.
+    """The area under the ROC curve of a detector, from 0 to 1; None if either kind of image is missing.
 
-    Args:
-      clean: scores of clean images.
-      adversarial: scores of adversarial ones, which should be higher.
-
-    Returns:
-      From 0 to 1; None if either kind is missing.
+    The arguments are the scores of clean images, and those of adversarial ones, which should be higher.
     """
     if not len(clean) or not len(adversarial):
         return None
@@ -80,10 +65,20 @@ class Rate(NamedTuple):
         """The share of successes."""
         return self.successes / self.n if self.n else 0.0
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 percent Wilson interval."""
+        return wilson_interval(self.successes, self.n)
+
+    @classmethod
+    def of(cls, success: Bool[np.ndarray, " N"]) -> "Rate":
+        """Counts the true values."""
+        return cls(int(np.sum(success)), len(success))
+
 
 def accuracy(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> Rate:
     """The share of examples whose largest logit is the label's; logits that are not finite are mistakes."""
-    return Rate(int(correct(logits, labels).sum()), len(labels))
+    return Rate.of(correct(logits, labels))
 
 
 def correct(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> Bool[np.ndarray, " N"]:
@@ -93,19 +88,11 @@ def correct(logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"]) -> 
 
 
 def success_rate(success: Bool[np.ndarray, " N"], clean_correct: Bool[np.ndarray, " N"]) -> Rate:
-    """The success of an attack among the examples that the classifier gets right without it.
+    """The success of an attack among the examples that the classifier gets right without it, `clean_correct`.
 
     An example that is misclassified already is neither a success nor a failure of the attack; it leaves the count.
-
-    Args:
-      success: as the attack returned it.
-      clean_correct: whether the clean image is classified as its label.
-
-    Returns:
-      Successes among the correct, and how many those are.
     """
-    success, clean_correct = np.asarray(success), np.asarray(clean_correct)
-    return Rate(int((success & clean_correct).sum()), int(clean_correct.sum()))
+    return Rate.of(np.asarray(success)[np.asarray(clean_correct)])
 
 
 def mean_absolute_logit(logits: Float[np.ndarray, "N K"]) -> tuple[float, float]:
@@ -119,10 +106,10 @@ def mean_absolute_logit(logits: Float[np.ndarray, "N K"]) -> tuple[float, float]
 
 
 class Distances(NamedTuple):
-    """How far images were moved, each `[B]`, in the units of the images.
+    """How far inputs were moved, each `[B]`, in the units of the inputs.
 
     Attributes:
-      l0_pixels: pixels with any channel changed.
+      l0_pixels: pixels with any channel changed; of inputs that are no images, values.
       l0_values: values changed.
       l1: the sum of absolute changes.
       l2: the Euclidean norm.
@@ -136,28 +123,23 @@ class Distances(NamedTuple):
     linf: Float[Array, " B"]
 
 
-def distances(clean: Float[Array, "B H W C"], adversarial: Float[Array, "B H W C"]) -> Distances:
-    """Measures the perturbation of each example in the norms of the field.
-
-    Args:
-      clean: the images before.
-      adversarial: the images after, of the same shape.
-
-    Returns:
-      Five distances for each example.
-    """
+def distances(clean: Float[Array, "B ..."], adversarial: Float[Array, "B ..."]) -> Distances:
+    """Measures how far each example was moved, in the norms of the field."""
     change = jnp.abs(adversarial - clean)
+    axes = tuple(range(1, change.ndim))
+    changed = change > 0
+    pixels = jnp.any(changed, axis=3, keepdims=True) if change.ndim == 4 else changed
     return Distances(
-        l0_pixels=jnp.sum(jnp.any(change > 0, axis=3), axis=(1, 2)),
-        l0_values=jnp.sum(change > 0, axis=(1, 2, 3)),
-        l1=jnp.sum(change, axis=(1, 2, 3)),
-        l2=jnp.sqrt(jnp.sum(change**2, axis=(1, 2, 3))),
-        linf=jnp.max(change, axis=(1, 2, 3)),
+        l0_pixels=jnp.sum(pixels, axis=axes),
+        l0_values=jnp.sum(changed, axis=axes),
+        l1=jnp.sum(change, axis=axes),
+        l2=jnp.sqrt(jnp.sum(change**2, axis=axes)),
+        linf=jnp.max(change, axis=axes),
     )
 
 
 class Robustness(NamedTuple):
-    """The average least share of features that JSMA must change.
+    """The average least share of features that JSMA must change; a lower bound where images count at the cap.
 
     Attributes:
       mean: over images, of the minimum over targets; an image on which every target failed counts at the cap.
@@ -181,35 +163,26 @@ def robustness(
     """Estimates robustness from targeted attacks on several targets for each image.
 
     Args:
-      changed: the number of features changed in each attempt.
+      changed: the number of features changed in each attempt, at most `cap`.
       success: whether the attempt reached its target.
       image: which image the attempt was made on.
       num_features: D, the number of features of an image.
       cap: the largest number of features an attempt may change.
 
-    Returns:
-      The mean share, with the number of images that count at the cap: a lower bound where that is not zero.
-
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
-    spent = np.where(np.asarray(success), np.asarray(changed), cap)
-    image, success = np.asarray(image), np.asarray(success)
-    images = np.unique(image)
+    images, place = np.unique(image, return_inverse=True)
     if len(images) == 0:
         return Robustness(0.0, 0, 0)
-    least = np.array([spent[image == one].min() for one in images])
-    capped = sum(not success[image == one].any() for one in images)
-    return Robustness(float(least.mean() / num_features), int(capped), len(images))
+    least, reached = np.full(len(images), cap), np.zeros(len(images), bool)
+    np.minimum.at(least, place, np.where(success, changed, cap))
+    np.logical_or.at(reached, place, np.asarray(success))
+    return Robustness(float(least.mean() / num_features), int((~reached).sum()), len(images))
 
 
 class Case(NamedTuple):
-    """One case over the targets of each image.
-
-    Attributes:
-      rate: how often it succeeded.
-      distance: the mean distance of the successes; None without one.
-    """
+    """One case over the targets of each image: how often it succeeded, and the mean distance of its successes."""
 
     rate: Rate
     distance: float | None
@@ -218,7 +191,7 @@ class Case(NamedTuple):
 def cases(
     distance: Num[np.ndarray, " N"], success: Bool[np.ndarray, " N"], image: Int[np.ndarray, " N"]
 ) -> dict[str, Case]:
-    """The best, average and worst case over several targets for each image.
+    """The `"best"`, `"average"` and `"worst"` case over several targets for each image.
 
     The best case of an image is the least distance of its successes, and fails where all fail; the worst is the
     largest, and fails where any fails; the average case is an attempt at a random target, so the mean over attempts.
@@ -226,28 +199,22 @@ def cases(
     misclassified is its new class at distance zero.
 
     Args:
-      distance: of each attempt.
+      distance: of each attempt, finite.
       success: whether the attempt reached its target.
       image: which image the attempt was made on.
-
-    Returns:
-      `"best"`, `"average"` and `"worst"`.
 
     Reference:
       Carlini and Wagner, 2017 (arXiv 1608.04644), section V and Table IV.
     """
-    distance, success, image = np.asarray(distance, np.float64), np.asarray(success), np.asarray(image)
-    best, worst = [], []
-    images = np.unique(image)
-    for one in images:
-        of_image = image == one
-        if success[of_image].any():
-            best.append(distance[of_image & success].min())
-        if success[of_image].all():
-            worst.append(distance[of_image].max())
-    mean = lambda values: float(np.mean(values)) if len(values) else None
-    return {
-        "best": Case(Rate(len(best), len(images)), mean(best)),
-        "average": Case(Rate(int(success.sum()), len(success)), mean(distance[success])),
-        "worst": Case(Rate(len(worst), len(images)), mean(worst)),
-    }
+    images, place = np.unique(image, return_inverse=True)
+    # A failure counts as infinitely far.
+    average = np.where(success, np.asarray(distance, np.float64), np.inf)
+    best, worst = np.full(len(images), np.inf), np.zeros(len(images))
+    np.minimum.at(best, place, average)
+    np.maximum.at(worst, place, average)
+
+    def case(distances: np.ndarray) -> Case:
+        reached = np.isfinite(distances)
+        return Case(Rate.of(reached), float(distances[reached].mean()) if reached.any() else None)
+
+    return {"best": case(best), "average": case(average), "worst": case(worst)}

@@ -124,8 +124,7 @@ class ResNet(nn.Module):
                     total = nn.pool(shortcut, 0.0, lax.add, (stride, stride), (stride, stride), "SAME")
                     shortcut = total / float(stride * stride)
                 new = width - shortcut.shape[-1]
-                before = new // 2
-                shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (before, new - before)))
+                shortcut = jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (new // 2, new - new // 2)))
                 hidden = shortcut + convolve(activate(convolve(active, width, stride)), width)
         hidden = jnp.mean(activate(hidden), axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=_INIT)(hidden).astype(jnp.float32)
@@ -134,57 +133,13 @@ class ResNet(nn.Module):
 def _standardized(images: Array) -> Array:
     """Each image with mean 0 and deviation 1; one that hardly varies is divided by no less than one over sqrt(D)."""
     axes = (1, 2, 3)
-    mean = jnp.mean(images, axes, keepdims=True)
+    mean, variance = jnp.mean(images, axes, keepdims=True), jnp.var(images, axes, keepdims=True)
     # A square root at zero has no gradient.
-    least = 1 / math.prod(images.shape[1:])
-    return (images - mean) / jnp.sqrt(jnp.maximum(jnp.var(images, axes, keepdims=True), least))
+    return (images - mean) / jnp.sqrt(jnp.maximum(variance, 1 / math.prod(images.shape[1:])))
 
 
 def _for_each_channel(values: float | tuple[float, ...], images: Array) -> Array:
     return jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
-
-
-_ARCHITECTURES = {
-    # Papernot et al. 2016 (arXiv 1511.04508), Table I. Padding and pooling as in Carlini and Wagner's code, which says
-    # what the table does not; dropout on both dense layers, as the text says.
-    "papernot_mnist": {"stages": ((32, 32), (64, 64)), "dense": (200, 200), "dropout": (0.5, 0.5)},
-    "papernot_cifar10": {"stages": ((64, 64), (128, 128)), "dense": (256, 256), "dropout": (0.5, 0.5)},
-    # Carlini and Wagner's training code drops out after the first dense layer only.
-    "carlini_mnist": {"stages": ((32, 32), (64, 64)), "dense": (200, 200), "dropout": (0.5, 0.0)},
-    # The small MNIST network of a public Keras re-implementation of defensive distillation; pixels stay in [0, 1].
-    "small_mnist": {"stages": ((32,), (64,)), "dense": (128,), "dropout": (0.0,), "center": 0.0},
-    # For photographs, of a public project on the robustness of classifiers ("VGG10_lighter"): ten convolutions, each
-    # with batch normalization, and three dense layers.
-    "vgg10": {
-        "stages": ((32, 32), (64, 64), (128, 128), (128, 128), (128, 128)),
-        "dense": (4096, 4096),
-        "dropout": (0.5, 0.5),
-        "center": _IMAGENET_MEAN,
-        "scale": _IMAGENET_DEVIATION,
-        "batch_norm": True,
-        "padding": "SAME",
-    },
-    # The networks of the detector of local intrinsic dimensionality (Ma et al. 2018, arXiv 1801.02613), as its public
-    # code has them.
-    "lid_mnist": {"stages": ((64, 64),), "dense": (128,), "dropout": (0.5,), "feature_dropout": 0.5},
-    "lid_cifar10": {
-        "stages": ((32, 32), (64, 64), (128, 128)),
-        "dense": (1024, 512),
-        "dropout": (0.5, 0.5),
-        "feature_dropout": 0.5,
-        "padding": "SAME",
-    },
-    # For color images of 32 x 32 on two CPU cores.
-    "small_cifar10": {"stages": ((16, 16), (32, 32)), "dense": (128,), "dropout": (0.25,), "padding": "SAME"},
-    # For 8 x 8 digits: one stage, so that some resolution is left to attack.
-    "digits": {"stages": ((16, 32),), "dense": (64,), "dropout": (0.0,), "padding": "SAME"},
-}
-_RESIDUAL: dict[str, dict[str, Any]] = {
-    # Madry et al. 2018 (arXiv 1706.06083), which names it w32-10: 3 x 5 units of two convolutions, and the stem.
-    "madry_cifar10": {"units": 5, "widths": (160, 320, 640), "negative_slope": 0.1},
-    # The ResNet-20 of stochastic activation pruning (Dhillon et al. 2018, arXiv 1803.01442).
-    "resnet20": {"units": 3},
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +155,55 @@ class Network:
     make: Callable[..., nn.Module]
 
 
-REGISTRY: Registry[Network] = Registry("network", "NETWORKS")
+def _network(name: str, module: type[nn.Module], **settings: Any) -> Network:
+    return Network(name, functools.partial(module, **settings))
+
+
+_MNIST: dict[str, Any] = {"stages": ((32, 32), (64, 64)), "dense": (200, 200)}
+NETWORKS = (
+    # Papernot et al. 2016 (arXiv 1511.04508), Table I. Padding and pooling as in Carlini and Wagner's code, which says
+    # what the table does not; dropout on both dense layers, as the text says.
+    _network("papernot_mnist", ConvNet, **_MNIST, dropout=(0.5, 0.5)),
+    _network("papernot_cifar10", ConvNet, stages=((64, 64), (128, 128)), dense=(256, 256), dropout=(0.5, 0.5)),
+    # Carlini and Wagner's training code drops out after the first dense layer only.
+    _network("carlini_mnist", ConvNet, **_MNIST, dropout=(0.5, 0.0)),
+    # The small MNIST network of a public Keras re-implementation of defensive distillation; pixels stay in [0, 1].
+    _network("small_mnist", ConvNet, stages=((32,), (64,)), dense=(128,), dropout=(0.0,), center=0.0),
+    # For photographs, of a public project on the robustness of classifiers ("VGG10_lighter"): ten convolutions, each
+    # with batch normalization, and three dense layers.
+    _network(
+        "vgg10",
+        ConvNet,
+        stages=((32, 32), (64, 64), (128, 128), (128, 128), (128, 128)),
+        dense=(4096, 4096),
+        dropout=(0.5, 0.5),
+        center=_IMAGENET_MEAN,
+        scale=_IMAGENET_DEVIATION,
+        batch_norm=True,
+        padding="SAME",
+    ),
+    # The networks of the detector of local intrinsic dimensionality (Ma et al. 2018, arXiv 1801.02613), as its public
+    # code has them.
+    _network("lid_mnist", ConvNet, stages=((64, 64),), dense=(128,), dropout=(0.5,), feature_dropout=0.5),
+    _network(
+        "lid_cifar10",
+        ConvNet,
+        stages=((32, 32), (64, 64), (128, 128)),
+        dense=(1024, 512),
+        dropout=(0.5, 0.5),
+        feature_dropout=0.5,
+        padding="SAME",
+    ),
+    # For color images of 32 x 32 on two CPU cores.
+    _network("small_cifar10", ConvNet, stages=((16, 16), (32, 32)), dense=(128,), dropout=(0.25,), padding="SAME"),
+    # For 8 x 8 digits: one stage, so that some resolution is left to attack.
+    _network("digits", ConvNet, stages=((16, 32),), dense=(64,), dropout=(0.0,), padding="SAME"),
+    # Madry et al. 2018 (arXiv 1706.06083), which names it w32-10: 3 x 5 units of two convolutions, and the stem.
+    _network("madry_cifar10", ResNet, units=5, widths=(160, 320, 640), negative_slope=0.1),
+    # The ResNet-20 of stochastic activation pruning (Dhillon et al. 2018, arXiv 1803.01442).
+    _network("resnet20", ResNet, units=3),
+)
+REGISTRY: Registry[Network] = Registry("network", "NETWORKS", NETWORKS)
 
 
 @functools.cache
@@ -222,11 +225,3 @@ def build(name: str, num_classes: int, **settings: Any) -> Any:
     if num_classes < 2:
         raise ValueError(f"a classifier needs at least two classes, got {num_classes}")
     return declared.make(num_classes=num_classes, **settings)
-
-
-NETWORKS = (
-    *(Network(name, functools.partial(ConvNet, **settings)) for name, settings in _ARCHITECTURES.items()),
-    *(Network(name, functools.partial(ResNet, **settings)) for name, settings in _RESIDUAL.items()),
-)
-for _network in NETWORKS:
-    REGISTRY.register(_network)

@@ -13,7 +13,6 @@ With several processes, every process runs the same launcher on the same data. R
 that all take the same decisions; process 0 alone reads and writes the run's files.
 """
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -29,6 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddjax import layers
+from ddjax.checks import check_choice
 from ddjax.progress import Progress, silent
 
 T = TypeVar("T")
@@ -36,12 +36,7 @@ STACKINGS = ("auto", "map", "unroll", "vmap")
 
 
 def make_mesh(axis: str, most: int | None = None) -> Mesh:
-    """All devices of all processes along one axis, `"data"` or `"sweep"`.
-
-    Args:
-      axis: its name.
-      most: how many devices have work; a single process takes no more than that.
-    """
+    """All devices of all processes along one axis, `"data"` or `"sweep"`; of a single process `most` at the most."""
     devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:most]
     return jax.make_mesh((len(devices),), (axis,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -64,12 +59,12 @@ def on_primary(function: Callable[[], T]) -> T:
     """
     if jax.process_count() == 1:
         return function()
-    outcome: tuple[bool, Any] = (True, None)
+    outcome: Any = None
     if is_primary():
         try:
-            outcome = (True, function())
+            outcome = True, function()
         except Exception as error:  # every process must learn of it, or the others wait for ever
-            outcome = (False, error)
+            outcome = False, error
     content = np.frombuffer(pickle.dumps(outcome), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
     padded = content if is_primary() else np.zeros(size, np.uint8)
@@ -88,24 +83,12 @@ def over_examples(fn: Callable[..., Any], mesh: Mesh, *, in_parts: bool = True) 
       mesh: with one axis, whose size divides that of the batch.
       in_parts: whether a device goes through its share by `layers.in_parts`; not for what does so itself, as the
         attacks that `refills` is declared of do.
-
-    Returns:
-      The same function.
     """
 
     def share(shared: Any, *batch: Any) -> Any:
         return layers.in_parts(functools.partial(fn, shared), *batch) if in_parts else fn(shared, *batch)
 
-    if mesh.size == 1:
-        return share
-    spec = PartitionSpec(mesh.axis_names)
-
-    def spread(shared: Any, *batch: Any) -> Any:
-        specs = (PartitionSpec(), *(spec for _ in batch))
-        # Custom derivatives have no rule for the type that `check_vma` checks.
-        return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(shared, *batch)
-
-    return spread
+    return _spread(share, mesh)
 
 
 def over_members(fn: Callable[[Any, Any], Any], mesh: Mesh, stacking: str = "auto") -> Callable[[Any, Any], Any]:
@@ -126,23 +109,33 @@ def over_members(fn: Callable[[Any, Any], Any], mesh: Mesh, stacking: str = "aut
     Raises:
       ValueError: for an unknown `stacking`.
     """
-    if stacking not in STACKINGS:
-        raise ValueError(f"unknown stacking {stacking!r}; known: {', '.join(STACKINGS)}")
+    check_choice("stacking", stacking, STACKINGS)
 
     def share(shared: Any, members: Any) -> Any:
-        one = lambda member: fn(shared, member)
+        one = functools.partial(fn, shared)
         if stacking == "vmap":
             return jax.vmap(one)(members)
         if stacking == "unroll":
             count = len(jax.tree.leaves(members)[0])
-            outputs = [one(jax.tree.map(lambda leaf, i=i: leaf[i], members)) for i in range(count)]
+            outputs = [one(_member(members, i)) for i in range(count)]
             return jax.tree.map(lambda *leaves: jnp.stack(leaves), *outputs)
         return lax.map(one, members)
 
+    return _spread(share, mesh)
+
+
+def _spread(share: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Applies `share(shared, *arrays)` on each device of a mesh to its part of the arrays."""
     if mesh.size == 1:
         return share
     spec = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(share, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec, check_vma=False)
+
+    def spread(shared: Any, *arrays: Any) -> Any:
+        specs = (PartitionSpec(), *(spec for _ in arrays))
+        # Custom derivatives have no rule for the type that `check_vma` checks.
+        return jax.shard_map(share, mesh=mesh, in_specs=specs, out_specs=spec, check_vma=False)(shared, *arrays)
+
+    return spread
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -187,40 +180,18 @@ def stack(members: Sequence[Any], mesh: Mesh) -> Any:
     Where the number of members is no multiple of that of devices, the last member is repeated.
     """
     padded = [*members, *[members[-1]] * (-len(members) % mesh.size)]
-    sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     join = lambda *leaves: jnp.stack(leaves) if _is_key(leaves[0]) else np.stack([np.asarray(x) for x in leaves])
-    return jax.tree.map(lambda *leaves: _put(join(*leaves), sharding), *padded)
+    return split(jax.tree.map(join, *padded), mesh)
 
 
 def unstack(stacked: Any, count: int) -> list[Any]:
     """The first members of a stack, their arrays on the default device of every process."""
-    leaves, structure = jax.tree.flatten(stacked)
-    fetched = fetch(leaves)
-    return [jax.tree.unflatten(structure, [jnp.asarray(leaf[i]) for leaf in fetched]) for i in range(count)]
+    fetched = fetch(stacked)
+    return [jax.tree.map(jnp.asarray, _member(fetched, i)) for i in range(count)]
 
 
-def batches(total: int, batch_size: int, devices: int = 1) -> tuple[int, int]:
-    """Spreads examples evenly over the fewest batches that hold them.
-
-    Args:
-      total: how many examples, at least 1.
-      batch_size: the largest size of a batch; it grows to the number of devices where it is smaller than that.
-      devices: the size is a multiple of this.
-
-    Returns:
-      The number of batches and their common size.
-
-    Raises:
-      ValueError: for no examples, or a batch size below 1.
-    """
-    if total == 0:
-        raise ValueError("there are no examples to evaluate")
-    if batch_size < 1:
-        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    largest = max(batch_size // devices, 1) * devices
-    number = -(-total // largest)
-    size = -(-total // (number * devices)) * devices
-    return -(-total // size), size
+def _member(stacked: Any, i: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[i], stacked)
 
 
 def map_batches(
@@ -228,71 +199,69 @@ def map_batches(
     shared: Any,
     *arrays: np.ndarray | jax.Array,
     batch_size: int,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
     progress: Callable[[int], Any] | None = None,
 ) -> Any:
     """Applies a function of a batch to any number of examples, in batches of one static size.
 
-    The last batch is filled up with copies of its last example, whose results are dropped, so that every batch runs the
-    same compiled program. The next batch starts before the results of the last are fetched, so that the device does not
-    wait for the host.
+    The examples are spread evenly over the fewest batches. The last one is filled up with copies of its last example,
+    whose results are dropped, so that every batch runs the same compiled program. The next batch starts before the
+    results of the last are fetched, so that the device does not wait for the host.
 
     Args:
-      fn: `fn(shared, *batch)` returns a pytree of arrays with the batch as first axis; usually compiled, and
-        `over_examples` of the mesh.
+      fn: `fn(shared, *batch)`, usually compiled, and `over_examples` of the mesh.
       shared: a pytree that every batch needs, such as the network.
       *arrays: all with the same first axis, N >= 1.
-      batch_size: the largest size of a batch; see `batches`.
-      mesh: of the devices that share a batch; None for the default device alone.
+      batch_size: the largest size of a batch; it grows to the number of devices where it is smaller than that.
+      mesh: of the devices that share a batch.
       progress: called with the number of examples finished, after each batch.
 
     Returns:
-      What `fn` returns, for all N examples, as NumPy arrays.
+      What `fn` returns, for all N examples, as NumPy arrays in every process.
 
     Raises:
       ValueError: for no examples, first axes that differ, or a batch size below 1.
     """
-    sizes = {len(array) for array in arrays}
-    if len(sizes) != 1:
-        raise ValueError(f"the arrays hold different numbers of examples: {[len(array) for array in arrays]}")
-    (total,) = sizes
-    _, size = batches(total, batch_size, 1 if mesh is None else mesh.size)
-    if mesh is not None:
-        shared = replicate(shared, mesh)
+    counts = [len(array) for array in arrays]
+    total = counts[0]
+    if len(set(counts)) != 1:
+        raise ValueError(f"the arrays hold different numbers of examples: {counts}")
+    size = _even_size(total, batch_size, mesh.size)
+    shared = replicate(shared, mesh)
     pieces: list[Any] = []
-    under_way: list[tuple[Any, int]] = []
 
-    def finish() -> None:
-        result, kept = under_way.pop(0)
+    def finish(result: Any, kept: int) -> None:
         pieces.append(jax.tree.map(lambda leaf: leaf[:kept], fetch(result)))
         if progress is not None:
             progress(kept)
 
+    under_way: list[tuple[Any, int]] = []
     for start in range(0, total, size):
         rows = np.minimum(np.arange(start, start + size), total - 1)
-        batch = [jnp.asarray(array[rows]) if mesh is None else split(array[rows], mesh) for array in arrays]
+        batch = split([array[rows] for array in arrays], mesh)
         under_way.append((fn(shared, *batch), min(size, total - start)))
         if len(under_way) > 1:
-            finish()
-    finish()
+            finish(*under_way.pop(0))
+    finish(*under_way.pop())
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *pieces)
 
 
+def _even_size(total: int, batch_size: int, devices: int) -> int:
+    """The size of batches, a multiple of `devices`, such that the fewest that hold all examples are equally full."""
+    if total == 0:
+        raise ValueError("there are no examples to evaluate")
+    if batch_size < 1:
+        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
+    number = -(-total // (max(batch_size // devices, 1) * devices))
+    return -(-total // (number * devices)) * devices
+
+
 @functools.cache
-def compiled_over_examples(
-    function: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = (), in_parts: bool = True
-) -> Any:
-    """Compiles `function(shared, *batch)` for batches that all devices of a mesh share; see `over_examples`."""
+def _jitted(function: Callable[..., Any], mesh: Mesh, in_parts: bool, donate: tuple[int, ...] = ()) -> Any:
     return layers.jit(over_examples(function, mesh, in_parts=in_parts), donate_argnums=donate)
 
 
-@functools.cache
-def data_mesh() -> Mesh:
-    """All devices along the axis `"data"`."""
-    return make_mesh("data")
-
-
-_programs: dict[Any, Any] = {}
+_compiled: dict[Any, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,12 +270,12 @@ class Evaluator:
 
     Attributes:
       batch_size: the largest batch.
-      mesh: of the devices that share a batch; None for all devices.
+      mesh: of the devices that share a batch; default: all.
       progress: shows how many examples are done.
     """
 
     batch_size: int = 512
-    mesh: Mesh | None = None
+    mesh: Mesh = dataclasses.field(default_factory=functools.partial(make_mesh, "data"))
     progress: Progress = silent
 
     def __call__(
@@ -318,58 +287,31 @@ class Evaluator:
         description: str = "",
         in_parts: bool = True,
     ) -> Any:
-        """Applies `function(shared, *batch)` to all examples.
+        """`map_batches` of `function(shared, *batch)`; see `over_examples`.
 
-        Args:
-          function: one object for each program, since it is compiled for it; see `over_examples`.
-          shared: what all examples need, such as the network.
-          *columns: the examples.
-          batch_size: the largest batch; default: that of the evaluator.
-          description: of the work, for its progress; empty for work that is not shown.
-          in_parts: see `over_examples`.
-
-        Returns:
-          The results for all examples, as NumPy arrays, in every process.
-
-        Raises:
-          ValueError: as `map_batches` does.
+        The function is compiled: there must be one object for each program. `description` is of the work, for its
+        progress; where it is empty, the work is not shown.
         """
-        mesh = self.mesh or data_mesh()
-        program = compiled_over_examples(function, mesh, in_parts=in_parts)
+        program = _jitted(function, self.mesh, in_parts)
         size = self.batch_size if batch_size is None else batch_size
-        with contextlib.ExitStack() as stack:
-            update = None
-            if description:
-                update = stack.enter_context(self.progress(len(columns[0]), description, "example")).update
-            return map_batches(program, shared, *columns, batch_size=size, mesh=mesh, progress=update)
+        show = self.progress if description else silent
+        with show(len(columns[0]), description, "example") as bar:
+            return map_batches(program, shared, *columns, batch_size=size, mesh=self.mesh, progress=bar.update)
 
     def compiled(
         self, function: Callable[..., Any], shared: Any, *columns: np.ndarray | jax.Array, in_parts: bool = True
     ) -> Callable[[Callable[[int], Any] | None], Any]:
         """The same call, compiled before it starts, so that the time it takes is that of its work.
 
-        Args:
-          function: as for a call. Its results may take the memory of the first column's batch on the device.
-          shared: as for a call.
-          *columns: the examples.
-          in_parts: see `over_examples`.
-
-        Returns:
-          What evaluates. Its argument is called with the number of examples finished, after each batch; or None.
-
-        Raises:
-          ValueError: as `map_batches` does.
+        The results may take the memory of the first column's batch on the device. What is returned evaluates. Its
+        argument is called with the number of examples finished, after each batch; or None.
         """
-        mesh = self.mesh or data_mesh()
-        _, size = batches(len(columns[0]), self.batch_size, mesh.size)
-        shared = replicate(shared, mesh)
-        shapes = ((column.shape[1:], column.dtype) for column in columns)
-        key = (function, mesh, in_parts, jax.tree.structure(shared), size, *shapes)
-        if key not in _programs:
-            rows = np.zeros(size, np.int32)
-            batch = [split(column[rows], mesh) for column in columns]
-            program = compiled_over_examples(function, mesh, donate=(1,), in_parts=in_parts)
-            _programs[key] = program.lower(shared, *batch).compile()
+        size = _even_size(len(columns[0]), self.batch_size, self.mesh.size)
+        arguments = replicate(shared, self.mesh), *split([column[np.zeros(size, int)] for column in columns], self.mesh)
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (function, self.mesh, in_parts, structure, *((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in _compiled:
+            _compiled[key] = _jitted(function, self.mesh, in_parts, donate=(1,)).lower(*arguments).compile()
         return lambda progress=None: map_batches(
-            _programs[key], shared, *columns, batch_size=self.batch_size, mesh=mesh, progress=progress
+            _compiled[key], arguments[0], *columns, batch_size=self.batch_size, mesh=self.mesh, progress=progress
         )

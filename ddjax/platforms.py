@@ -6,7 +6,7 @@ JAX keeps the one that fits when the platform is known.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
@@ -27,24 +27,19 @@ def by_platform(*arguments: Any, cpu: Callable[..., Result], default: Callable[.
     Args:
       *arguments: pytrees of arrays, which the functions take. They may also close over arrays.
       cpu: the form for CPU.
-      default: the form for all other platforms. The results of both must agree in structure, shape and dtype.
-
-    Returns:
-      The result of the chosen function.
+      default: the form for all other platforms.
 
     Raises:
-      TypeError: where the results do not agree.
+      TypeError: where the results of the two do not agree in structure, shape and dtype.
     """
     if cpu is default or _is_for_cpu.value:
         return cpu(*arguments)
     return lax.platform_dependent(*arguments, cpu=cpu, default=default)
 
 
-@contextlib.contextmanager
-def for_cpu() -> Iterator[None]:
+def for_cpu() -> contextlib.AbstractContextManager[Any]:
     """Traces a program for CPU alone, which saves the time that the other forms take to trace.
 
     Use it inside the compiled function, so that it holds for that program alone.
     """
-    with _is_for_cpu(True):
-        yield
+    return _is_for_cpu(True)

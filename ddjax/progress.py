@@ -1,36 +1,13 @@
 """How the library tells of its progress: through a callable that the caller gives; it prints nothing itself."""
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any
 
-
-@runtime_checkable
-class Bar(Protocol):
-    """What shows the progress of one piece of work; tqdm's bars are of this form."""
-
-    def update(self, n: int = 1) -> Any:
-        """Adds to the units of work that are done."""
-        ...
-
-    def set_postfix(self, **values: Any) -> Any:
-        """Shows values, such as the loss."""
-        ...
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Starts to show the progress of a piece of work."""
-
-    def __call__(self, total: int, description: str, unit: str) -> contextlib.AbstractContextManager[Bar]:
-        """Opens a bar.
-
-        Args:
-          total: how many units of work there are.
-          description: what the work is.
-          unit: the name of a unit, in the singular.
-        """
-        ...
+# Starts to show a piece of work: takes how many units it has, a description, and the name of a unit in the singular.
+# Returns a context manager whose value is of the form of tqdm's bars: `update(n)` adds to the units that are done, and
+# `set_postfix(**values)` shows values, such as the loss.
+Progress = Callable[[int, str, str], contextlib.AbstractContextManager[Any]]
 
 
 class _Nothing:
@@ -41,8 +18,6 @@ class _Nothing:
         """Shows nothing."""
 
 
-@contextlib.contextmanager
-def silent(total: int, description: str, unit: str) -> Iterator[Bar]:
+def silent(total: int, description: str, unit: str) -> contextlib.AbstractContextManager[Any]:
     """A `Progress` that shows nothing; the default of the library."""
-    del total, description, unit
-    yield _Nothing()
+    return contextlib.nullcontext(_Nothing())

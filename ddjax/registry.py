@@ -11,8 +11,10 @@ import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+_KINDS = (bool, int, float, str)
 
 
 @runtime_checkable
@@ -28,21 +30,21 @@ class Declaration(Protocol):
 D = TypeVar("D", bound=Declaration)
 
 
-class Registry(Mapping[str, D], Generic[D]):
-    """The declarations of one kind by their names.
+class Registry(dict[str, D]):
+    """The declarations of one kind by their names, in order of registration; `find` also takes import paths."""
 
-    As a mapping it holds the registered names, in order of registration; `find` also takes import paths.
-    """
-
-    def __init__(self, kind: str, attribute: str) -> None:
-        """Makes an empty registry.
+    def __init__(self, kind: str, attribute: str, declared: Iterable[D] = ()) -> None:
+        """Makes a registry.
 
         Args:
           kind: what it holds, in the singular, for errors: `"attack"`.
           attribute: the name of the tuple in which a file declares: `"ATTACKS"`.
+          declared: what it holds from the start.
         """
+        super().__init__()
         self._kind, self._attribute = kind, attribute
-        self._known: dict[str, D] = {}
+        for declaration in declared:
+            self.register(declaration)
 
     def collect(self, package: types.ModuleType) -> None:
         """Registers what the files of a package declare, in alphabetical order of the files."""
@@ -57,53 +59,40 @@ class Registry(Mapping[str, D], Generic[D]):
         Raises:
           ValueError: when the name is taken by another one.
         """
-        if self._known.setdefault(declaration.name, declaration) != declaration:
+        if self.setdefault(declaration.name, declaration) != declaration:
             raise ValueError(f"there already is {self._kind} {declaration.name!r}")
         return declaration
 
     def find(self, name: str) -> D:
         """The declaration of a registered name, or of an import path `package.module:name`.
 
-        Args:
-          name: registered; or the path of a module, a colon, and the name of one of its declarations.
-
         Raises:
           ValueError: for an unknown name, with the known ones; for a module that cannot be imported or that declares
             nothing of that name.
         """
-        if name in self._known:
-            return self._known[name]
+        if name in self:
+            return self[name]
         path, colon, attribute = name.partition(":")
         if not colon:
             raise ValueError(
-                f"unknown {self._kind} {name!r}; known: {', '.join(self._known)}; "
+                f"unknown {self._kind} {name!r}; known: {', '.join(self)}; "
                 f"or the import path of another one, package.module:name"
             )
         declared = getattr(import_module(path, self._kind), self._attribute, None)
         if declared is None:
             raise ValueError(f"{path} declares no {self._kind}; its last line must be {self._attribute} = (...,)")
-        for declaration in declared:
-            if declaration.name == attribute:
-                return declaration
-        names = ", ".join(declaration.name for declaration in declared)
-        raise ValueError(f"{path} declares no {self._kind} {attribute!r}; it declares: {names}")
+        by_name = {declaration.name: declaration for declaration in declared}
+        if attribute not in by_name:
+            raise ValueError(f"{path} declares no {self._kind} {attribute!r}; it declares: {', '.join(by_name)}")
+        return by_name[attribute]
 
     def split(self, text: str) -> tuple[str, str]:
         """Splits `name:settings` or `package.module:name:settings` into the name and the settings, empty for none."""
         first, _, rest = text.partition(":")
         second, _, more = rest.partition(":")
-        if first not in self._known and second.isidentifier():
+        if first not in self and second.isidentifier():
             return f"{first}:{second}", more
         return first, rest
-
-    def __getitem__(self, name: str) -> D:
-        return self._known[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
 
 
 def import_module(path: str, kind: str) -> types.ModuleType:
@@ -136,19 +125,16 @@ def read_settings(
       settings: the text; empty for none.
       parameters: the known settings, by name; see `settings_of`.
 
-    Returns:
-      The given settings.
-
     Raises:
       ValueError: for an unknown key, with the known ones and their defaults; a key that is given twice; a missing
         value; a value of another type.
     """
     found: dict[str, bool | int | float | str | None] = {}
     for part in settings.split(",") if settings else []:
-        key, equals, value = part.partition("=")
+        key, _, value = part.partition("=")
         if key not in parameters:
             raise ValueError(f"{where}: {name} has no setting {key!r}; known: {describe(parameters)}")
-        if not equals or not value:
+        if not value:
             raise ValueError(f"{where}: {key!r} needs a value, as in {key}=VALUE")
         if key in found:
             raise ValueError(f"{where}: {key!r} is given twice")
@@ -158,24 +144,17 @@ def read_settings(
 
 def describe(parameters: Mapping[str, inspect.Parameter]) -> str:
     """The settings with their defaults, for help and errors."""
-    shown = (
-        name if each.default is inspect.Parameter.empty else f"{name}={_show(each.default)}"
-        for name, each in parameters.items()
-    )
-    return ", ".join(shown) or "none"
 
+    def shown(name: str, default: Any) -> str:
+        if default is inspect.Parameter.empty:
+            return name
+        return f"{name}={default:g}" if isinstance(default, float) else f"{name}={default}"
 
-def _show(default: Any) -> str:
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return ", ".join(shown(name, each.default) for name, each in parameters.items()) or "none"
 
 
 def settings_of(function: Callable[..., Any], reserved: tuple[str, ...] = ()) -> dict[str, inspect.Parameter]:
-    """The keyword-only parameters of a function that a flag can set: booleans, numbers and words.
-
-    Args:
-      function: the function.
-      reserved: parameters that are not settings.
-    """
+    """The keyword-only parameters of a function that a flag can set: booleans, numbers and words, less the reserved."""
     return {
         name: parameter
         for name, parameter in inspect.signature(function).parameters.items()
@@ -190,11 +169,10 @@ def is_real(parameter: inspect.Parameter) -> bool:
 
 def _kind(parameter: inspect.Parameter) -> type | None:
     """The type of a setting that a flag can set; None for another type."""
-    for kind in (bool, int, float, str):
-        if type(parameter.default) is kind:
-            return kind
+    if type(parameter.default) in _KINDS:
+        return type(parameter.default)
     members = typing.get_args(parameter.annotation) or (parameter.annotation,)
-    return next((kind for kind in (bool, int, float, str) if kind in members), None)
+    return next((kind for kind in _KINDS if kind in members), None)
 
 
 def _read(where: str, value: str, parameter: inspect.Parameter) -> bool | int | float | str | None:
@@ -207,20 +185,13 @@ def _read(where: str, value: str, parameter: inspect.Parameter) -> bool | int | 
         return value.lower() == "true"
     if kind is str or kind is None:
         return value
-    number = read_number(where, value)
-    if kind is float:
-        return number
-    if number != int(number):
+    number = _read_number(where, value)
+    if kind is int and number != int(number):
         raise ValueError(f"{where} must be a whole number, got {value}")
-    return int(number)
+    return kind(number)
 
 
-def read_number(where: str, value: str) -> float:
-    """Reads a finite number, perhaps a fraction such as `8/255`.
-
-    Raises:
-      ValueError: for anything else.
-    """
+def _read_number(where: str, value: str) -> float:
     above, slash, below = value.partition("/")
     try:
         number = float(above) / float(below) if slash else float(value)

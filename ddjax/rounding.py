@@ -44,25 +44,22 @@ def to_float(images: ArrayT) -> ArrayT:
 
 
 def to_uint8(images: ArrayT) -> ArrayT:
-    """Rounds images to the bytes of a file, the inverse of `to_float`.
+    """Rounds images to the nearest bytes, 0..255, of a file: the inverse of `to_float`.
 
     Args:
       images: floats, clipped to [0, 1], or bytes, which are returned as they are; of any shape. A NumPy array stays
         one.
-
-    Returns:
-      The nearest bytes, 0..255.
     """
     return images if images.dtype == np.uint8 else _levels(images, 256).astype(np.uint8)
 
 
 def round_to_levels(
-    inputs: ArrayT,
-    levels: int,
-    low: float | np.ndarray | jax.Array = 0.0,
-    high: float | np.ndarray | jax.Array = 1.0,
+    inputs: ArrayT, levels: int, low: float | np.ndarray | jax.Array = 0.0, high: float | np.ndarray | jax.Array = 1.0
 ) -> ArrayT:
     """Rounds to the nearest of `levels` equally spaced values from `low` to `high`.
+
+    A value that is a level already stays the same to the bit where `low` and `high` are single numbers that are known
+    when the program is traced; else it may move by its last bit.
 
     Args:
       inputs: floats of any shape; values outside of the range go to its ends. A NumPy array stays one.
@@ -70,32 +67,25 @@ def round_to_levels(
       low: the least value, a number or an array that broadcasts against the inputs.
       high: the largest value, above `low`, likewise.
 
-    Returns:
-      An array of the shape and type of the inputs. A value that is a level already stays the same to the bit where
-      `low` and `high` are single numbers that are known when the program is traced; else it may move by its last bit.
-
     Raises:
       ValueError: for fewer than two levels.
     """
     check_whole_number("levels", levels, least=2)
+    steps = np.arange(levels)
     least, most = known_values(low), known_values(high)
     if least is not None and most is not None and least.size == most.size == 1:
         low, high = least.astype(np.float64).item(), most.astype(np.float64).item()
         # In this order the ends are exact, and so are whole numbers.
-        table = (low * np.arange(levels - 1, -1, -1) + high * np.arange(levels)) / (levels - 1)
+        table = (low * steps[::-1] + high * steps) / (levels - 1)
         return _look_up(table, _levels((inputs - low) / (high - low), levels), inputs.dtype)
     positions: Any = _levels((inputs - low) / (high - low), levels)
-    return low + _look_up(np.arange(levels) / (levels - 1), positions, inputs.dtype) * (high - low)
+    return low + _look_up(steps / (levels - 1), positions, inputs.dtype) * (high - low)
 
 
 def round_to_8_bits(images: ArrayT) -> ArrayT:
     """Rounds images in [0, 1] to the 256 levels of a file: a change that cannot be saved is no adversarial example.
 
-    Args:
-      images: floats of any shape. A NumPy array stays one.
-
-    Returns:
-      An array of the same type; in float32 it equals `to_float(to_uint8(images))` to the bit.
+    In float32 the result equals `to_float(to_uint8(images))` to the bit.
     """
     return round_to_levels(images, 256)
 

@@ -163,9 +163,9 @@ def test_losses_refuse_too_few_classes_and_targets_that_they_cannot_take():
     logits, label, target = jnp.zeros((1, 3)), jnp.array([0]), jnp.array([1])
     dlr = losses.REGISTRY["dlr"]
     assert dlr(logits, label).shape == (1,)
-    with pytest.raises(ValueError, match="targeted loss dlr needs at least 4 classes, got 3"):
+    with pytest.raises(ValueError, match="targeted_dlr needs at least 4 classes, got 3"):
         dlr(logits, label, target)
-    with pytest.raises(ValueError, match="loss dlr needs at least 3 classes, got 2"):
+    with pytest.raises(ValueError, match="dlr needs at least 3 classes, got 2"):
         dlr(logits[:, :2], label)
     with pytest.raises(ValueError, match="own has no targeted form"):
         losses.Loss("own", losses.cross_entropy)(logits, label, target)

@@ -43,6 +43,9 @@ def test_distances_by_hand():
     np.testing.assert_allclose(measured.l1, [1.75, 0])
     np.testing.assert_allclose(measured.l2, [np.sqrt(0.25 + 0.0625 + 1), 0])
     np.testing.assert_allclose(measured.linf, [1, 0])
+    of_vectors = metrics.distances(clean.reshape(2, 12), adversarial.reshape(2, 12))
+    np.testing.assert_array_equal(of_vectors.l0_pixels, [3, 0])
+    np.testing.assert_array_equal(of_vectors.l1, measured.l1)
 
 
 def test_robustness_takes_the_easiest_target_and_counts_failures_at_the_cap():

@@ -21,13 +21,13 @@ LOGITS_FN = ddjax.bind(MODULE, MODULE.init(jax.random.key(0), jnp.asarray(IMAGES
 @pytest.mark.parametrize("devices", [1, 2])
 def test_all_examples_in_order_by_one_program(total, batch_size, devices):
     traces, finished = [], []
-    mesh = parallel.make_mesh("data") if devices == 2 else None
+    mesh = parallel.make_mesh("data", devices)
 
     def double(factor, values, more):
         traces.append(values.shape[0])
         return {"scaled": factor * values, "sum": values + more}
 
-    program = jax.jit(double if mesh is None else parallel.over_examples(double, mesh))
+    program = jax.jit(parallel.over_examples(double, mesh))
     values = np.arange(total, dtype=np.float32)
     result = parallel.map_batches(
         program, np.float32(3), values, values, batch_size=batch_size, mesh=mesh, progress=finished.append
@@ -44,9 +44,8 @@ def test_all_examples_in_order_by_one_program(total, batch_size, devices):
     [(10, 4, 1, (3, 4)), (9, 4, 1, (3, 3)), (10, 5, 2, (3, 4)), (3, 1, 8, (1, 8)), (16, 8, 8, (2, 8))],
 )
 def test_batches_are_even_and_hold_all(total, batch_size, devices, expected):
-    number, size = parallel.batches(total, batch_size, devices)
-    assert (number, size) == expected
-    assert number * size >= total
+    size = parallel._even_size(total, batch_size, devices)
+    assert (-(-total // size), size) == expected
     assert size % devices == 0
 
 
@@ -65,7 +64,8 @@ def test_an_attack_on_two_devices_is_the_attack_on_one(name):
     columns = (IMAGES, LABELS, np.asarray(jax.random.key_data(keys))) + (() if targets is None else (targets,))
     mesh = parallel.make_mesh("data")
     assert mesh.size == 2
-    one = parallel.map_batches(jax.jit(attack), LOGITS_FN, *columns, batch_size=10)
+    alone = parallel.make_mesh("data", 1)
+    one = parallel.map_batches(jax.jit(attack), LOGITS_FN, *columns, batch_size=10, mesh=alone)
     two = parallel.map_batches(
         jax.jit(parallel.over_examples(attack, mesh)), LOGITS_FN, *columns, batch_size=10, mesh=mesh
     )
@@ -138,11 +138,12 @@ def test_one_process_does_what_it_is_told():
 
 def test_bad_arguments():
     ones = np.ones(3)
+    apply = functools.partial(parallel.map_batches, lambda _, *arrays: arrays, None, mesh=parallel.make_mesh("data"))
     with pytest.raises(ValueError, match="different numbers of examples"):
-        parallel.map_batches(lambda _, a, b: a, None, ones, ones[:2], batch_size=2)
+        apply(ones, ones[:2], batch_size=2)
     with pytest.raises(ValueError, match="no examples"):
-        parallel.map_batches(lambda _, a: a, None, ones[:0], batch_size=2)
+        apply(ones[:0], batch_size=2)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        parallel.map_batches(lambda _, a: a, None, ones, batch_size=0)
+        apply(ones, batch_size=0)
     with pytest.raises(ValueError, match="known: auto, map, unroll, vmap"):
         parallel.over_members(lambda _, a: a, parallel.make_mesh("sweep"), "pile")

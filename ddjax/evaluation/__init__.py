@@ -4,13 +4,12 @@
 `judge`.
 """
 
-from ddjax.evaluation.attempts import TARGETS, Attempts, choose_targets, key_data, make_attempts, resolve_targets
+from ddjax.evaluation.attempts import TARGETS, Attempts, make_attempts, resolve_targets
 from ddjax.evaluation.budgets import default_budgets, is_within, of_norm
-from ddjax.evaluation.judging import Judgement, decisions, judge, logits_of
+from ddjax.evaluation.judging import Judgement, decisions, judge
 from ddjax.evaluation.matrix import Detector, Look, MatrixRow, Verdict, worst_case
 from ddjax.evaluation.report import ZERO_SHARE, AttackRow, Report, evaluate
 from ddjax.evaluation.running import (
-    FORWARDS,
     ConfiguredAttack,
     Outcome,
     check_settings,
@@ -21,7 +20,6 @@ from ddjax.evaluation.running import (
 )
 
 __all__ = [
-    "FORWARDS",
     "TARGETS",
     "ZERO_SHARE",
     "AttackRow",
@@ -35,15 +33,12 @@ __all__ = [
     "Report",
     "Verdict",
     "check_settings",
-    "choose_targets",
     "costs",
     "decisions",
     "default_budgets",
     "evaluate",
     "is_within",
     "judge",
-    "key_data",
-    "logits_of",
     "make_attempts",
     "of_norm",
     "parse_attack",

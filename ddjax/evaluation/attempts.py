@@ -32,51 +32,19 @@ class Attempts(NamedTuple):
 
 
 def resolve_targets(how: str, attack: Attack) -> str:
-    """How an attack's targets are chosen, `"none"` for untargeted.
+    """How an attack's targets are chosen, by a word of `TARGETS`; `"none"` for untargeted.
 
-    Args:
-      how: one of `TARGETS`; `"auto"` leaves an attack untargeted where it can be, and else aims at all other classes.
-      attack: its declaration.
+    `"auto"` leaves an attack untargeted where it can be, and else aims at all other classes.
 
     Raises:
       ValueError: for an unknown word, or targets that an attack cannot take.
     """
     check_choice("choice of targets", how, TARGETS)
+    if how == "auto":
+        return "all" if attack.targets == "required" else "none"
     if attack.targets == "no":
-        if how != "auto":
-            raise ValueError(f"{attack.name} has no targeted form: --targets={how} does not go with it")
-        return "none"
-    if how != "auto":
-        return how
-    return "all" if attack.targets == "required" else "none"
-
-
-def choose_targets(
-    how: str, logits: Float[np.ndarray, "N K"], labels: Int[np.ndarray, " N"], seed: int
-) -> tuple[Int[np.ndarray, " M"], Int[np.ndarray, " M"]]:
-    """Chooses targets, never the label.
-
-    Args:
-      how: `"all"`, `"random"`, `"next"` or `"least_likely"`.
-      logits: of the clean inputs.
-      labels: the true classes.
-      seed: for `"random"`.
-
-    Returns:
-      For each attempt the row of its input, and its target.
-    """
-    count, classes = logits.shape
-    if how == "all":
-        rows, targets = np.repeat(np.arange(count), classes), np.tile(np.arange(classes), count)
-        other = targets != labels[rows]
-        return rows[other], targets[other].astype(np.int32)
-    if how == "random":
-        targets = (labels + np.random.default_rng(seed).integers(1, classes, count)) % classes
-    elif how == "next":
-        targets = (labels + 1) % classes
-    else:
-        targets = np.where(np.arange(classes) == labels[:, None], np.inf, logits).argmin(1)
-    return np.arange(count), targets.astype(np.int32)
+        raise ValueError(f"{attack.name} has no targeted form: --targets={how} does not go with it")
+    return how
 
 
 def make_attempts(
@@ -91,21 +59,40 @@ def make_attempts(
     """The attempts on a test set.
 
     Args:
-      how: `"none"` for untargeted, or a choice of targets.
-      inputs: the test inputs.
+      how: `"none"` for untargeted, or `"all"`, `"random"`, `"next"` or `"least_likely"`; no target is the label.
+      inputs: the test inputs, in [0, 1].
       labels: their true classes.
       logits: of the clean inputs; needed for targets alone.
       indices: their positions in their data set. Default: 0 to N - 1.
       seed: for random targets.
+
+    Raises:
+      ValueError: for targets without logits.
     """
     indices = np.arange(len(inputs)) if indices is None else indices
     if how == "none":
         rows, targets = np.arange(len(inputs)), None
+    elif logits is None:
+        raise ValueError(f"targets by {how!r} need the logits of the clean inputs")
     else:
-        if logits is None:
-            raise ValueError(f"targets by {how!r} need the logits of the clean inputs")
-        rows, targets = choose_targets(how, logits, labels, seed)
+        rows, targets = _choose(how, logits, labels, seed)
     return Attempts(rows, inputs[rows], labels[rows].astype(np.int32), targets, indices[rows])
+
+
+def _choose(how: str, logits: np.ndarray, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each attempt the row of its input, and its target."""
+    count, classes = logits.shape
+    if how == "all":
+        rows, targets = np.divmod(np.arange(count * classes), classes)
+        other = targets != labels[rows]
+        return rows[other], targets[other].astype(np.int32)
+    if how == "random":
+        targets = (labels + np.random.default_rng(seed).integers(1, classes, count)) % classes
+    elif how == "next":
+        targets = (labels + 1) % classes
+    else:
+        targets = np.where(np.arange(classes) == labels[:, None], np.inf, logits).argmin(1)
+    return np.arange(count), targets.astype(np.int32)
 
 
 def key_data(key: Key[jax.Array, ""], indices: Int[np.ndarray, " N"]) -> np.ndarray:

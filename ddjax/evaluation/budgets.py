@@ -1,6 +1,5 @@
 """Budgets: how far an attack may move an input, in each norm, measured outside of the attack."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,15 @@ from ddjax import metrics
 _ROUNDING = 1e-4
 # Common budgets for images in [0, 1]: of gray ones, as MNIST's, and of photographs, as CIFAR-10's. In L1, Tramer and
 # Boneh, 2019 (arXiv 1904.13000). In L0, the share of values that Papernot et al. let JSMA change, 112 of 784.
-_GRAY: Mapping[str, float] = {"linf": 0.3, "l2": 2.0, "l1": 10.0}
-_PHOTOGRAPHS: Mapping[str, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 2000 / 255}
+_GRAY = {"linf": 0.3, "l2": 2.0, "l1": 10.0}
+_PHOTOGRAPHS = {"linf": 8 / 255, "l2": 0.5, "l1": 2000 / 255}
 _L0_SHARE = 1 / 7
 
 
 def default_budgets(input_shape: tuple[int, ...]) -> dict[str, float]:
-    """The common budgets in each norm: those of gray images, or of photographs for inputs with three channels.
-
-    Args:
-      input_shape: of one input.
-    """
+    """The common budgets in each norm: those of gray images, or of photographs where an input has three channels."""
     is_photograph = len(input_shape) == 3 and input_shape[2] == 3
-    return dict(_PHOTOGRAPHS if is_photograph else _GRAY) | {"l0": float(int(_L0_SHARE * np.prod(input_shape)))}
+    return (_PHOTOGRAPHS if is_photograph else _GRAY) | {"l0": float(int(_L0_SHARE * np.prod(input_shape)))}
 
 
 def of_norm(distances: metrics.Distances, norm: str) -> Any:

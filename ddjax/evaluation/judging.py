@@ -34,10 +34,6 @@ class Judgement(NamedTuple):
         """The share of the draws in which the goal is reached."""
         return np.mean(self.success, axis=0)
 
-    def worst(self) -> Bool[np.ndarray, " N"]:
-        """Whether the goal is reached in any of the draws: the attacker may try as often."""
-        return np.asarray(np.any(self.success, axis=0))
-
 
 def judge(
     classifier: Any,
@@ -60,10 +56,7 @@ def judge(
       key: for a `Randomized`: another one than the attack had.
       num_draws: of a `Randomized`, at least 1.
       indices: positions of the inputs in their data set, from which keys are derived. Default: 0 to N - 1.
-      evaluate: applies programs to many inputs. Default: `Evaluator()`.
-
-    Returns:
-      Decisions and successes for each draw.
+      evaluate: applies programs to many inputs; Default: `Evaluator()`.
 
     Raises:
       TypeError: for a random classifier without a key.
@@ -77,9 +70,9 @@ def judge(
             raise TypeError("a random classifier needs a key for the draws that judge it")
         indices = np.arange(len(inputs)) if indices is None else indices
         keys = [key_data(jax.random.fold_in(key, draw), indices) for draw in range(num_draws)]
-        logits = [evaluate(_random_logits, classifier, inputs, data) for data in keys]
+        logits = [evaluate(_logits, classifier, inputs, data) for data in keys]
     else:
-        logits = [evaluate(logits_of, as_pytree(classifier), inputs)]
+        logits = [evaluate(_logits, as_pytree(classifier), inputs)]
     predictions = np.stack([decisions(each) for each in logits])
     goal = predictions == np.asarray(targets) if targets is not None else (predictions != labels) & (predictions >= 0)
     return Judgement(predictions, goal)
@@ -91,10 +84,6 @@ def decisions(logits: Float[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
     return np.where(is_decision, logits.argmax(1), -1).astype(np.int32)
 
 
-def logits_of(classifier: Any, inputs: Array) -> Array:
-    """The logits of inputs, bytes or in [0, 1]; a program for `Evaluator`."""
-    return classifier(to_float(inputs))
-
-
-def _random_logits(classifier: Randomized, inputs: Array, data: Array) -> Array:
-    return classifier(to_float(inputs), jax.random.wrap_key_data(data))
+def _logits(classifier: Any, inputs: Array, *keys: Array) -> Array:
+    """The logits of inputs, bytes or in [0, 1]; by one draw where there are keys, as integers."""
+    return classifier(to_float(inputs), *map(jax.random.wrap_key_data, keys))

@@ -6,6 +6,7 @@ only within the budget of its norm, by a distance that is measured here. An atta
 attack as one who does not, so the worst case of the former includes the attacks of the latter.
 """
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -29,14 +30,9 @@ class Detector(Protocol):
     @property
     def threshold(self) -> Any:
         """The score above which an input is taken for adversarial."""
-        ...
 
     def scores(self, inputs: Float[np.ndarray, "N ..."]) -> Float[np.ndarray, " N"]:
         """How adversarial each input looks; larger is more."""
-        ...
-
-    def flags(self, inputs: Float[np.ndarray, "N ..."]) -> Bool[np.ndarray, " N"]:
-        """Which inputs it takes for adversarial."""
         ...
 
 
@@ -72,48 +68,36 @@ class Verdict(NamedTuple):
     scores: Float[np.ndarray, " A"] | None
 
 
+@dataclasses.dataclass(frozen=True)
 class MatrixRow:
-    """One defended network, and the test inputs on which it is judged."""
+    """One defended network, and the test inputs on which it is judged.
 
-    def __init__(
-        self,
-        classifier: Any,
-        inputs: Float[np.ndarray, "N ..."],
-        labels: Int[np.ndarray, " N"],
-        indices: Int[np.ndarray, " N"],
-        *,
-        key: Key[jax.Array, ""],
-        evaluate: Evaluator,
-        detector: Detector | None = None,
-    ) -> None:
-        """Takes what judges.
+    Attributes:
+      classifier: the defended network as it is deployed; a `Randomized` is judged by one fresh draw.
+      inputs: the test inputs, in [0, 1].
+      labels: their true classes.
+      indices: their positions in their data set, from which keys are derived.
+      key: of the judge's draws: another one than attacks have.
+      evaluate: applies programs to many inputs.
+      detector: beside the network; None for none.
+    """
 
-        Args:
-          classifier: the defended network as it is deployed; a `Randomized` is judged by one fresh draw.
-          inputs: the test inputs, in [0, 1].
-          labels: their true classes.
-          indices: their positions in their data set, from which keys are derived.
-          key: of the judge's draws: another one than attacks have.
-          evaluate: applies programs to many inputs.
-          detector: beside the network; None for none.
-        """
-        self.classifier, self.detector = classifier, detector
-        self.inputs, self.labels, self._indices = inputs, labels, indices
-        self._key, self._evaluate = key, evaluate
+    classifier: Any
+    inputs: Float[np.ndarray, "N ..."]
+    labels: Int[np.ndarray, " N"]
+    indices: Int[np.ndarray, " N"]
+    key: Key[jax.Array, ""]
+    evaluate: Evaluator
+    detector: Detector | None = None
 
     def look(self, inputs: Float[np.ndarray, "A ..."], rows: Int[np.ndarray, " A"]) -> Look:
         """The defended network's answers to inputs made from the test inputs `rows`."""
-        judged = judge(
-            self.classifier,
-            inputs,
-            self.labels[rows],
-            key=self._key,
-            indices=self._indices[rows],
-            evaluate=self._evaluate,
-        )
+        settings = {"key": self.key, "indices": self.indices[rows], "evaluate": self.evaluate}
+        decisions = judge(self.classifier, inputs, self.labels[rows], **settings).predictions[0]
         if self.detector is None:
-            return Look(judged.predictions[0], np.zeros(len(rows), bool), None)
-        return Look(judged.predictions[0], self.detector.flags(inputs), self.detector.scores(inputs))
+            return Look(decisions, np.zeros(len(rows), bool), None)
+        scores = self.detector.scores(inputs)
+        return Look(decisions, scores > np.float32(self.detector.threshold), scores)
 
     @functools.cached_property
     def clean(self) -> Look:
@@ -127,44 +111,31 @@ class MatrixRow:
 
     def clean_fields(self) -> dict[str, Any]:
         """The fields of a record: accuracy without an attack and, with a detector, its false positives."""
-        count = len(self.labels)
-        fields = metrics.rate_fields("accuracy", int((~self.lost).sum()), count)
+        fields = metrics.rate_fields("accuracy", *metrics.Rate.of(~self.lost))
         if self.detector is not None:
-            fields |= metrics.rate_fields("false_positive", int(self.clean.flagged.sum()), count)
+            fields |= metrics.rate_fields("false_positive", *metrics.Rate.of(self.clean.flagged))
         return fields
 
     def judge(self, attempts: Attempts, inputs: Float[np.ndarray, "A ..."], norm: str, budget: float) -> Verdict:
-        """Judges what an attack returned.
-
-        Args:
-          attempts: what it was tried on.
-          inputs: what it returned.
-          norm: the one that it bounds or minimizes; see `budgets.of_norm`.
-          budget: how far it may move an input in this norm.
-        """
-        rows, labels = attempts.rows, self.labels[attempts.rows]
+        """Judges the inputs that an attack returned, which may move an input by `budget` in its norm."""
+        rows, lost = attempts.rows, self.lost
         measured = metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(inputs))
-        within = is_within(of_norm(measured, norm), budget)
         look = self.look(inputs, rows)
-        wrong = (look.decisions != labels) & within
-        broke = wrong & ~look.flagged
-        fooled = wrong & ~self.lost[rows]
-        broken = self.lost.copy()
-        np.logical_or.at(broken, rows, broke)
-        fields: dict[str, Any] = {"norm": norm, "budget": float(budget)}
-        fields |= metrics.rate_fields("accuracy", int((~broken).sum()), len(broken))
-        fields["success"] = metrics.success_rate(broken, ~self.lost).value
+        wrong = (look.decisions != self.labels[rows]) & is_within(of_norm(measured, norm), budget)
+        broke, fooled = wrong & ~look.flagged, wrong & ~lost[rows]
+        broken = lost.copy()
+        broken[rows[broke]] = True
+        fields: dict[str, Any] = {"norm": norm, "budget": float(budget)} | worst_case([broken])
+        fields["success"] = metrics.success_rate(broken, ~lost).value
         for name in ("l2", "linf"):
             moved = np.asarray(getattr(measured, name))[broke]
             fields[f"mean_{name}"] = float(moved.mean()) if broke.any() else None
         if look.scores is not None and self.clean.scores is not None:
-            detected = int((fooled & look.flagged).sum())
-            fields |= metrics.rate_fields("detection", detected, int(fooled.sum()))
-            fields["auc"] = metrics.auc(self.clean.scores[~self.lost], look.scores[fooled])
+            fields |= metrics.rate_fields("detection", *metrics.Rate.of(look.flagged[fooled]))
+            fields["auc"] = metrics.auc(self.clean.scores[~lost], look.scores[fooled])
         return Verdict(broken, broke, fooled, fields, look.scores)
 
 
 def worst_case(broken: Sequence[Bool[np.ndarray, " N"]]) -> dict[str, Any]:
     """The fields of a record: the accuracy that is left where an example counts as broken by any of several attacks."""
-    any_of = np.any(broken, axis=0)
-    return metrics.rate_fields("accuracy", int((~any_of).sum()), len(any_of))
+    return metrics.rate_fields("accuracy", *metrics.Rate.of(~np.any(broken, axis=0)))

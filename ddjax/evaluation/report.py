@@ -37,7 +37,6 @@ class AttackRow:
     Attributes:
       attack: its text.
       broken: how many of the correctly classified inputs it broke within the budget.
-      interval: the 95 percent Wilson interval of that rate.
       outside: how many successes lay outside the budget, and do not count.
       median_distance: of the counted successes, in the norm; None without one.
       zero_gradient_share: the share of its gradients that were exactly zero; None for an attack that takes none.
@@ -46,11 +45,16 @@ class AttackRow:
 
     attack: str
     broken: metrics.Rate
-    interval: tuple[float, float]
     outside: int
     median_distance: float | None
     zero_gradient_share: float | None
     seconds: float
+
+    def __str__(self) -> str:
+        """The row of a table, without the attack's text."""
+        zero = "" if self.zero_gradient_share is None else f", zero gradients {self.zero_gradient_share:.1%}"
+        median = "" if self.median_distance is None else f", median distance {self.median_distance:.4g}"
+        return f"breaks {_with_interval(self.broken)} of {self.broken.n}{median}{zero}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,6 @@ class Report:
       epsilon: the budget, in the units of the inputs.
       clean: how many of the inputs are classified correctly.
       robust: how many are classified correctly and broken by no attack within the budget.
-      robust_interval: the 95 percent Wilson interval of that rate.
       rows: one for each attack.
       broken: whether each input is misclassified, or broken within the budget by any attack, `[N]`.
       distances: to the nearest success of any attack in the norm, `[N]`; 0 for a misclassified input, infinity where
@@ -76,30 +79,33 @@ class Report:
     epsilon: float
     clean: metrics.Rate
     robust: metrics.Rate
-    robust_interval: tuple[float, float]
     rows: tuple[AttackRow, ...]
     broken: Bool[np.ndarray, " N"]
     distances: Float[np.ndarray, " N"]
     curve: Float[np.ndarray, "2 P"]
     warnings: tuple[str, ...]
 
+    @property
+    def robust_interval(self) -> tuple[float, float]:
+        """The 95 percent Wilson interval of `robust`."""
+        return self.robust.interval
+
     def __str__(self) -> str:
         """The report as a table for a terminal."""
-        low, high = metrics.wilson_interval(*self.clean)
-        lines = [
-            f"{self.norm} within {self.epsilon:.4g}, {self.clean.n} inputs, 95 percent intervals",
-            f"clean accuracy   {self.clean.value:.4f} [{low:.4f}, {high:.4f}]",
-            f"robust accuracy  {self.robust.value:.4f} [{self.robust_interval[0]:.4f}, {self.robust_interval[1]:.4f}]",
-        ]
         width = max(len(row.attack) for row in self.rows)
-        for row in self.rows:
-            zero = "" if row.zero_gradient_share is None else f", zero gradients {row.zero_gradient_share:.1%}"
-            median = "" if row.median_distance is None else f", median distance {row.median_distance:.4g}"
-            lines.append(
-                f"{row.attack:<{width}}  breaks {row.broken.value:.4f} [{row.interval[0]:.4f}, {row.interval[1]:.4f}] "
-                f"of {row.broken.n}{median}{zero}"
-            )
-        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)])
+        return "\n".join(
+            [
+                f"{self.norm} within {self.epsilon:.4g}, {self.clean.n} inputs, 95 percent intervals",
+                f"clean accuracy   {_with_interval(self.clean)}",
+                f"robust accuracy  {_with_interval(self.robust)}",
+                *(f"{row.attack:<{width}}  {row}" for row in self.rows),
+                *(f"warning: {warning}" for warning in self.warnings),
+            ]
+        )
+
+
+def _with_interval(rate: metrics.Rate) -> str:
+    return "{:.4f} [{:.4f}, {:.4f}]".format(rate.value, *rate.interval)
 
 
 def evaluate(
@@ -146,43 +152,39 @@ def evaluate(
     if not len(inputs):
         raise ValueError("there are no inputs to evaluate")
     inputs, labels = np.asarray(inputs), np.asarray(labels).astype(np.int32)
-    evaluator = evaluator or Evaluator()
     attack_key, judge_key = jax.random.split(key)
-    seen = expectation(classifier, attack_key, num_samples=num_samples) if _is_random(classifier) else classifier
+    judging = {"num_draws": num_draws, "evaluate": evaluator or Evaluator()}
+    is_random = isinstance(classifier, Randomized)
+    seen = expectation(classifier, attack_key, num_samples=num_samples) if is_random else classifier
     chosen = [_configured(each, norm, epsilon) for each in (attacks or ATTACKS_OF_NORM[norm])]
     attempts = make_attempts("none", inputs, labels)
     for each in chosen:
         check_settings(each, seen, inputs.shape[1:], targeted=False)
-    clean = judge(classifier, inputs, labels, key=judge_key, num_draws=num_draws, evaluate=evaluator).mean() < 0.5
-    distances = np.where(clean, np.inf, 0.0)
-    broken = ~clean
-    rows = []
+    # What is no decision is wrong as well.
+    clean = (judge(classifier, inputs, labels, key=judge_key, **judging).predictions == labels).mean(0) > 0.5
+
+    def measure(configured: ConfiguredAttack) -> tuple[Outcome, np.ndarray]:
+        """What an attack did, and how far its successes are from the inputs; infinity for none."""
+        outcome = run_attack(configured, seen, attempts, key=attack_key, judged=classifier, **judging)
+        success = (outcome.success_rate >= 0.5) & clean
+        return outcome, np.where(success, np.asarray(of_norm(outcome.distances, norm), np.float64), np.inf)
+
+    distances, rows = np.where(clean, np.inf, 0.0), []
     for each in chosen:
-        outcome = run_attack(
-            each, seen, attempts, key=attack_key, judged=classifier, num_draws=num_draws, evaluate=evaluator
-        )
-        row, success, distance = _row(each, outcome, clean, norm, epsilon)
-        distances = np.where(success, np.minimum(distances, distance), distances)
-        broken |= success & is_within(distance, epsilon)
-        rows.append(row)
-    climber = next((each for each in chosen if each.attack.kind == "budget"), None)
-    for radius in [epsilon * multiple for multiple in _RADII if multiple != 1]:
-        if climber is None:
-            break
-        at_radius = climber.replace(numbers=dict(climber.numbers) | {"epsilon": float(radius)})
-        outcome = run_attack(
-            at_radius, seen, attempts, key=attack_key, judged=classifier, num_draws=num_draws, evaluate=evaluator
-        )
-        _, success, distance = _row(at_radius, outcome, clean, norm, radius)
-        distances = np.where(success, np.minimum(distances, distance), distances)
-    robust = metrics.Rate(int((~broken).sum()), len(broken))
+        outcome, found = measure(each)
+        distances = np.minimum(distances, found)
+        rows.append(_row(each.text, outcome, found, clean, epsilon))
+    broken = is_within(distances, epsilon)
     radii = epsilon * np.array([0.0, *_RADII])
+    climber = next((each for each in chosen if each.attack.kind == "budget"), None)
+    for radius in radii[1:]:
+        if climber is not None and radius != epsilon:
+            distances = np.minimum(distances, measure(_with_epsilon(climber, radius))[1])
     return Report(
         norm=norm,
         epsilon=float(epsilon),
-        clean=metrics.Rate(int(clean.sum()), len(clean)),
-        robust=robust,
-        robust_interval=metrics.wilson_interval(*robust),
+        clean=metrics.Rate.of(clean),
+        robust=metrics.Rate.of(~broken),
         rows=tuple(rows),
         broken=broken,
         distances=distances,
@@ -191,41 +193,32 @@ def evaluate(
     )
 
 
-def _is_random(classifier: Any) -> bool:
-    return isinstance(classifier, Randomized)
-
-
 def _configured(given: str | ConfiguredAttack, norm: str, epsilon: float) -> ConfiguredAttack:
     found = parse_attack(given, "attacks") if isinstance(given, str) else given
     if found.attack.targets == "required":
         raise ValueError(f"{found.text} needs targets; the report is on untargeted attacks")
     if "norm" not in found.words and norm in found.attack.norm and len(found.attack.norm) > 1:
-        found = found.replace(words=dict(found.words) | {"norm": norm})
+        found = found.replace(words={**found.words, "norm": norm})
     if found.norm != norm:
         raise ValueError(f"{found.text} is an attack in {found.norm}; the budget is in {norm}")
-    if found.attack.kind == "budget" and "epsilon" not in found.numbers:
-        found = found.replace(numbers=dict(found.numbers) | {"epsilon": float(epsilon)})
-    return found
+    needs_epsilon = found.attack.kind == "budget" and "epsilon" not in found.numbers
+    return _with_epsilon(found, epsilon) if needs_epsilon else found
 
 
-def _row(
-    configured: ConfiguredAttack, outcome: Outcome, clean: np.ndarray, norm: str, epsilon: float
-) -> tuple[AttackRow, np.ndarray, np.ndarray]:
-    """The attack's row, its successes on correctly classified inputs, and the distances of all results."""
-    distance = np.asarray(of_norm(outcome.distances, norm), np.float64)
-    success = (outcome.success_rate >= 0.5) & clean
-    counted = success & is_within(distance, epsilon)
-    rate = metrics.Rate(int(counted.sum()), int(clean.sum()))
-    row = AttackRow(
-        attack=configured.text,
-        broken=rate,
-        interval=metrics.wilson_interval(*rate),
-        outside=int((success & ~counted).sum()),
-        median_distance=float(np.median(distance[counted])) if counted.any() else None,
+def _with_epsilon(configured: ConfiguredAttack, epsilon: float) -> ConfiguredAttack:
+    return configured.replace(numbers={**configured.numbers, "epsilon": float(epsilon)})
+
+
+def _row(text: str, outcome: Outcome, found: np.ndarray, clean: np.ndarray, epsilon: float) -> AttackRow:
+    counted = is_within(found, epsilon)
+    return AttackRow(
+        attack=text,
+        broken=metrics.Rate.of(counted[clean]),
+        outside=int((np.isfinite(found) & ~counted).sum()),
+        median_distance=float(np.median(found[counted])) if counted.any() else None,
         zero_gradient_share=outcome.zero_gradient_share,
         seconds=outcome.seconds,
     )
-    return row, success, distance
 
 
 def _warnings(rows: Sequence[AttackRow], clean: np.ndarray) -> list[str]:
@@ -233,7 +226,7 @@ def _warnings(rows: Sequence[AttackRow], clean: np.ndarray) -> list[str]:
         f"{row.attack}: {row.zero_gradient_share:.1%} of its gradients were exactly zero; the classifier may mask its "
         "gradients, so this rate says little"
         for row in rows
-        if row.zero_gradient_share is not None and row.zero_gradient_share > ZERO_SHARE
+        if (row.zero_gradient_share or 0.0) > ZERO_SHARE
     ]
     if not clean.any():
         found.append("the classifier gets no input right, so there is nothing to attack")

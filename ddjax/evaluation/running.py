@@ -73,10 +73,7 @@ class Outcome(NamedTuple):
       claimed: what the attack says of its success, by the classifier as it saw it.
       success_8_bits: `success` after the inputs are rounded to what an 8-bit file holds.
       distances: from the clean inputs.
-      steps: as returned.
-      gradients: as returned.
-      queries: as returned.
-      zero_gradients: as returned.
+      steps, gradients, queries, zero_gradients: as returned.
       seconds: for one attempt, without compilation.
     """
 
@@ -119,19 +116,18 @@ def parse_attack(text: str, flag: str = "--attack") -> ConfiguredAttack:
     """
     name, settings = ATTACKS.split(text)
     attack = ATTACKS.find(name)
-    parameters = settings_of(attack)
+    found: dict[str, Any] = registry.read_settings(f"{flag}={text}", name, settings, settings_of(attack))
     own = registry.settings_of(attack.function, _RESERVED)
-    found: dict[str, Any] = registry.read_settings(f"{flag}={text}", name, settings, parameters)
-    forward = found.pop("forward") if "forward" in found and "forward" not in own else "float32"
+    common = {key: found.pop(key) for key in _COMMON if key in found and key not in own}
+    forward, temperature = common.get("forward", "float32"), common.get("temperature")
     check_choice("forward", forward, FORWARDS)
-    temperature = found.pop("temperature") if "temperature" in found and "temperature" not in own else None
     if temperature is not None:
-        classifier.check_temperature(float(temperature))
-    if "temperature" in found and "score_space" in own and "score_space" not in found:
-        found["score_space"] = "tempered"
+        classifier.check_temperature(temperature)
+    if "temperature" in found and "score_space" in own:
+        found.setdefault("score_space", "tempered")
     numbers = {key: value for key, value in found.items() if registry.is_real(own[key]) and value is not None}
     words = {key: value for key, value in found.items() if key not in numbers}
-    return ConfiguredAttack(text, attack, numbers, words, temperature, str(forward))
+    return ConfiguredAttack(text, attack, numbers, words, temperature, forward)
 
 
 def check_settings(configured: ConfiguredAttack, logits_fn: Any, input_shape: tuple[int, ...], targeted: bool) -> None:
@@ -141,7 +137,7 @@ def check_settings(configured: ConfiguredAttack, logits_fn: Any, input_shape: tu
       TypeError: as the attack.
       ValueError: as the attack.
     """
-    settings = dict(configured.numbers) | dict(configured.words)
+    settings = {**configured.numbers, **configured.words}
     jax.eval_shape(
         lambda f, x, y, t, k: configured.attack.function(f, x, y, key=k, targets=t if targeted else None, **settings),
         classifier.as_pytree(logits_fn),
@@ -156,13 +152,9 @@ def check_settings(configured: ConfiguredAttack, logits_fn: Any, input_shape: tu
 def _program(
     function: Callable[..., AttackResult], words: tuple[tuple[str, Any], ...], targeted: bool, names: tuple[str, ...]
 ) -> Any:
-    """The attack as a function of what all examples share and of a batch; one object for each program.
+    """An attack as a function of what all examples share and of a batch; one object for each program.
 
-    Args:
-      function: the attack.
-      words: its settings that are part of the program.
-      targeted: whether the batch has targets.
-      names: of the settings that differ from example to example.
+    `words` are part of the program. The batch ends in the targets, if there are any, and the settings `names`.
     """
 
     def attack(shared: Any, inputs: Array, labels: Array, key_data: Array, *rest: Array) -> AttackResult:
@@ -198,23 +190,21 @@ def run_attack(
       per_example: real-valued settings that differ from attempt to attempt, `[N]` each.
       evaluate: applies programs to many inputs. Default: `Evaluator()`.
       description: for the display of progress. Default: the attack's text.
-
-    Returns:
-      The outcome.
     """
     evaluate = evaluate or Evaluator()
     judged = logits_fn if judged is None else judged
-    logits_fn = classifier.as_pytree(logits_fn)
-    names = tuple(per_example or ())
-    words = tuple(sorted(configured.words.items()))
-    program = _program(configured.attack.function, words, attempts.targets is not None, names)
-    numbers = {name: np.float32(value) for name, value in configured.numbers.items()}
-    seen = classifier.in_bfloat16(logits_fn) if configured.forward == "bfloat16" else logits_fn
+    seen, per_example = classifier.as_pytree(logits_fn), per_example or {}
+    if configured.forward == "bfloat16":
+        seen = classifier.in_bfloat16(seen)
     if configured.temperature is not None:
         seen = classifier.at_temperature(seen, configured.temperature)
-    columns = [attempts.inputs, attempts.labels, key_data(key, attempts.indices)]
-    columns += [] if attempts.targets is None else [attempts.targets]
-    columns += [np.asarray((per_example or {})[name], np.float32) for name in names]
+    numbers = {name: np.float32(value) for name, value in configured.numbers.items()}
+    targets = () if attempts.targets is None else (attempts.targets,)
+    program = _program(
+        configured.attack.function, tuple(sorted(configured.words.items())), bool(targets), tuple(per_example)
+    )
+    own = (np.asarray(values, np.float32) for values in per_example.values())
+    columns = (attempts.inputs, attempts.labels, key_data(key, attempts.indices), *targets, *own)
     shared = (seen, numbers | dict(configured.given))
     work = evaluate.compiled(program, shared, *columns, in_parts=not configured.attack.refills)
     with evaluate.progress(len(attempts.rows), description or configured.text, "attempt") as bar:
@@ -223,17 +213,15 @@ def run_attack(
         seconds = time.monotonic() - started
     settings = {"key": jax.random.fold_in(key, 0x1D6E), "indices": attempts.indices, "evaluate": evaluate}
     judgement = judge(judged, result.inputs, attempts.labels, attempts.targets, num_draws=num_draws, **settings)
-    rounded = round_to_8_bits(np.asarray(result.inputs))
-    after_rounding = judge(judged, rounded, attempts.labels, attempts.targets, **settings)
-    measured = metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(result.inputs))
+    rounded = judge(judged, round_to_8_bits(result.inputs), attempts.labels, attempts.targets, **settings)
     return Outcome(
         inputs=result.inputs,
         predictions=judgement.predictions[0],
         success=judgement.success[0],
         success_rate=judgement.mean(),
         claimed=result.success,
-        success_8_bits=after_rounding.success[0],
-        distances=metrics.Distances(*(np.asarray(values) for values in measured)),  # pyright: ignore[reportArgumentType]
+        success_8_bits=rounded.success[0],
+        distances=jax.tree.map(np.asarray, metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(result.inputs))),
         steps=result.steps,
         gradients=result.gradients,
         queries=result.queries,

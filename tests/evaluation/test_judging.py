@@ -47,7 +47,6 @@ def test_judge_draws_anew_what_an_attack_has_seen():
     # The attack stops just past the boundary of its draw, so other draws decide by their own noise.
     assert found.mean().mean() < 0.9
     assert found.success.shape == (200, 40)
-    assert (found.worst() >= found.mean()).all()
 
 
 def test_judge_agrees_with_the_rate_of_the_noise():

@@ -70,6 +70,13 @@ def test_misclassified_inputs_are_broken_and_not_attacked():
     assert report.broken[:10].all()
 
 
+def test_logits_that_are_no_decision_are_not_right():
+    undecided = lambda inputs: jnp.where(inputs[:, :1, 0, 0] < 0.5, jnp.nan, LINEAR(inputs))
+    report = ddjax.evaluate(undecided, INPUTS, LABELS, norm="linf", epsilon=1e-4, key=KEY, attacks=["fgsm"])
+    assert report.clean.successes == (INPUTS[:, 0, 0, 0] >= 0.5).sum() < 40
+    assert report.robust.successes <= report.clean.successes
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
