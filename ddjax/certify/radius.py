@@ -47,7 +47,7 @@ def layer_bounds(
     """
     network, images = _in_one_dtype(layers_of(logits_fn), images)
     _check(network, images, jnp.zeros(images.shape[:1], jnp.int32), norm, method, bounds, radius)
-    low, high = problem.box(bounds, images[:1])
+    low, high, _ = problem.box(bounds, images[:1])
 
     def enclose(example: tuple[Array, Array]) -> tuple[Interval, ...]:
         image, radius = example
@@ -104,7 +104,7 @@ def margin_bounds(
     """
     network, images = _in_one_dtype(layers_of(logits_fn), images)
     _check(network, images, labels, norm, method, bounds, radius)
-    low, high = problem.box(bounds, images[:1])
+    low, high, _ = problem.box(bounds, images[:1])
 
     def bound(example: tuple[Array, Array, Array]) -> Array:
         image, label, radius = example
@@ -159,7 +159,7 @@ def largest_radius(
     checks.check_number("highest", highest, least=0.0)
     if num_bisections < 1:
         raise ValueError(f"num_bisections must be at least 1, got {num_bisections}")
-    low, high = problem.box(bounds, images[:1])
+    low, high, _ = problem.box(bounds, images[:1])
 
     def search(example: tuple[Array, Array, Array]) -> Array:
         image, label, highest = example

@@ -17,6 +17,8 @@ Departures from the paper and its authors' code, for all three:
   What counts as reached must be so by more than rounding (`Examples.reached`).
 """
 
+import functools
+
 from ddjax.attacks.carlini_wagner.l0 import carlini_wagner_l0
 from ddjax.attacks.carlini_wagner.l2 import carlini_wagner_l2, search_l2
 from ddjax.attacks.carlini_wagner.linf import carlini_wagner_linf
@@ -24,37 +26,12 @@ from ddjax.attacks.contract import declare
 
 __all__ = ["carlini_wagner_l0", "carlini_wagner_l2", "carlini_wagner_linf", "search_l2"]
 
+_declare = functools.partial(declare, kind="minimum", targets="optional", random=False, access="gradient", refills=True)
 _EXAMPLE = {"learning_rate": 0.1, "num_steps": 60}
+_EXAMPLE_LINF = {"learning_rate": 0.05, "num_steps": 60, "initial_const": 0.01, "const_factor": 4.0}
 
 ATTACKS = (
-    declare(
-        carlini_wagner_l0,
-        norm="l0",
-        kind="minimum",
-        targets="optional",
-        random=False,
-        access="gradient",
-        refills=True,
-        example=_EXAMPLE | {"const_factor": 5.0},
-    ),
-    declare(
-        carlini_wagner_l2,
-        norm="l2",
-        kind="minimum",
-        targets="optional",
-        random=False,
-        access="gradient",
-        refills=True,
-        example=_EXAMPLE | {"search_steps": 5},
-    ),
-    declare(
-        carlini_wagner_linf,
-        norm="linf",
-        kind="minimum",
-        targets="optional",
-        random=False,
-        access="gradient",
-        refills=True,
-        example=_EXAMPLE | {"learning_rate": 0.05, "initial_const": 0.01, "const_factor": 4.0},
-    ),
+    _declare(carlini_wagner_l0, norm="l0", example=_EXAMPLE | {"const_factor": 5.0}),
+    _declare(carlini_wagner_l2, norm="l2", example=_EXAMPLE | {"search_steps": 5}),
+    _declare(carlini_wagner_linf, norm="linf", example=_EXAMPLE_LINF),
 )
