@@ -166,10 +166,10 @@ def refuses_old_calls(attack: F) -> F:
     @functools.wraps(attack)
     def checked(*args: Any, **settings: Any) -> Any:
         if len(args) > len(positional):
+            names = ", ".join(positional)
             raise TypeError(
-                f"{attack.__name__} takes {', '.join(positional)} by position and all else by name, as in "
-                f"{attack.__name__}({', '.join(positional)}, key=key, targets=targets); "
-                f"it got {len(args)} positional arguments"
+                f"{attack.__name__} takes {names} by position and all else by name, as in {attack.__name__}({names}, "
+                f"key=key, targets=targets); it got {len(args)} positional arguments"
             )
         for old, new in _RENAMED.items():
             if old in settings:

@@ -49,6 +49,8 @@ def ddn(
     range along a cosine, and projects onto the sphere whose radius shrinks by `gamma` while the input is adversarial
     and grows by `gamma` while it is not.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
       inputs: on the grid of `levels`, as images from files are, or else rounding moves them.
       key: where a gradient is exactly zero the direction is random. Without a key it is zero.

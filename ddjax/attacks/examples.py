@@ -133,6 +133,10 @@ class Examples:
         gradient, (logits, distance) = jax.grad(total, has_aux=True)(inputs)
         return logits, distance, self.free(gradient)
 
+    def unmasked(self, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """The inputs, with masked entries as they were."""
+        return inputs if self.mask is None else jnp.where(self.mask, inputs, self.clean)
+
     def free(self, gradient: Float[Array, "..."]) -> Float[Array, "..."]:
         """A gradient `[B, ...]`, or a stack of them, with zero in the place of what is masked or not finite."""
         usable = jnp.isfinite(gradient)

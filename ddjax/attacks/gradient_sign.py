@@ -30,6 +30,8 @@ def fgsm(
     Where the gradient is exactly zero, as on a saturated distilled network, the step is zero too. That is gradient
     masking, not robustness; `zero_gradients` of the result counts it.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
       epsilon: the step in each value, at least 0, in the units of the inputs; may be traced, and one for each example.
         None takes 0.3 of the range of each value.

@@ -55,6 +55,8 @@ def deepfool(
     next point is the input plus (1 + overshoot) r, clipped to the box. An example fails where every w_j is zero, or so
     small that the step is not finite.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
       targets: must be None: there is no targeted form.
       norm: `"l2"` or `"linf"`, what is kept small.
@@ -96,9 +98,7 @@ def deepfool(
         # A clean input that is adversarial needs no margin: nothing was searched.
         reached = reached | ((state.steps == 0) & state.examples.is_adversarial(logits))
         change = state.change + _nearest(offsets, slopes, norm)
-        moved = jnp.clip(clean + stretch * change, problem.low, problem.high)
-        if state.examples.mask is not None:
-            moved = jnp.where(state.examples.mask, moved, clean)
+        moved = state.examples.unmasked(jnp.clip(clean + stretch * change, problem.low, problem.high))
         # A step that is not finite fails, and so does a zero step, which would be repeated for ever.
         usable = all_of(jnp.isfinite(moved) & jnp.isfinite(change)) & ~all_of(change == state.change)
         go_on = ~reached & usable & (state.steps < num_steps)

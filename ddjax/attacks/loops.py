@@ -27,22 +27,20 @@ def while_live(
     state: State,
     *,
     lanes: int | None = None,
-    shrink: int = 4,
     smallest: int = 32,
 ) -> State:
     """Runs `step` until no example is live, and spends little time on those that are not.
 
     The state is a pytree of arrays whose first axis is the batch; that of examples that are not live stays as it is. On
     CPU at most `lanes` examples are at work at a time; where one ends, a waiting one takes its place. When none is
-    waiting and at most a `shrink`-th of those at work is live, these go on in a smaller batch of that static size, and
-    so on. Each size compiles one more copy of the loop, so the sizes are coarse.
+    waiting and at most a quarter of those at work is live, these go on in a smaller batch of that static size, and so
+    on. Each size compiles one more copy of the loop, so the sizes are coarse.
 
     Args:
       step: advances the examples at work by one step; they must not influence each other.
       live: tells which examples still need steps.
       state: where to start.
       lanes: how many examples are at work at most on CPU; default: all, as on other platforms.
-      shrink: the factor between batch sizes.
       smallest: no smaller batch is split off, except where examples had to wait.
 
     Returns:
@@ -55,9 +53,9 @@ def while_live(
 
     def run(lanes: int, state: State) -> State:
         sizes = [lanes]
-        least = smallest if lanes == count else min(smallest, -(-lanes // shrink))
-        while least <= -(-sizes[-1] // shrink) < sizes[-1]:
-            sizes.append(-(-sizes[-1] // shrink))
+        least = smallest if lanes == count else min(smallest, _quarter(lanes))
+        while least <= _quarter(sizes[-1]) < sizes[-1]:
+            sizes.append(_quarter(sizes[-1]))
         # The examples at work are ahead of their copies in `state`.
         rows = jnp.arange(lanes, dtype=jnp.int32)
         working = jax.tree.map(lambda leaf: leaf[:lanes], state)
@@ -76,6 +74,10 @@ def while_live(
     if lanes is None or lanes >= count:
         return everyone(state)
     return by_platform(state, cpu=functools.partial(run, lanes), default=everyone)
+
+
+def _quarter(size: int) -> int:
+    return -(-size // 4)
 
 
 def _while_waiting(

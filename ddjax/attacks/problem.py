@@ -130,8 +130,7 @@ class Problem:
 
     def clip(self, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """The inputs inside the box, with masked entries as they were."""
-        inside = jnp.clip(inputs, self.low, self.high)
-        return inside if self.examples.mask is None else jnp.where(self.examples.mask, inside, self.clean)
+        return self.examples.unmasked(jnp.clip(inputs, self.low, self.high))
 
     def result(
         self,
@@ -350,7 +349,7 @@ def box(bounds: Bounds, inputs: Float[Array, "B ..."], dtype: Any = None) -> tup
             raise ValueError(f"bounds must be an interval, got {bounds}")
         is_bounded = bool(np.isfinite(known_low).all() and np.isfinite(known_high).all())
     low, high = (jnp.asarray(bound, inputs.dtype if dtype is None else dtype) for bound in bounds)
-    low, high = (jnp.reshape(bound, (*(1,) * (inputs.ndim - bound.ndim), *bound.shape)) for bound in (low, high))
+    low, high = (bound.reshape((1,) * (inputs.ndim - bound.ndim) + bound.shape) for bound in (low, high))
     return low, high, is_bounded
 
 
@@ -408,8 +407,11 @@ def _are_inside(xp: Any, inputs: Any, low: Any, high: Any) -> Any:
 
 def _shown(bounds: Bounds) -> str:
     """The bounds in an error: at most four numbers."""
-    known = [known_values(bound) for bound in bounds]
-    if any(values is None for values in known):
-        return "of the call"
-    ends = [(float(np.min(values)), float(np.max(values))) for values in known]
-    return " to ".join(f"{least:g}" if least == most else f"[{least:g} ... {most:g}]" for least, most in ends)
+    ends = []
+    for bound in bounds:
+        known = known_values(bound)
+        if known is None:
+            return "of the call"
+        least, most = float(known.min()), float(known.max())
+        ends.append(f"{least:g}" if least == most else f"[{least:g} ... {most:g}]")
+    return " to ".join(ends)

@@ -67,6 +67,8 @@ def pgd(
     Among all iterates of all restarts, the starts included, successful ones rank before others, and higher losses
     before lower ones. The best is returned.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
       key: may be None without `random_start`.
       epsilon: the radius of the ball, at least 0, in the units of the inputs; may be traced, and one for each example.

@@ -17,15 +17,9 @@ from ddjax.classifier import LogitsFn
 class _State(NamedTuple):
     """One entry for each example, except where something is None.
 
-    Attributes:
-      examples: they do not change, but are compacted with the rest.
-      keys: neither do they.
-      highest: nor does the largest epsilon.
-      inputs: the successful ones of the smallest epsilon; the clean ones without any.
-      failing: the largest epsilon below `succeeding` that failed.
-      succeeding: the smallest epsilon that succeeded, infinity without any.
-      left: how many epsilons are left to try, on the grid or of the bisection.
-      counts: of all attacks together.
+    Examples, keys and the highest radius do not change, but are compacted with the rest. `failing` and `succeeding` are
+    the ends of the interval that is searched, the latter infinite before the first success; `left` counts the radii
+    that are left to try, on the grid or by bisection.
     """
 
     examples: Examples
@@ -60,6 +54,8 @@ def smallest_epsilon(
     the first success. Bisection then narrows the interval between this radius and the one before it, to
     `highest / grid / 2 ** bisections`. Each input has its own radius, in one common loop.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
       attack: takes epsilons, one for each example: `fgsm`, or `functools.partial(pgd, num_steps=100)`. Leave its step
         size relative to epsilon if the radii range widely.
@@ -90,18 +86,11 @@ def smallest_epsilon(
         examples, found = state.examples, jnp.isfinite(state.succeeding)
         next_on_grid = (grid + 1 - state.left).astype(clean.dtype) / grid * state.highest
         epsilon = jnp.where(found, (state.failing + state.succeeding) / 2, next_on_grid)
-        given = {} if examples.mask is None else {"mask": examples.mask}
-        given |= {} if criterion is None else {"criterion": criterion}
-        result = attack(
-            problem.logits_fn,
-            examples.clean,
-            examples.labels,
-            key=state.keys,
-            targets=examples.targets,
-            epsilon=epsilon,
-            bounds=(problem.low[0], problem.high[0]),
-            **given,
-        )
+        given = {"key": state.keys, "targets": examples.targets, "mask": examples.mask, "criterion": criterion}
+        # An attack of a user's need not know the arguments that are not used.
+        given = {name: value for name, value in given.items() if value is not None}
+        given |= {"epsilon": epsilon, "bounds": (problem.low[0], problem.high[0])}
+        result = attack(problem.logits_fn, examples.clean, examples.labels, **given)
         # By more than rounding: the input must stay adversarial in any batch.
         success = result.success & examples.reached(result.logits)
         return state._replace(

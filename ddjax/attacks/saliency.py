@@ -79,6 +79,8 @@ def jsma(
     Each feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the
     range, are never chosen. Each of the D values of an input is a feature. An example fails where no pair counts.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
       targets: required: there is no untargeted form.
       theta: the change of a feature, not 0, in the units of the inputs; may be traced. None takes the whole range.

@@ -2,10 +2,6 @@
 
 The substitute is trained as any network is, on inputs with the classes that the target gave them. Inputs that fool the
 substitute are then tried on the target.
-
-Reference:
-  Papernot, McDaniel, Goodfellow, Jha, Celik and Swami, Practical Black-Box Attacks against Machine Learning, 2017
-  (arXiv 1602.02697).
 """
 
 import jax
@@ -27,10 +23,8 @@ def jacobian_augmentation(
 ) -> Float[Array, "B ..."]:
     """New queries for the target, in the direction in which the substitute's probability of the label changes fastest.
 
-    Its arguments, and what it raises, are as in the contract of attacks (`ddjax.attacks.contract`).
-
     Args:
-      logits_fn: the substitute.
+      logits_fn: the substitute; this and the others are as in the contract of attacks (`ddjax.attacks.contract`).
       inputs: the target has classified them.
       labels: the target's answers.
       step_size: lambda, by how much every value moves along the sign of the Jacobian, in the units of the inputs; may
@@ -39,8 +33,12 @@ def jacobian_augmentation(
     Returns:
       One new input for each of the inputs, to be added to them.
 
+    Raises:
+      TypeError: as in the contract.
+      ValueError: as in the contract.
+
     Reference:
-      Papernot et al., 2017 (arXiv 1602.02697), section 4.2.
+      Papernot et al., Practical Black-Box Attacks against Machine Learning, 2017 (arXiv 1602.02697), section 4.2.
     """
     problem = prepare("jacobian_augmentation", logits_fn, inputs, labels, bounds=bounds)
     step = problem.share_of_range("step_size", step_size, 0.1)

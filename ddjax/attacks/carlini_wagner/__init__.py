@@ -5,6 +5,13 @@ variables, with Adam. Public implementations run one input after the other, or l
 when to stop. Here every example has its own constant, search, optimizer state and end, in one compiled loop; finished
 examples leave the batch (`loops.while_live`).
 
+Settings that they share:
+  confidence: kappa, the margin between the logits, at least 0; may be traced, and one for each example.
+  learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite, above 0; may be
+    traced. None takes 0.01 on tanh variables (Linf: 0.005).
+  num_steps: the steps for each constant.
+  abort_early: whether the steps for one constant end when a tenth of them brought less than 0.01 percent.
+
 Reference:
   Carlini and Wagner, Towards Evaluating the Robustness of Neural Networks, 2017 (arXiv 1608.04644).
 

@@ -40,20 +40,17 @@ def carlini_wagner_l0(
     repeats until the free pixels cannot reach the decision with any constant. Frozen pixels are exactly those of the
     clean input.
 
+    The settings that the three attacks share are described in `ddjax.attacks.carlini_wagner`, the arguments that all
+    attacks have in `ddjax.attacks.contract`.
+
     Args:
-      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
       by: what counts as one change: a `"pixel"` of an image `[B, H, W, C]` with all its channels, or each `"value"`.
         None takes pixels for images and values for other inputs.
-      learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
-        None takes 0.01 on tanh variables.
       initial_const: the first constant of the first problem, in squared units of the inputs; may be traced. Later
         problems start with the constant of the one before. None takes 1e-3 times the squared range.
       largest_const: a problem that needs a larger constant counts as unsolvable; may be traced. None takes 2e6 times
         the squared range.
       const_factor: the factor by which a constant that did not suffice grows, above 1; may be traced.
-      num_steps: the steps for each constant.
-      abort_early: whether the next constant is taken when a tenth of the steps brought the margin closer by less than
-        0.01 percent.
 
     Returns:
       The adversarial inputs with the fewest changes, or the clean input where not even the first problem was solved.

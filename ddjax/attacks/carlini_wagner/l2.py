@@ -18,12 +18,8 @@ from ddjax.classifier import LogitsFn
 class _Bisection(NamedTuple):
     """The search for the constant; one entry for each example.
 
-    Attributes:
-      start: the variables at which the search with each constant starts.
-      lower: the largest constant that did not succeed.
-      upper: the least constant that succeeded, infinity without any.
-      number: of constants that were tried.
-      succeeded: whether the current constant did.
+    Each constant starts from the same variables. The bounds are the largest constant that did not succeed and the least
+    that did; `succeeded` is about the current one, whose number is `number`.
     """
 
     start: Float[Array, "B ..."]
@@ -57,15 +53,14 @@ def carlini_wagner_l2(
     Minimizes ||x' - x||^2 + c (max(Z_other - Z_target) + confidence)^+ over tanh variables for a sequence of constants
     c: ten times larger until one succeeds, then bisected. Returns the closest of all iterates that had the margin.
 
+    The settings that the three attacks share are described in `ddjax.attacks.carlini_wagner`, the arguments that all
+    attacks have in `ddjax.attacks.contract`.
+
     Args:
-      confidence: kappa, the margin between the logits, at least 0; may be traced, and one for each example.
-      learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
-        None takes 0.01 on tanh variables.
       initial_const: the first c, in squared units of the inputs for a unit of the logits; may be traced. None takes
         1e-3 times the squared range.
       search_steps: how many constants are tried.
-      num_steps: the steps for each; the authors' code takes up to 10,000.
-      abort_early: whether the search for one constant ends when a tenth of its steps brought less than 0.01 percent.
+      num_steps: the authors' code takes up to 10,000.
       constraint: by how much inputs, of a batch of any size, violate something else that must hold, such as that a
         detector stays silent; zero where it holds. It is added to what is missed of the margin. Only inputs where it is
         zero count. None for no constraint.

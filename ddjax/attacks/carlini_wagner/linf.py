@@ -15,12 +15,9 @@ from ddjax.classifier import LogitsFn
 
 
 class _Own(NamedTuple):
-    """What the attack has beyond the others; one entry for each example.
+    """What the others do not have; one entry for each example. A change up to `tau` costs nothing.
 
-    Attributes:
-      tau: the distance that costs nothing in the current problem.
-      rate: the learning rate.
-      unit: of the constant; 0 before the first step, which settles it.
+    `unit` is that of the constant; the first step settles it, before which it is 0.
     """
 
     tau: Float[Array, " B"]
@@ -54,18 +51,16 @@ def carlini_wagner_linf(
     times the distance achieved, and the next problem starts from there. The search ends where no constant c solves a
     problem.
 
+    The settings that the three attacks share are described in `ddjax.attacks.carlini_wagner`, the arguments that all
+    attacks have in `ddjax.attacks.contract`.
+
     Args:
-      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
-      learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
-        None takes 5e-3 on tanh variables.
       initial_const: the first constant of the first problem, in units of the reciprocal of the margin's largest
         derivative at the clean input; may be traced. Later problems start with the constant of the one before.
       largest_const: a problem that needs a larger constant counts as unsolvable; may be traced.
       const_factor: the factor by which a constant that did not suffice grows, above 1; may be traced.
       decrease_factor: the factor by which tau shrinks, in (0, 1); closer to 1, the attack finds closer inputs and
         takes longer; may be traced.
-      num_steps: the steps for each constant.
-      abort_early: whether the next constant is taken when a tenth of the steps brought less than 0.01 percent.
 
     Returns:
       The closest adversarial input of all iterates, or the clean input where there was none. `steps` and `gradients`

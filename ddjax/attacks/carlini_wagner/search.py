@@ -116,20 +116,9 @@ def advance(
 
 
 class State(NamedTuple):
-    """The state of a search; one entry for each example.
+    """The state of a search, one entry for each example; `own` is what one attack has beyond the others.
 
-    Attributes:
-      examples: they do not change, but are compacted with the rest.
-      confidence: neither does it.
-      adam: of the current problem.
-      progress: of the current constant.
-      constant: of the current problem.
-      best: the distance of the best inputs, infinity without any.
-      best_inputs: the closest adversarial inputs so far; the clean ones without any.
-      live: whether there are more steps.
-      steps: the number of steps so far.
-      zero_gradients: how many gradients were zero.
-      own: what one attack has beyond this.
+    The examples and the confidence do not change, but are compacted with the rest.
     """
 
     examples: Examples
@@ -182,9 +171,7 @@ def iterate(state: State, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."
 
     The tanh gives the clean ones back but for the last bit.
     """
-    clean, mask = state.examples.clean, state.examples.mask
-    inputs = inputs if mask is None else jnp.where(mask, inputs, clean)
-    return jnp.where(expand(state.steps == 0, clean), clean, inputs)
+    return loops.select(state.steps == 0, state.examples.clean, state.examples.unmasked(inputs))
 
 
 class Evaluation(NamedTuple):
