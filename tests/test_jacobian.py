@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +7,15 @@ import pytest
 
 from ddjax import jacobian
 
+# Compiled, because that takes less time than operation by operation.
+amplitude = jax.jit(jacobian.amplitude, static_argnums=0)
+jacobian_of = jax.jit(jacobian.jacobian, static_argnums=0, static_argnames="space")
+
 WEIGHTS = np.random.default_rng(0).normal(size=(12, 4))
 IMAGES = np.random.default_rng(1).uniform(size=(3, 2, 3, 2))
 
 
+@functools.cache
 def linear(scale):
     weights = jnp.asarray(scale * WEIGHTS, jnp.float32)
     return lambda images: images.reshape(images.shape[0], -1) @ weights
@@ -37,7 +44,7 @@ def test_jacobian_matches_forward_mode(space):
     outputs = linear(1.0) if space == "logits" else lambda x: jax.nn.softmax(linear(1.0)(x))
     images = jnp.asarray(IMAGES, jnp.float32)
     expected = jax.vmap(lambda image: jax.jacfwd(lambda x: outputs(x[None])[0])(image))(images)
-    got = jax.jit(lambda x: jacobian.jacobian(linear(1.0), x, space=space))(images)
+    got = jacobian_of(linear(1.0), images, space=space)
     assert got.shape == (3, 4, 2, 3, 2)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
@@ -45,13 +52,13 @@ def test_jacobian_matches_forward_mode(space):
 def test_many_classes_are_mapped():
     weights = jnp.asarray(np.random.default_rng(2).normal(size=(12, 40)), jnp.float32)
     network = lambda images: images.reshape(images.shape[0], -1) @ weights
-    got = jacobian.jacobian(network, jnp.asarray(IMAGES, jnp.float32))
+    got = jacobian_of(network, jnp.asarray(IMAGES, jnp.float32))
     np.testing.assert_allclose(got.reshape(3, 40, 12), jnp.broadcast_to(weights.T, (3, 40, 12)), rtol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 50.0, 1000.0])
 def test_log_amplitude_follows_far_below_float32(scale):
-    measured = jax.jit(lambda x: jacobian.amplitude(linear(scale), x))(jnp.asarray(IMAGES, jnp.float32))
+    measured = amplitude(linear(scale), jnp.asarray(IMAGES, jnp.float32))
     expected = exact_log10(scale)
     np.testing.assert_allclose(measured.log10, expected, rtol=1e-4, atol=1e-3)
     if scale == 1.0:
@@ -67,19 +74,17 @@ def test_log_amplitude_follows_far_below_float32(scale):
 @pytest.mark.parametrize("space", ["logits", "probs"])
 def test_inputs_of_any_shape_have_the_same_derivatives(shape, space):
     inputs, images = (jnp.asarray(IMAGES.reshape(3, *to), jnp.float32) for to in (shape, (2, 3, 2)))
-    got, wanted = (jacobian.jacobian(linear(1.0), x, space=space) for x in (inputs, images))
+    got, wanted = (jacobian_of(linear(1.0), x, space=space) for x in (inputs, images))
     assert got.shape == (3, 4, *shape)
     np.testing.assert_allclose(got.reshape(wanted.shape), wanted, rtol=1e-6)
-    np.testing.assert_allclose(
-        jacobian.amplitude(linear(1.0), inputs).log10, jacobian.amplitude(linear(1.0), images).log10, rtol=1e-6
-    )
+    np.testing.assert_allclose(amplitude(linear(1.0), inputs).log10, amplitude(linear(1.0), images).log10, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("off", "classes"), [(-jnp.inf, (3,)), (-1e9, (3,)), (-jnp.inf, (1, 2, 3))])
 def test_amplitude_of_a_network_with_classes_switched_off_is_that_of_the_others(off, classes):
     images = jnp.asarray(IMAGES, jnp.float32)
-    masked = jacobian.amplitude(lambda x: linear(1.0)(x).at[:, jnp.array(classes)].set(off), images)
-    rest = jacobian.amplitude(lambda x: linear(1.0)(x)[:, : 4 - len(classes)], images)
+    masked = amplitude(lambda x: linear(1.0)(x).at[:, jnp.array(classes)].set(off), images)
+    rest = amplitude(lambda x: linear(1.0)(x)[:, : 4 - len(classes)], images)
     # The mean is over all classes, also those without gradients.
     log_share = np.log10((4 - len(classes)) / 4)
     np.testing.assert_allclose(masked.log10, rest.log10 + log_share, rtol=1e-5)
@@ -89,12 +94,12 @@ def test_amplitude_of_a_network_with_classes_switched_off_is_that_of_the_others(
 
 def test_amplitude_takes_inputs_and_logits_of_other_dtypes():
     images, weights = jnp.asarray(IMAGES, jnp.float32), jnp.asarray(WEIGHTS, jnp.float32)
-    exact = jacobian.amplitude(linear(1.0), images).log10
+    exact = amplitude(linear(1.0), images).log10
     narrow = lambda x: (x.reshape(3, -1) @ weights.astype(jnp.bfloat16)).astype(jnp.float32)
-    np.testing.assert_allclose(jacobian.amplitude(narrow, images.astype(jnp.bfloat16)).log10, exact, atol=0.02)
+    np.testing.assert_allclose(amplitude(narrow, images.astype(jnp.bfloat16)).log10, exact, atol=0.02)
     with jax.enable_x64(True):
         wide = jnp.asarray(IMAGES, jnp.float64), jnp.asarray(WEIGHTS, jnp.float64)
-        measured = jacobian.amplitude(lambda x: x.reshape(3, -1) @ wide[1], wide[0])
+        measured = amplitude(lambda x: x.reshape(3, -1) @ wide[1], wide[0])
         assert measured.log10.dtype == jnp.float64
         np.testing.assert_allclose(measured.log10, exact, rtol=1e-5)
 
@@ -118,7 +123,7 @@ def test_backward_passes_follow_the_platform_of_the_lowering(batch, loop):
 
 def test_a_constant_classifier_has_no_gradient_at_all():
     constant = lambda images: jnp.ones((images.shape[0], 3)) + 0 * images.sum((1, 2, 3))[:, None]
-    measured = jacobian.amplitude(constant, jnp.asarray(IMAGES, jnp.float32))
+    measured = amplitude(constant, jnp.asarray(IMAGES, jnp.float32))
     assert np.all(np.isneginf(measured.log10))
     assert measured.is_zero.all()
 

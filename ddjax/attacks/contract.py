@@ -1,17 +1,36 @@
-"""The contract of attacks: what each one declares, and what each one returns.
+"""The contract of attacks: what each one takes, declares and returns.
 
 An attack is a plain function
 
     attack(logits_fn, inputs, labels, *, key=None, targets=None, mask=None, criterion=None, bounds=(0.0, 1.0), ...)
 
-* `logits_fn` maps inputs `[B, ...]` to logits `[B, K]`, before softmax, at temperature 1.
-* `labels [B]` are always the true classes. `targets [B]` makes the attack targeted.
-* `key` is one typed key or B of them. The randomness of an example depends on its key alone.
-* Real-valued settings may be traced; structural ones are static. None lets the attack choose.
-* The result is inside the box and the budget. Its success is judged on exactly the inputs that are returned.
+Its docstring describes its own settings. Those that may be traced say so; the others are static. None lets the attack
+choose. All attacks have the following arguments in common, which `ddjax.attacks.problem.prepare` checks.
 
-Attacks contain no `jit`: the caller compiles. `ddjax.attacks.problem` has the checks and the judgement that all attacks
-share, `ddjax.attacks.loops` the loop that spends no time on finished examples.
+Args:
+  logits_fn: a classifier: from inputs `[B, ...]` to logits `[B, K]`, before softmax, at temperature 1, K at least 2.
+  inputs: floats inside the bounds, up to a few units in the last place.
+  labels: the true classes, integers from 0 to K - 1, `[B]`.
+  key: one typed key, or B of them. The randomness of an example depends on its key alone. An attack that is not random
+    checks the key and does not use it.
+  targets: the classes to reach, integers, `[B]`; none may be the label of its row. None for the untargeted attack.
+  mask: which entries may change, booleans that broadcast against the inputs. None for all.
+  criterion: the goal, in the place of misclassification: from logits, labels and targets (or None) to a value `[B]`
+    that is negative where the attack has succeeded. The attack lowers it, in the place of its own loss or margin.
+  bounds: the least and the greatest value of an input: numbers, or arrays that broadcast against one input, such as one
+    for each channel. They may be infinite; an attack then needs those settings that are shares of the range by default.
+
+Returns:
+  An `AttackResult`, inside the box and the budget. Its success is judged on exactly the inputs that are returned.
+
+Raises:
+  TypeError: for arguments that are no arrays, no function or no typed key, and settings that are no numbers.
+  ValueError: for shapes, types or values that do not fit, a setting out of its range, or a setting of None that has no
+    default without finite bounds. The message says what was wanted.
+
+Inside of a trace, where bad values cannot raise, a row with bad values comes back unchanged, as a failure. Attacks
+contain no `jit`: the caller compiles. `ddjax.attacks.problem` has the checks and the judgement that all attacks share,
+`ddjax.attacks.loops` the loop that spends no time on finished examples.
 """
 
 import dataclasses
@@ -125,9 +144,8 @@ def declare(
     check_choice("kind", kind, KINDS)
     check_choice("targets", targets, TARGETS)
     check_choice("access", access, ACCESS)
-    parameters = inspect.signature(function).parameters
-    positional = [p.name for p in parameters.values() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    missing = [each for each in ("key", "targets", "bounds") if each not in parameters]
+    positional = _positional(function)
+    missing = {"key", "targets", "bounds"} - inspect.signature(function).parameters.keys()
     if positional != ["logits_fn", "inputs", "labels"] or missing:
         raise TypeError(
             f"attack {name!r} must take logits_fn, inputs and labels by position, and key, targets and bounds by name; "
@@ -136,21 +154,22 @@ def declare(
     return Attack(name, function, norms, kind, targets, random, access, refills, dict(example or {}))
 
 
+def _positional(function: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
+
+
 def refuses_old_calls(attack: F) -> F:
     """Decorates an attack: a call in the form of an earlier version raises a sentence with the form of this one."""
-    positional = [
-        parameter.name
-        for parameter in inspect.signature(attack).parameters.values()
-        if parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-    ]
+    positional = _positional(attack)
 
     @functools.wraps(attack)
     def checked(*args: Any, **settings: Any) -> Any:
         if len(args) > len(positional):
+            names = ", ".join(positional)
             raise TypeError(
-                f"{attack.__name__} takes {', '.join(positional)} by position and all else by name, as in "
-                f"{attack.__name__}({', '.join(positional)}, key=key, targets=targets); "
-                f"it got {len(args)} positional arguments"
+                f"{attack.__name__} takes {names} by position and all else by name, as in {attack.__name__}({names}, "
+                f"key=key, targets=targets); it got {len(args)} positional arguments"
             )
         for old, new in _RENAMED.items():
             if old in settings:

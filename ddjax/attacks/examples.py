@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from ddjax import losses
 from ddjax.classifier import LogitsFn
 
 # A user's goal: from logits, labels and targets (or None) to a value that is negative where the attack has succeeded.
@@ -15,10 +16,19 @@ Criterion = Callable[[Array, Array, Array | None], Array]
 PerExample = float | Float[Array, ""] | Float[Array, " B"]
 
 
+def expand(values: Shaped[Array, " B"], like: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:
+    """One value for each example, such that it broadcasts against a batch."""
+    return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
 def per_example(values: PerExample, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
     """A number, or one for each example, such that it broadcasts against the batch of inputs."""
-    values = jnp.asarray(values, inputs.dtype)
-    return jnp.broadcast_to(values, inputs.shape[:1]).reshape(-1, *(1,) * (inputs.ndim - 1))
+    return expand(jnp.broadcast_to(jnp.asarray(values, inputs.dtype), inputs.shape[:1]), inputs)
+
+
+def positive(values: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The values, with 0 in the place of those that are not positive and finite."""
+    return jnp.where(jnp.isfinite(values) & (values > 0), values, 0.0)
 
 
 def norm(values: Float[Array, "B ..."], order: int | float = 2) -> Float[Array, " B"]:
@@ -30,6 +40,15 @@ def norm(values: Float[Array, "B ..."], order: int | float = 2) -> Float[Array, 
     if order == 2:
         return jnp.sqrt(jnp.sum(size**2, axis=axes))
     return jnp.max(size, axis=axes)
+
+
+def unit(values: Float[Array, "B ..."], order: int | float = 2) -> Float[Array, "B ..."]:
+    """Scales each example to norm 1; zero stays zero."""
+    # By the largest entry first: squares and sums of what a saturated network returns leave the range of float32.
+    for size in (jnp.inf, order):
+        scale = expand(norm(values, size), values)
+        values = values / jnp.where(scale > 0, scale, 1.0)
+    return values
 
 
 def all_of(conditions: Bool[Array, "B ..."]) -> Bool[Array, " B"]:
@@ -69,21 +88,29 @@ class Examples:
             return (self.criterion(logits, self.labels, self.targets) < 0) & is_decision(logits)
         return is_adversarial(logits, self.labels, self.targets)
 
-    def objective(self, logits: Float[Array, "B K"]) -> Float[Array, " B"]:
-        """What attacks minimize: how far the logits are from the goal; negative where it is reached."""
+    def objective(self, logits: Float[Array, "B K"], loss: str = "margin") -> Float[Array, " B"]:
+        """What attacks minimize: the user's criterion or, without one, the negative of a loss of `ddjax.losses`.
+
+        That of the margin is how far the logits are from the goal; it is negative where the goal is reached.
+        """
         if self.criterion is not None:
             return self.criterion(logits, self.labels, self.targets)
-        own, other = self._compared(logits)
-        return own - other if self.targets is None else other - own
+        return -losses.REGISTRY[loss](logits, self.labels, self.targets)
 
     def required_margin(self, logits: Float[Array, "B K"], confidence: PerExample = 0.0) -> Float[Array, " B"]:
         """How far below zero a search must bring the objective: by the confidence, and by more than rounding."""
         confidence = jnp.asarray(confidence, logits.dtype)
         if self.criterion is not None:
             return jnp.broadcast_to(confidence, logits.shape[:1])
-        own, other = self._compared(logits)
+        classes = self.labels if self.targets is None else self.targets
+        is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
+        others = jnp.max(jnp.where(is_class, -jnp.inf, logits), axis=1)
+        return jnp.maximum(confidence, self.rounding(losses.logit(logits, classes), others))
+
+    def rounding(self, one: Float[Array, "..."], other: Float[Array, "..."]) -> Float[Array, "..."]:
+        """A difference of two logits that is no more than this may be due to rounding."""
         size = lambda values: jnp.where(jnp.isfinite(values), jnp.abs(values), 0.0)
-        return jnp.maximum(confidence, self.guard * jnp.maximum(size(own), size(other)))
+        return self.guard * jnp.maximum(size(one), size(other))
 
     def reached(self, logits: Float[Array, "B K"], confidence: PerExample = 0.0) -> Bool[Array, " B"]:
         """`is_adversarial`, by the `required_margin`."""
@@ -93,18 +120,22 @@ class Examples:
         return enough & is_decision(logits)
 
     def objective_and_gradient(
-        self, logits_fn: LogitsFn, inputs: Float[Array, "B ..."]
+        self, logits_fn: LogitsFn, inputs: Float[Array, "B ..."], loss: str = "margin"
     ) -> tuple[Float[Array, "B K"], Float[Array, " B"], Float[Array, "B ..."]]:
-        """The logits, the objective, and the objective's gradient; see `free`."""
+        """The logits, the `objective`, and the objective's gradient; see `free`."""
 
         def total(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
             logits = logits_fn(inputs)
-            distance = self.objective(logits)
+            distance = self.objective(logits, loss)
             # The sum, so that the gradient of an example does not depend on the batch.
             return jnp.sum(distance), (logits, distance)
 
         gradient, (logits, distance) = jax.grad(total, has_aux=True)(inputs)
         return logits, distance, self.free(gradient)
+
+    def unmasked(self, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """The inputs, with masked entries as they were."""
+        return inputs if self.mask is None else jnp.where(self.mask, inputs, self.clean)
 
     def free(self, gradient: Float[Array, "..."]) -> Float[Array, "..."]:
         """A gradient `[B, ...]`, or a stack of them, with zero in the place of what is masked or not finite."""
@@ -112,13 +143,6 @@ class Examples:
         if self.mask is not None:
             usable = usable & self.mask.reshape((1,) * (gradient.ndim - self.mask.ndim) + self.mask.shape)
         return jnp.where(usable, gradient, 0.0)
-
-    def _compared(self, logits: Array) -> tuple[Array, Array]:
-        """The logit of the label or, with targets, of the target; and the largest of the others."""
-        classes = self.labels if self.targets is None else self.targets
-        is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
-        own = jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
-        return own, jnp.max(jnp.where(is_class, -jnp.inf, logits), axis=1)
 
 
 def is_adversarial(

@@ -28,7 +28,6 @@ class _State(NamedTuple):
     candidates: Int[Array, "B N"]
     steps: Int[Array, " B"]
     zero_gradients: Int[Array, " B"]
-    found: Bool[Array, " B"]
     live: Bool[Array, " B"]
 
 
@@ -56,11 +55,9 @@ def deepfool(
     next point is the input plus (1 + overshoot) r, clipped to the box. An example fails where every w_j is zero, or so
     small that the step is not finite.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
       targets: must be None: there is no targeted form.
       norm: `"l2"` or `"linf"`, what is kept small.
       num_candidates: the number of classes other than the label whose boundaries are considered, those with the largest
@@ -69,17 +66,10 @@ def deepfool(
       overshoot: at least 0; may be traced.
       score_space: what is differentiated: `"logits"`, or `"probs"`, the softmax at temperature 1, whose gradients are
         zero on a saturated network, such as a distilled one (`classifier.at_temperature` brings them back).
-      mask: which entries may change, `[B, ...]` or broadcastable; None for all.
-      criterion: the goal in the place of misclassification, see `problem.prepare`; its zero is the only boundary.
-      bounds: the least and the greatest value of an input; see `problem.prepare`.
+      criterion: as in the contract; its zero is the only boundary.
 
     Returns:
       The first adversarial input on each path; the clean input where there was none or where it is adversarial itself.
-
-    Raises:
-      TypeError: for arguments of a wrong type (see `problem.prepare`).
-      ValueError: for bad inputs, labels or bounds (see `problem.prepare`), targets, an unknown norm or score space,
-        less than one candidate or step, an overshoot that is negative or not finite.
 
     Reference:
       Moosavi-Dezfooli et al., DeepFool: a Simple and Accurate Method to Fool Deep Neural Networks, 2016 (arXiv
@@ -97,36 +87,32 @@ def deepfool(
         check_whole_number("num_candidates", num_candidates, least=1)
     check_whole_number("num_steps", num_steps, least=1)
     check_number("overshoot", overshoot, least=0.0)
-    problem = prepare("deepfool", logits_fn, inputs, labels, key=key, mask=mask, criterion=criterion, bounds=bounds)
-    candidates = _candidates(problem, num_candidates)
+    problem = prepare("deepfool", logits_fn, inputs, labels, key, None, mask, criterion, bounds)
+    candidates, zeros = _candidates(problem, num_candidates), problem.zeros
     stretch = 1 + jnp.asarray(overshoot, problem.clean.dtype)
 
     def step(state: _State) -> _State:
-        examples = state.examples
+        clean = state.examples.clean
         logits, offsets, slopes = _linearize(problem.logits_fn, state, score_space)
-        reached = examples.reached(logits)
+        reached = state.examples.reached(logits)
         # A clean input that is adversarial needs no margin: nothing was searched.
-        reached = reached | ((state.steps == 0) & examples.is_adversarial(logits))
-        moved = state.change + _nearest(offsets, slopes, norm)
-        inputs = jnp.clip(examples.clean + stretch * moved, problem.low, problem.high)
-        if examples.mask is not None:
-            inputs = jnp.where(examples.mask, inputs, examples.clean)
+        reached = reached | ((state.steps == 0) & state.examples.is_adversarial(logits))
+        change = state.change + _nearest(offsets, slopes, norm)
+        moved = state.examples.unmasked(jnp.clip(clean + stretch * change, problem.low, problem.high))
         # A step that is not finite fails, and so does a zero step, which would be repeated for ever.
-        usable = all_of(jnp.isfinite(inputs) & jnp.isfinite(moved)) & ~all_of(moved == state.change)
-        go_on = state.live & ~reached & usable & (state.steps < num_steps)
-        chosen = go_on.reshape(-1, *(1,) * (inputs.ndim - 1))
-        zeros = jnp.sum(jnp.all(slopes == 0, axis=tuple(range(2, slopes.ndim))), axis=0, dtype=jnp.int32)
+        usable = all_of(jnp.isfinite(moved) & jnp.isfinite(change)) & ~all_of(change == state.change)
+        go_on = ~reached & usable & (state.steps < num_steps)
+        dead = jnp.sum(jnp.all(slopes == 0, axis=tuple(range(2, slopes.ndim))), axis=0, dtype=jnp.int32)
         return state._replace(
-            inputs=jnp.where(chosen, inputs, state.inputs),
-            change=jnp.where(chosen, moved, state.change),
+            # A path that fails ends at the clean input.
+            inputs=loops.select(reached, state.inputs, loops.select(go_on, moved, clean)),
+            change=change,
             steps=state.steps + go_on.astype(jnp.int32),
-            zero_gradients=state.zero_gradients + jnp.where(state.live, zeros, 0),
-            found=state.found | (state.live & reached),
+            zero_gradients=state.zero_gradients + dead,
             live=go_on,
         )
 
     # Every carry is derived from the inputs, so that it has their sharding.
-    zeros = problem.zeros
     start = _State(
         examples=problem.examples,
         inputs=problem.clean,
@@ -134,17 +120,14 @@ def deepfool(
         candidates=candidates,
         steps=zeros,
         zero_gradients=zeros,
-        found=zeros != 0,
         live=zeros == 0,
     )
     end = loops.while_live(step, lambda state: state.live, start, lanes=loops.lanes(problem.clean))
+    # The last point is linearized too, before it is known to be the last.
+    passes = end.steps + 1
+    gradients = passes * candidates.shape[1]
     return problem.nearest(
-        jnp.where(end.found.reshape(-1, *(1,) * (inputs.ndim - 1)), end.inputs, problem.clean),
-        steps=end.steps,
-        # The last point is linearized too, before it is known to be the last.
-        gradients=(end.steps + 1) * candidates.shape[1],
-        queries=end.steps + 1,
-        zero_gradients=end.zero_gradients,
+        end.inputs, steps=end.steps, gradients=gradients, queries=passes, zero_gradients=end.zero_gradients
     )
 
 
@@ -181,10 +164,8 @@ def _linearize(logits_fn: LogitsFn, state: _State, score_space: str) -> tuple[Ar
     own_score, other_scores = (
         jnp.take_along_axis(scores, classes, axis=1) for classes in (examples.labels[:, None], state.candidates)
     )
-    size = lambda values: jnp.where(jnp.isfinite(values), jnp.abs(values), 0.0)
     # Past the boundary by more than rounding, because a point on it is no decision.
-    margin = examples.guard * jnp.maximum(size(own_score), size(other_scores))
-    offsets = jnp.abs(other_scores - own_score) + 2 * margin
+    offsets = jnp.abs(other_scores - own_score) + 2 * examples.rounding(own_score, other_scores)
     return logits, offsets.T, examples.free(slopes)
 
 
@@ -205,14 +186,4 @@ def _nearest(offsets: Float[Array, "N B"], slopes: Float[Array, "N B ..."], norm
     return jnp.where(jnp.isfinite(length), length, 0.0) * direction
 
 
-ATTACKS = (
-    declare(
-        deepfool,
-        norm=NORMS,
-        kind="minimum",
-        targets="no",
-        random=False,
-        access="gradient",
-        refills=True,
-    ),
-)
+ATTACKS = (declare(deepfool, norm=NORMS, kind="minimum", targets="no", random=False, access="gradient", refills=True),)

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from ddjax import layers
+from ddjax.attacks.examples import expand
 from ddjax.platforms import by_platform
 
 State = TypeVar("State")
@@ -26,63 +27,57 @@ def while_live(
     state: State,
     *,
     lanes: int | None = None,
-    shrink: int = 4,
     smallest: int = 32,
 ) -> State:
     """Runs `step` until no example is live, and spends little time on those that are not.
 
-    The state is a pytree of arrays whose first axis is the batch. `step` must leave examples that are not live as they
-    are. On CPU at most `lanes` examples are at work at a time; where one ends, a waiting one takes its place. When none
-    is waiting and at most a `shrink`-th of those at work is live, these go on in a smaller batch of that static size,
-    and so on. Each size compiles one more copy of the loop, so the sizes are coarse.
+    The state is a pytree of arrays whose first axis is the batch; that of examples that are not live stays as it is. On
+    CPU at most `lanes` examples are at work at a time; where one ends, a waiting one takes its place. When none is
+    waiting and at most a quarter of those at work is live, these go on in a smaller batch of that static size, and so
+    on. Each size compiles one more copy of the loop, so the sizes are coarse.
 
     Args:
       step: advances the examples at work by one step; they must not influence each other.
       live: tells which examples still need steps.
       state: where to start.
       lanes: how many examples are at work at most on CPU; default: all, as on other platforms.
-      shrink: the factor between batch sizes.
       smallest: no smaller batch is split off, except where examples had to wait.
 
     Returns:
       The state in which no example is live, in the original order.
     """
     count = live(state).shape[0]
-    run = functools.partial(_while_live, step, live, shrink=shrink, smallest=smallest)
+
+    def advance(working: State) -> State:
+        return select(live(working), step(working), working)
+
+    def run(lanes: int, state: State) -> State:
+        sizes = [lanes]
+        least = smallest if lanes == count else min(smallest, _quarter(lanes))
+        while least <= _quarter(sizes[-1]) < sizes[-1]:
+            sizes.append(_quarter(sizes[-1]))
+        # The examples at work are ahead of their copies in `state`.
+        rows = jnp.arange(lanes, dtype=jnp.int32)
+        working = jax.tree.map(lambda leaf: leaf[:lanes], state)
+        for size, limit in zip(sizes, [*sizes[1:], 0], strict=True):
+            if size < lanes:
+                order = jnp.argsort(~live(working), stable=True)[:size]
+                rows, working = jax.tree.map(lambda leaf, order=order: leaf[order], (rows, working))
+            if size == lanes < count:
+                state, rows, working = _while_waiting(advance, live, (state, rows, working), limit)
+            else:
+                working = lax.while_loop(lambda s, limit=limit: jnp.sum(live(s)) > limit, advance, working)
+            state = working if size == count else _put(state, rows, working)
+        return state
+
+    everyone = functools.partial(run, count)
     if lanes is None or lanes >= count:
-        return run(state, None)
-    return by_platform(state, cpu=lambda state: run(state, lanes), default=lambda state: run(state, None))
+        return everyone(state)
+    return by_platform(state, cpu=functools.partial(run, lanes), default=everyone)
 
 
-def _while_live(
-    step: Callable[[State], State],
-    live: Callable[[State], Bool[Array, " B"]],
-    state: State,
-    lanes: int | None,
-    *,
-    shrink: int,
-    smallest: int,
-) -> State:
-    """`while_live` with as many examples at work as given, whatever the platform."""
-    count = live(state).shape[0]
-    sizes = [count if lanes is None else min(lanes, count)]
-    if sizes[0] < count:
-        smallest = min(smallest, -(-sizes[0] // shrink))
-    while smallest <= -(-sizes[-1] // shrink) < sizes[-1]:
-        sizes.append(-(-sizes[-1] // shrink))
-    # The examples at work are ahead of their copies in `state`.
-    rows = jnp.arange(sizes[0], dtype=jnp.int32)
-    working = jax.tree.map(lambda leaf: leaf[: sizes[0]], state)
-    for size, limit in zip(sizes, [*sizes[1:], 0], strict=True):
-        if size < sizes[0]:
-            order = jnp.argsort(~live(working), stable=True)[:size]
-            rows, working = jax.tree.map(lambda leaf, order=order: leaf[order], (rows, working))
-        if size == sizes[0] < count:
-            state, rows, working = _while_waiting(step, live, (state, rows, working), limit)
-        else:
-            working = lax.while_loop(lambda s, limit=limit: jnp.sum(live(s)) > limit, step, working)
-        state = working if size == count else _put(state, rows, working)
-    return state
+def _quarter(size: int) -> int:
+    return -(-size // 4)
 
 
 def _while_waiting(
@@ -93,14 +88,7 @@ def _while_waiting(
 ) -> tuple[State, Int[Array, " L"], State]:
     """Runs `step` on so many examples at a time until no others are waiting and at most `limit` are live.
 
-    Args:
-      step: as in `while_live`.
-      live: as in `while_live`.
-      state: what is kept of all examples, the rows of the first few, and their states.
-      limit: how many may be left.
-
-    Returns:
-      The same three, at the end.
+    The state is what is kept of all examples, the rows of those at work, and their states.
     """
     count = live(state[0]).shape[0]
 
@@ -135,5 +123,5 @@ def _put(state: State, rows: Int[Array, " L"], working: State) -> State:
 
 def select(condition: Bool[Array, " B"], new: State, old: State) -> State:
     """Chooses one of two states for each example."""
-    where = lambda a, b: jnp.where(condition.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-    return jax.tree.map(where, new, old)
+    choose = lambda a, b: a if a is b else jnp.where(expand(condition, a), a, b)
+    return jax.tree.map(choose, new, old)

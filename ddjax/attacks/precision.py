@@ -4,22 +4,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from ddjax.attacks.examples import expand
 from ddjax.classifier import LogitsFn
 
 
 def in_precision(logits_fn: LogitsFn, inputs_dtype: Any, logits_dtype: Any, dtype: Any) -> LogitsFn:
-    """A classifier whose inputs and logits have the type of the search.
+    """A classifier whose inputs and logits have the floating type of the search, `dtype`.
 
-    Args:
-      logits_fn: the caller's classifier. Rows must not influence each other.
-      inputs_dtype: the floating type of its inputs; it sees no other.
-      logits_dtype: the floating type of its logits.
-      dtype: the floating type of the search.
-
-    Returns:
-      The classifier. With float16 among the caller's types, it has derivatives in reverse mode only.
+    Rows of the caller's classifier must not influence each other. It sees inputs of its own type, `inputs_dtype`, and
+    returns logits of `logits_dtype`. With float16 among the two, the result has derivatives in reverse mode only.
     """
     if dtype == inputs_dtype == logits_dtype:
         return logits_fn
@@ -54,17 +49,16 @@ def _with_scaled_gradients(logits_fn: LogitsFn, inputs: Float[Array, "B ..."]) -
         of_constants = vjp_fn(cotangent)[1:]
         largest = jnp.max(jnp.abs(cotangent), axis=1)
         _, exponent = jnp.frexp(jnp.where(jnp.isfinite(largest) & (largest > 0), largest, 1.0))
-        slope = vjp_fn(_times_power_of_two(cotangent, -exponent))[0]
-        return _times_power_of_two(slope, exponent), *of_constants
+        slope = vjp_fn(times_power_of_two(cotangent, -exponent))[0]
+        return times_power_of_two(slope, exponent), *of_constants
 
     scaled.defvjp(forward, backward)
     return scaled(inputs, *constants)
 
 
-def _times_power_of_two(values: Float[Array, "B ..."], exponent: Array) -> Float[Array, "B ..."]:
+def times_power_of_two(values: Float[Array, "B ..."], exponent: Int[Array, " B"]) -> Float[Array, "B ..."]:
     """Multiplies each row by a power of two, in two steps because the power itself may leave the range of the type."""
     half = exponent // 2
     for part in (half, exponent - half):
-        factor = jnp.ldexp(jnp.ones((), values.dtype), part)
-        values = values * factor.reshape(-1, *(1,) * (values.ndim - 1))
+        values = values * expand(jnp.ldexp(jnp.ones((), values.dtype), part), values)
     return values

@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
 from ddjax import layers
 from ddjax.attacks.contract import AttackResult
-from ddjax.attacks.examples import Criterion, Examples, per_example
+from ddjax.attacks.examples import Criterion, Examples, expand, per_example, positive
 from ddjax.attacks.precision import in_precision
-from ddjax.checks import known_values
+from ddjax.checks import check_number, known_values
 from ddjax.classifier import LogitsFn
 
 # The least and the greatest value of an input: numbers, or arrays that broadcast against one input.
@@ -93,26 +93,32 @@ class Problem:
             return jnp.ones((), self.clean.dtype)
         return jnp.sqrt(jnp.mean(self.width**2))
 
-    def share_of_range(self, setting: str, value: Any, share: float) -> Array:
-        """A setting in units of the inputs, which broadcasts against them; None takes a share of each value's range.
+    def share_of_range(self, setting: str, value: Any, share: float) -> Float[Array, "B ..."]:
+        """A setting of at least 0, in units of the inputs, which broadcasts against them.
+
+        None takes a share of each value's range. A traced value that is negative or not finite counts as 0.
 
         Raises:
-          ValueError: when it is not given and the bounds have no finite range.
+          TypeError: when it is no number.
+          ValueError: when it is negative or not finite, or when it is None and the bounds have no finite range.
         """
         if value is None:
             self._check_range(setting)
             return jnp.broadcast_to(jnp.asarray(share, self.clean.dtype) * self.width, self.clean.shape)
-        return per_example(value, self.clean)
+        check_number(setting, value, least=0.0)
+        return positive(per_example(value, self.clean))
 
-    def share_of_scale(self, setting: str, value: Any, share: float, power: int = 1) -> Float[Array, ""]:
-        """A setting that is one number; None takes a share of the range to a power.
+    def share_of_scale(self, setting: str, value: Any, share: float, power: int = 1) -> Array:
+        """A setting above 0, one for all examples or one for each; None takes a share of the range to a power.
 
         Raises:
-          ValueError: when it is not given and the bounds have no finite range.
+          TypeError: when it is no number.
+          ValueError: when it is not positive and finite, or when it is None and the bounds have no finite range.
         """
         if value is None:
             self._check_range(setting)
             return jnp.asarray(share, self.clean.dtype) * self.scale**power
+        check_number(setting, value, above=0.0)
         return jnp.asarray(value, self.clean.dtype)
 
     def _check_range(self, setting: str) -> None:
@@ -124,8 +130,7 @@ class Problem:
 
     def clip(self, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
         """The inputs inside the box, with masked entries as they were."""
-        inside = jnp.clip(inputs, self.low, self.high)
-        return inside if self.examples.mask is None else jnp.where(self.examples.mask, inside, self.clean)
+        return self.examples.unmasked(jnp.clip(inputs, self.low, self.high))
 
     def result(
         self,
@@ -133,9 +138,9 @@ class Problem:
         logits: Float[Array, "B K"],
         *,
         steps: Int[Array, " B"],
-        gradients: Int[Array, " B"],
-        queries: Int[Array, " B"],
         zero_gradients: Int[Array, " B"],
+        gradients: Int[Array, " B"] | None = None,
+        queries: Int[Array, " B"] | None = None,
         success: Bool[Array, " B"] | None = None,
         info: dict[str, Any] | None = None,
     ) -> AttackResult:
@@ -144,12 +149,12 @@ class Problem:
         Args:
           found: inputs inside the box.
           logits: of exactly these inputs, by `logits_fn`.
-          steps: as in the result.
-          gradients: as in the result.
-          queries: as in the result.
-          zero_gradients: as in the result.
-          success: whether the goal is reached. Default: `Examples.is_adversarial` of the logits.
-          info: as in the result.
+          steps: this and all that follow are as in the result.
+          zero_gradients: of the `gradients`.
+          gradients: None for one gradient a step.
+          queries: None for one forward pass for each gradient.
+          success: None for `Examples.is_adversarial` of the logits.
+          info: None for nothing.
 
         Returns:
           The result; rows with bad values are their original inputs, failures, with NaN logits.
@@ -157,32 +162,23 @@ class Problem:
         success = self.examples.is_adversarial(logits) if success is None else success
         inputs, logits = found.astype(self._original.dtype), logits.astype(self._logits_dtype)
         if self._valid is not None:
-            valid = self._valid
-            inputs = jnp.where(valid.reshape(-1, *(1,) * (inputs.ndim - 1)), inputs, self._original)
-            logits = jnp.where(valid[:, None], logits, jnp.nan)
-            success = success & valid
-        counts = (steps, gradients, queries, zero_gradients)
-        return AttackResult(inputs, success, logits, *(count.astype(jnp.int32) for count in counts), info=info or {})
+            inputs = jnp.where(expand(self._valid, inputs), inputs, self._original)
+            logits = jnp.where(self._valid[:, None], logits, jnp.nan)
+            success = success & self._valid
+        gradients = steps if gradients is None else gradients
+        queries = gradients if queries is None else queries
+        counts = (count.astype(jnp.int32) for count in (steps, gradients, queries, zero_gradients))
+        return AttackResult(inputs, success, logits, *counts, info=info or {})
 
     def nearest(
-        self,
-        found: Float[Array, "B ..."],
-        *,
-        steps: Int[Array, " B"],
-        gradients: Int[Array, " B"],
-        queries: Int[Array, " B"],
-        zero_gradients: Int[Array, " B"],
-        is_found: Bool[Array, " B"] | None = None,
+        self, found: Float[Array, "B ..."], *, is_found: Bool[Array, " B"] | None = None, **counts: Any
     ) -> AttackResult:
         """The result of a minimum-norm attack: judges what was found, and returns the clean input of a failure.
 
         Args:
           found: the closest adversarial inputs; the clean ones where there were none.
-          steps: as in the result.
-          gradients: as in the result.
-          queries: as in the result, without the pass that judges here.
-          zero_gradients: as in the result.
-          is_found: where what was found counts at all. Default: everywhere.
+          is_found: where what was found counts at all. None for everywhere.
+          **counts: as in `result`. The queries are those without the pass that judges here.
 
         Returns:
           The result.
@@ -193,10 +189,9 @@ class Problem:
             success = success & is_found
         # A failure's `found` is the clean input, and these are its logits: a search keeps only what is adversarial by
         # more than rounding.
-        inputs = jnp.where(success.reshape(-1, *(1,) * (found.ndim - 1)), found, self.clean)
-        counts: dict[str, Any] = {"steps": steps, "gradients": gradients, "queries": queries + 1}
-        counts["zero_gradients"] = zero_gradients
-        return self.result(inputs, logits, success=success, **counts)
+        inputs = jnp.where(expand(success, found), found, self.clean)
+        queries = counts.pop("queries", counts.get("gradients", counts["steps"])) + 1
+        return self.result(inputs, logits, success=success, queries=queries, **counts)
 
 
 def prepare(
@@ -204,37 +199,27 @@ def prepare(
     logits_fn: LogitsFn,
     inputs: Float[Array, "B ..."],
     labels: Int[Array, " B"],
-    *,
     key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
     mask: Bool[Array, "..."] | None = None,
     criterion: Criterion | None = None,
     bounds: Bounds = (0.0, 1.0),
 ) -> Problem:
-    """Checks the arguments that all attacks have.
+    """Checks the arguments that all attacks have; `ddjax.attacks.contract` describes them.
 
     Shapes and types are always checked. Values are checked where they are known, that is, outside of a trace; in a
     trace, rows with bad values are marked and come back as failures.
 
     Args:
       name: of the attack, for errors.
-      logits_fn: from inputs `[B, ...]` to logits `[B, K]`, K at least 2.
-      inputs: floats inside the bounds, up to a few units in the last place.
-      labels: the true classes, integers from 0 to K - 1.
-      key: one typed key, B of them, or None.
-      targets: the classes to reach, integers; none may be the label of its row.
-      mask: which entries may change, booleans that broadcast against the inputs. Default: all.
-      criterion: the goal, in the place of misclassification; from logits, labels and targets to a value `[B]` that is
-        negative where the attack has succeeded.
-      bounds: the least and the greatest value of an input: numbers, or arrays that broadcast against one input, such as
-        one for each channel. They may be infinite.
+      logits_fn: this and all that follow are those of the contract.
 
     Returns:
       The problem.
 
     Raises:
-      TypeError: for arguments that are no arrays, no function or no typed key.
-      ValueError: for shapes, types or values that do not fit; the message says what was wanted.
+      TypeError: as in the contract.
+      ValueError: as in the contract.
     """
     for argument, array in (("inputs", inputs), ("labels", labels), ("targets", targets), ("mask", mask)):
         if array is not None and not (hasattr(array, "shape") and hasattr(array, "dtype")):
@@ -258,16 +243,14 @@ def prepare(
     outputs = _check_outputs(logits_fn, inputs)
     # By name: strict promotion, where a user asks for it, refuses to widen a type.
     dtype = jnp.dtype(jnp.float64 if jnp.float64 in (inputs.dtype, outputs.dtype) else jnp.float32)
-    low, high, is_bounded = _box(bounds, inputs, dtype)
+    low, high, is_bounded = box(bounds, inputs, dtype)
     original = jnp.asarray(inputs)
-    inputs = original.astype(dtype)
     labels = jnp.asarray(labels).astype(jnp.int32)
     targets = None if targets is None else jnp.asarray(targets).astype(jnp.int32)
     valid = _check_values(bounds, original, labels, targets, low, high, outputs.shape[1])
-    clean = jnp.clip(inputs, low, high)
+    clean = jnp.clip(original.astype(dtype), low, high)
     if valid is not None:
-        keep = valid.reshape(-1, *(1,) * (inputs.ndim - 1))
-        clean = jnp.where(keep, clean, jnp.clip(jnp.zeros_like(clean), low, high))
+        clean = jnp.where(expand(valid, clean), clean, jnp.clip(jnp.zeros_like(clean), low, high))
         labels = jnp.where(valid, labels, 0)
         targets = None if targets is None else jnp.where(valid, targets, 1)
     is_half = jnp.finfo(outputs.dtype).bits < 32
@@ -329,40 +312,32 @@ def _check_outputs(logits_fn: LogitsFn, inputs: Array) -> jax.ShapeDtypeStruct:
 
 def _check_mask(mask: Array, inputs: Array) -> Bool[Array, "B ..."]:
     """The mask in the shape of the inputs."""
-    try:
-        full = jnp.broadcast_to(mask, inputs.shape)
-    except ValueError:
-        full = None
-    if full is None or full.dtype != jnp.bool:
-        raise ValueError(
-            f"mask must be of booleans that broadcast against the inputs of shape {inputs.shape}, "
-            f"got {mask.dtype} of shape {mask.shape}"
-        )
-    return full
+    if mask.dtype == jnp.bool and _fits(mask.shape, inputs.shape):
+        return jnp.broadcast_to(mask, inputs.shape)
+    raise ValueError(
+        f"mask must be of booleans that broadcast against the inputs of shape {inputs.shape}, "
+        f"got {mask.dtype} of shape {mask.shape}"
+    )
 
 
-def box(bounds: Bounds, inputs: Float[Array, "B ..."]) -> tuple[Array, Array]:
-    """The bounds as arrays that broadcast against a batch of inputs.
+def box(bounds: Bounds, inputs: Float[Array, "B ..."], dtype: Any = None) -> tuple[Array, Array, bool]:
+    """The bounds as arrays that broadcast against a batch of inputs, and whether they are finite.
+
+    Args:
+      bounds: as in the contract.
+      inputs: the batch.
+      dtype: of the arrays. None takes that of the inputs.
 
     Raises:
       TypeError: for bounds that are no pair of numbers or arrays.
       ValueError: for bounds that are no interval, or that do not broadcast against one input.
     """
-    return _box(bounds, inputs, inputs.dtype)[:2]
-
-
-def _box(bounds: Bounds, inputs: Array, dtype: Any) -> tuple[Array, Array, bool]:
-    """The bounds as arrays that broadcast against a batch of inputs, and whether they are finite."""
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         raise TypeError(f"bounds must be a pair, the least and the greatest value, got {bounds!r}")
     for bound in bounds:
         if isinstance(bound, list | tuple | str | None):
             raise TypeError(f"bounds must be numbers or arrays, got {bounds!r}")
-        try:
-            fits = np.broadcast_shapes(np.shape(bound), inputs.shape[1:]) == inputs.shape[1:]
-        except ValueError:
-            fits = False
-        if not fits:
+        if not _fits(np.shape(bound), inputs.shape[1:]):
             raise ValueError(
                 f"bounds must broadcast against one input of shape {inputs.shape[1:]}, got {np.shape(bound)}"
             )
@@ -373,9 +348,17 @@ def _box(bounds: Bounds, inputs: Array, dtype: Any) -> tuple[Array, Array, bool]
         if not (known_low <= known_high).all() or not (known_low < known_high).any():
             raise ValueError(f"bounds must be an interval, got {bounds}")
         is_bounded = bool(np.isfinite(known_low).all() and np.isfinite(known_high).all())
-    low, high = (jnp.asarray(bound, dtype) for bound in bounds)
-    low, high = (jnp.reshape(bound, (*(1,) * (inputs.ndim - bound.ndim), *bound.shape)) for bound in (low, high))
+    low, high = (jnp.asarray(bound, inputs.dtype if dtype is None else dtype) for bound in bounds)
+    low, high = (bound.reshape((1,) * (inputs.ndim - bound.ndim) + bound.shape) for bound in (low, high))
     return low, high, is_bounded
+
+
+def _fits(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to another shape."""
+    try:
+        return np.broadcast_shapes(shape, to) == to
+    except ValueError:
+        return False
 
 
 def _check_values(
@@ -386,37 +369,29 @@ def _check_values(
     Raises:
       ValueError: for a row with bad values, where they are known.
     """
+    are_classes = lambda _, classes: (classes >= 0) & (classes < num_classes)
+    are_other = lambda _, classes, labels: classes != labels
+    inside = f"the inputs must be finite and inside the bounds {_shown(bounds)}"
+    checks: list[tuple[Any, ...]] = [
+        (inside, _are_inside, inputs, low, high),
+        (f"labels must be classes from 0 to {num_classes - 1}", are_classes, labels),
+    ]
+    if targets is not None:
+        checks.append((f"targets must be classes from 0 to {num_classes - 1}", are_classes, targets))
+        checks.append(("a target must differ from the label of its row", are_other, targets, labels))
     unknown = []
-    for arrays, check, complaint in (
-        ((inputs, low, high), _are_inside, lambda: f"the inputs must be finite and inside the bounds {_shown(bounds)}"),
-        (
-            (labels,),
-            lambda _, classes: (classes >= 0) & (classes < num_classes),
-            lambda: _not_classes("labels", num_classes),
-        ),
-        (
-            (targets,),
-            lambda _, classes: (classes >= 0) & (classes < num_classes),
-            lambda: _not_classes("targets", num_classes),
-        ),
-        (
-            (labels, targets),
-            lambda _, one, other: one != other,
-            lambda: "a target must differ from the label of its row",
-        ),
-    ):
-        if any(array is None for array in arrays):
-            continue
+    for complaint, check, *arrays in checks:
         # By NumPy where the values are known: in a trace, even operations on constants are traced.
         known = [known_values(array) for array in arrays]
         if any(values is None for values in known):
             unknown.append(check(jnp, *arrays))
         elif not check(np, *known).all():
-            found = ""
-            if arrays[0] is inputs:
+            if check is _are_inside:
                 values = np.asarray(known[0], np.float64)
-                found = ", found NaN" if np.isnan(values).any() else f", found {values.min():g} to {values.max():g}"
-            raise ValueError(complaint() + found)
+                complaint += (
+                    ", found NaN" if np.isnan(values).any() else f", found {values.min():g} to {values.max():g}"
+                )
+            raise ValueError(complaint)
     return functools.reduce(operator.and_, unknown) if unknown else None
 
 
@@ -430,11 +405,13 @@ def _are_inside(xp: Any, inputs: Any, low: Any, high: Any) -> Any:
     return xp.all(inside, axis=tuple(range(1, inside.ndim)))
 
 
-def _not_classes(name: str, num_classes: int) -> str:
-    return f"{name} must be classes from 0 to {num_classes - 1}"
-
-
 def _shown(bounds: Bounds) -> str:
     """The bounds in an error: at most four numbers."""
-    ends = [(float(np.min(bound)), float(np.max(bound))) for bound in bounds]
-    return " to ".join(f"{least:g}" if least == most else f"[{least:g} ... {most:g}]" for least, most in ends)
+    ends = []
+    for bound in bounds:
+        known = known_values(bound)
+        if known is None:
+            return "of the call"
+        least, most = float(known.min()), float(known.max())
+        ends.append(f"{least:g}" if least == most else f"[{least:g} ... {most:g}]")
+    return " to ".join(ends)

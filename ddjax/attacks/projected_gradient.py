@@ -1,7 +1,6 @@
 """Projected gradient descent in a ball of a given radius, and its relatives BIM and MIM."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,14 +10,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.examples import Criterion, Examples, PerExample, is_dead
+from ddjax.attacks.examples import Criterion, PerExample, is_dead, positive, unit
 from ddjax.attacks.examples import norm as norm_of
+from ddjax.attacks.loops import select
 from ddjax.attacks.problem import Bounds, Problem, prepare
 from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 
 NORMS = ("linf", "l2", "l1")
-LOSSES = ("cross_entropy", "margin", "dlr", "logit")
+LOSSES = tuple(losses.REGISTRY)
 # Without a step size, all steps together are this many times as long as the radius: enough to cross the ball.
 _PATH = 2.5
 # The share of the values that an L1 step changes.
@@ -28,13 +28,12 @@ _EPSILON = 0.3
 
 
 class _Best(NamedTuple):
-    """The strongest iterate of each example so far, and how many gradients were zero."""
+    """The strongest iterate of each example so far. `distance` is the objective, the negative of the loss."""
 
     inputs: Float[Array, "B ..."]
     logits: Float[Array, "B K"]
     success: Bool[Array, " B"]
-    loss: Float[Array, " B"]
-    zero_gradients: Int[Array, " B"]
+    distance: Float[Array, " B"]
 
 
 @refuses_old_calls
@@ -68,12 +67,10 @@ def pgd(
     Among all iterates of all restarts, the starts included, successful ones rank before others, and higher losses
     before lower ones. The best is returned.
 
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
+
     Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: one key or one for each input; may be None without `random_start`.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
+      key: may be None without `random_start`.
       epsilon: the radius of the ball, at least 0, in the units of the inputs; may be traced, and one for each example.
         None takes 0.3 of the range of each value.
       step_size: the length of a step in the norm, in the units of the inputs; may be traced, and one for each example.
@@ -87,45 +84,23 @@ def pgd(
       num_restarts: the number of random starts.
       momentum: mu of g = mu g + gradient / |gradient|_1, whose steepest step is taken; 0 is plain PGD. May be traced.
       start: where the first restart starts, projected onto the ball; None for the input itself or a random start.
-      mask: which entries may change, `[B, ...]` or broadcastable; None for all.
-      criterion: the goal in the place of misclassification, see `problem.prepare`; it is what is lowered.
-      bounds: the least and the greatest value of an input; see `problem.prepare`.
 
     Returns:
       The strongest inputs, successful or not; the perturbation is within epsilon up to rounding. The counts are those
       of all restarts together.
 
     Raises:
-      TypeError: for arguments of a wrong type (see `problem.prepare`), or a random start without a key.
-      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`); a radius, step size or momentum
-        that is negative or not finite; no radius without finite bounds; an unknown norm or loss, or too few classes for
-        it; less than one step or restart; several restarts without a random start, as all would be the same.
+      TypeError: as in the contract; for a random start without a key.
+      ValueError: as in the contract; for too few classes for the loss, or several restarts without a random start, as
+        all would be the same.
 
     Reference:
       Madry et al., Towards Deep Learning Models Resistant to Adversarial Attacks, 2018 (arXiv 1706.06083). The L1 step:
       Tramer and Boneh, Adversarial Training and Robustness for Multiple Perturbations, 2019 (arXiv 1904.13000).
       Momentum: Dong et al., 2018 (arXiv 1710.06081).
     """
-    return _climb(
-        "pgd",
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        loss=loss,
-        random_start=random_start,
-        num_restarts=num_restarts,
-        momentum=momentum,
-        start=start,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
+    problem = prepare("pgd", logits_fn, inputs, labels, key, targets, mask, criterion, bounds)
+    return _climb(problem, epsilon, step_size, num_steps, norm, loss, momentum, random_start, num_restarts, start)
 
 
 @refuses_old_calls
@@ -147,26 +122,7 @@ def bim(
 ) -> AttackResult:
     """The basic iterative method, also called iterative FGSM: `pgd` from the image itself.
 
-    Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      epsilon: as in `pgd`.
-      step_size: as in `pgd`.
-      num_steps: as in `pgd`.
-      norm: as in `pgd`.
-      loss: as in `pgd`.
-      mask: as in `pgd`.
-      criterion: as in `pgd`.
-      bounds: as in `pgd`.
-
-    Returns:
-      As `pgd`.
-
-    Raises:
-      ValueError: as `pgd`.
+    Its arguments and its result are those of `pgd`.
 
     Reference:
       Kurakin et al., Adversarial Examples in the Physical World, 2017 (arXiv 1607.02533).
@@ -174,23 +130,8 @@ def bim(
     Departures from the paper:
       The best of all iterates is returned, not the last.
     """
-    return _climb(
-        "bim",
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        loss=loss,
-        random_start=False,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
+    problem = prepare("bim", logits_fn, inputs, labels, key, targets, mask, criterion, bounds)
+    return _climb(problem, epsilon, step_size, num_steps, norm, loss)
 
 
 @refuses_old_calls
@@ -213,27 +154,7 @@ def mim(
 ) -> AttackResult:
     """The momentum iterative method: `pgd` from the image itself along a decaying sum of its gradients.
 
-    Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      epsilon: as in `pgd`.
-      step_size: as in `pgd`; the paper takes `epsilon / num_steps`.
-      num_steps: as in `pgd`.
-      norm: as in `pgd`.
-      loss: as in `pgd`.
-      momentum: as in `pgd`.
-      mask: as in `pgd`.
-      criterion: as in `pgd`.
-      bounds: as in `pgd`.
-
-    Returns:
-      As `pgd`.
-
-    Raises:
-      ValueError: as `pgd`.
+    Its arguments and its result are those of `pgd`; the step size of the paper is `epsilon / num_steps`.
 
     Reference:
       Dong et al., Boosting Adversarial Attacks with Momentum, 2018 (arXiv 1710.06081).
@@ -241,178 +162,95 @@ def mim(
     Departures from the paper:
       The best of all iterates is returned, not the last.
     """
-    return _climb(
-        "mim",
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        epsilon=epsilon,
-        step_size=step_size,
-        num_steps=num_steps,
-        norm=norm,
-        loss=loss,
-        random_start=False,
-        momentum=momentum,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
+    problem = prepare("mim", logits_fn, inputs, labels, key, targets, mask, criterion, bounds)
+    return _climb(problem, epsilon, step_size, num_steps, norm, loss, momentum)
 
 
 def _climb(
-    name: str,
-    logits_fn: LogitsFn,
-    inputs: Float[Array, "B ..."],
-    labels: Int[Array, " B"],
-    *,
-    key: Key[Array, "..."] | None,
-    targets: Int[Array, " B"] | None,
+    problem: Problem,
     epsilon: PerExample | None,
     step_size: PerExample | None,
     num_steps: int,
     norm: str,
     loss: str,
-    random_start: bool,
-    mask: Bool[Array, "..."] | None,
-    criterion: Criterion | None,
-    bounds: Bounds,
-    num_restarts: int = 1,
     momentum: float | Float[Array, ""] = 0.0,
+    random_start: bool = False,
+    num_restarts: int = 1,
     start: Float[Array, "B ..."] | None = None,
 ) -> AttackResult:
-    """`pgd`, under the name that its errors give."""
+    """The search of `pgd`."""
     check_choice("norm", norm, NORMS)
     check_choice("loss", loss, LOSSES)
-    for setting, value in (("epsilon", epsilon), ("step_size", step_size), ("momentum", momentum)):
-        if value is not None:
-            check_number(setting, value, least=0.0)
-    for setting, value in (("num_steps", num_steps), ("num_restarts", num_restarts)):
-        check_whole_number(setting, value, least=1)
+    check_number("momentum", momentum, least=0.0)
+    check_whole_number("num_steps", num_steps, least=1)
+    check_whole_number("num_restarts", num_restarts, least=1)
     if num_restarts > 1 and not random_start:
         raise ValueError(f"{num_restarts} restarts without a random start would all be the same")
-    if random_start and key is None:
-        raise TypeError(f"{name} with a random start needs a key as jax.random.key makes it, got none")
-    problem = prepare(
-        name,
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
     examples, clean = problem.examples, problem.clean
-    # Traced settings may be anything; one that is out of range moves nothing.
-    radius = _positive(problem.share_of_range("epsilon", epsilon, _EPSILON))
+    keys = problem.keys if random_start else None
+    if random_start and keys is None:
+        raise TypeError("pgd with a random start needs a key as jax.random.key makes it, got none")
+    radius = problem.share_of_range("epsilon", epsilon, _EPSILON)
     length = _PATH / num_steps * radius
     if step_size is not None:
-        length = _positive(problem.share_of_range("step_size", step_size, 0.0))
+        length = problem.share_of_range("step_size", step_size, 0.0)
     if norm != "linf":
         # One number for each example: the default radius has one for each value.
         radius, length = (jnp.max(each, axis=tuple(range(1, each.ndim)), keepdims=True) for each in (radius, length))
-    decay = _positive(jnp.asarray(momentum, clean.dtype))
-    low, high = problem.low, problem.high
-    keys = problem.keys if random_start else None
+    # Traced settings may be anything.
+    decay = positive(jnp.asarray(momentum, clean.dtype))
 
-    def rated(inputs: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = problem.logits_fn(inputs)
-        value = _loss(loss, logits, examples)
-        # The sum, so that the gradient of an example does not depend on the batch.
-        return jnp.sum(value), (logits, value)
-
-    def keep_better(best: _Best, current: Array, logits: Array, value: Array) -> _Best:
-        success = examples.is_adversarial(logits)
-        value = jnp.where(jnp.isnan(value), -jnp.inf, value)
+    def keep_better(best: _Best, inputs: Array, logits: Array, distance: Array) -> _Best:
+        distance = jnp.where(jnp.isnan(distance), jnp.inf, distance)
+        new = _Best(inputs, logits, examples.is_adversarial(logits), distance)
         # At equality the later one, so that the first iterate is kept even if its loss means nothing.
-        better = (success & ~best.success) | ((success == best.success) & (value >= best.loss))
-        return best._replace(
-            inputs=jnp.where(better.reshape(-1, *(1,) * (clean.ndim - 1)), current, best.inputs),
-            logits=jnp.where(better[:, None], logits, best.logits),
-            success=jnp.where(better, success, best.success),
-            loss=jnp.where(better, value, best.loss),
-        )
+        better = (new.success & ~best.success) | ((new.success == best.success) & (distance <= best.distance))
+        return select(better, new, best)
 
-    def step(_: Array, carry: tuple[Array, Array, _Best]) -> tuple[Array, Array, _Best]:
-        current, velocity, best = carry
-        gradient, (logits, value) = jax.grad(rated, has_aux=True)(current)
-        gradient = examples.free(gradient)
-        best = keep_better(best, current, logits, value)
-        best = best._replace(zero_gradients=best.zero_gradients + is_dead(gradient))
-        gradient = _unit(gradient, 1)
-        velocity = decay * velocity + gradient
+    def step(_: Array, carry: tuple[Array, Array, _Best, Array]) -> tuple[Array, Array, _Best, Array]:
+        current, velocity, best, zero_gradients = carry
+        logits, distance, gradient = examples.objective_and_gradient(problem.logits_fn, current, loss)
+        best = keep_better(best, current, logits, distance)
+        slope = unit(-gradient, 1)
+        velocity = decay * velocity + slope
         # A momentum above 1 may run out of range.
-        velocity = jnp.where(jnp.isfinite(velocity), velocity, gradient)
-        moved = current + length * _steepest(velocity, current, norm, low, high)
-        return _restrict(moved, problem, radius, norm), velocity, best
+        velocity = jnp.where(jnp.isfinite(velocity), velocity, slope)
+        moved = current + length * _steepest(velocity, current, problem, norm)
+        return _restrict(moved, problem, radius, norm), velocity, best, zero_gradients + is_dead(gradient)
 
-    def restart(number: Array, best: _Best) -> _Best:
+    def restart(number: Array, carry: tuple[_Best, Array]) -> tuple[_Best, Array]:
         begin = clean
         if keys is not None:
             begin = problem.clip(clean + radius * _uniform_in_ball(keys, number, clean, norm))
         if start is not None:
             given = _restrict(jnp.asarray(start, clean.dtype), problem, radius, norm)
             begin = jnp.where(jnp.asarray(number) == 0, given, begin)
-        last, _, best = lax.fori_loop(0, num_steps, step, (begin, jnp.zeros_like(clean), best))
-        _, (logits, value) = rated(last)
-        return keep_better(best, last, logits, value)
+        last, _, best, zero_gradients = lax.fori_loop(0, num_steps, step, (begin, jnp.zeros_like(clean), *carry))
+        logits = problem.logits_fn(last)
+        return keep_better(best, last, logits, examples.objective(logits, loss)), zero_gradients
 
     # Every carry is derived from the inputs, so that it has their sharding.
     logits = jnp.zeros_like(clean, shape=(clean.shape[0], problem.num_classes))
-    worst = _Best(clean, logits, problem.zeros > 0, problem.blank - jnp.inf, problem.zeros)
-    best = lax.fori_loop(0, num_restarts, restart, worst)
+    worst = _Best(clean, logits, problem.zeros > 0, problem.blank + jnp.inf)
+    best, zero_gradients = lax.fori_loop(0, num_restarts, restart, (worst, problem.zeros))
     count = problem.zeros + num_restarts * num_steps
     return problem.result(
         best.inputs,
         best.logits,
         success=best.success,
         steps=count,
-        gradients=count,
         queries=count + num_restarts,
-        zero_gradients=best.zero_gradients,
+        zero_gradients=zero_gradients,
     )
 
 
-def _loss(name: str, logits: Array, examples: Examples) -> Array:
-    """What the attack raises, for each example."""
-    labels, targets = examples.labels, examples.targets
-    if name == "margin" or examples.criterion is not None:
-        return -examples.objective(logits)
-    if name == "dlr":
-        return losses.dlr(logits, labels) if targets is None else losses.targeted_dlr(logits, labels, targets)
-    of_class: Callable[[Array, Array], Array] = losses.cross_entropy if name == "cross_entropy" else _minus_logit
-    return of_class(logits, labels) if targets is None else -of_class(logits, targets)
-
-
-def _minus_logit(logits: Array, classes: Array) -> Array:
-    is_class = jnp.arange(logits.shape[1], dtype=jnp.int32)[None, :] == classes[:, None]
-    return -jnp.sum(jnp.where(is_class, logits, 0.0), axis=1)
-
-
-def _positive(values: Array) -> Array:
-    """The values, and zero for those that are not positive and finite."""
-    return jnp.where(jnp.isfinite(values) & (values > 0), values, 0.0)
-
-
-def _unit(values: Array, order: int) -> Array:
-    """Scales each example to norm 1; zero stays zero."""
-    # By the largest entry first: squares and sums of what a saturated network returns leave the range of float32.
-    for size in (math.inf, order):
-        scale = norm_of(values, size).reshape(-1, *(1,) * (values.ndim - 1))
-        values = values / jnp.where(scale > 0, scale, 1.0)
-    return values
-
-
-def _steepest(slope: Array, current: Array, norm: str, low: Array, high: Array) -> Array:
+def _steepest(slope: Array, current: Array, problem: Problem, norm: str) -> Array:
     """The direction of norm 1 along which the loss rises most; zero where the slope is."""
     if norm == "linf":
         return jnp.sign(slope)
     if norm == "l2":
-        return _unit(slope, 2)
-    can_move = jnp.where(slope > 0, current < high, current > low)
+        return unit(slope)
+    can_move = jnp.where(slope > 0, current < problem.high, current > problem.low)
     size = jnp.where(can_move, jnp.abs(slope), 0.0).reshape(slope.shape[0], -1)
     # One value alone would be steepest, and slow in many dimensions.
     least = lax.top_k(size, max(1, int(_L1_SHARE * size.shape[1])))[0][:, -1:]
@@ -443,8 +281,7 @@ def _restrict(moved: Array, problem: Problem, radius: Array, norm: str) -> Array
 
 def _uniform_in_ball(keys: Array, number: Array, inputs: Array, norm: str) -> Array:
     """A point of the unit ball for each input, from its own key and the number of the restart."""
-    shape, dtype = inputs.shape[1:], inputs.dtype
-    size = math.prod(shape)
+    shape, dtype, size = inputs.shape[1:], inputs.dtype, math.prod(inputs.shape[1:])
 
     def draw(key: Array) -> Array:
         key = jax.random.fold_in(key, number)

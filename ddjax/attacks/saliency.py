@@ -12,6 +12,7 @@ from ddjax import jacobian
 from ddjax.attacks import loops
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
 from ddjax.attacks.examples import Criterion, Examples, is_dead
+from ddjax.attacks.precision import times_power_of_two
 from ddjax.attacks.problem import Bounds, prepare
 from ddjax.checks import check_choice, check_number, known_values
 from ddjax.classifier import LogitsFn
@@ -76,14 +77,12 @@ def jsma(
     derivative of phi_target and of the other outputs. For theta > 0 a pair counts if alpha > 0 > beta, for theta < 0 if
     alpha < 0 < beta. The pair with the largest -alpha beta is changed; ties go to the first pair in row-major order.
     Each feature changes once. Features that are nearly at the bound, with room for neither theta nor a hundredth of the
-    range, are never chosen. An example fails where no pair counts.
+    range, are never chosen. Each of the D values of an input is a feature. An example fails where no pair counts.
+
+    The arguments that all attacks have are described in `ddjax.attacks.contract`.
 
     Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`. Each of the D values of an input is a feature.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach. Required: there is no untargeted form.
+      targets: required: there is no untargeted form.
       theta: the change of a feature, not 0, in the units of the inputs; may be traced. None takes the whole range.
       gamma: the largest share of the features that may change, at least one pair and at most 1; may be traced. 1/7 of
         784 is the paper's 112.
@@ -91,18 +90,15 @@ def jsma(
         `"logits"`; or `"tempered"`, the softmax of the logits divided by `temperature`, which undoes the saturation of
         a distilled network.
       temperature: for the score space `"tempered"`; may be traced.
-      mask: which features may change, `[B, ...]` or broadcastable; None for all.
-      criterion: when to stop, in the place of reaching the target; see `problem.prepare`.
-      bounds: the least and the greatest value of an input; see `problem.prepare`.
+      criterion: as in the contract; where it is reached, the search stops.
 
     Returns:
       For each example the input at which it stopped. `steps` counts the pairs changed.
 
     Raises:
-      TypeError: for arguments of a wrong type (see `problem.prepare`).
-      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`), missing targets, theta 0, a gamma
-        of less than a pair or above 1, a temperature that is not positive or without `"tempered"`, an unknown score
-        space, no theta without finite bounds.
+      TypeError: as in the contract.
+      ValueError: as in the contract; for missing targets, theta 0, a gamma of less than a pair, or a temperature that
+        is not 1 without `"tempered"`.
 
     Reference:
       Papernot et al., The Limitations of Deep Learning in Adversarial Settings, 2016 (arXiv 1511.07528); the
@@ -116,10 +112,8 @@ def jsma(
     """
     if targets is None:
         raise ValueError("jsma needs targets: it has no untargeted form")
-    problem = prepare(
-        "jsma", logits_fn, inputs, labels, key=key, targets=targets, mask=mask, criterion=criterion, bounds=bounds
-    )
-    clean, low, high = problem.clean, problem.low, problem.high
+    problem = prepare("jsma", logits_fn, inputs, labels, key, targets, mask, criterion, bounds)
+    clean, zeros = problem.clean, problem.zeros
     flat = clean.reshape(clean.shape[0], -1)
     num_features = flat.shape[1]
     _check_settings(theta, gamma, score_space, temperature, num_features)
@@ -132,11 +126,10 @@ def jsma(
     max_pairs = jnp.floor(jnp.asarray(gamma, jnp.float32) * (num_features / 2) + 1e-3).astype(jnp.int32)
 
     def step(state: _State) -> _State:
-        examples = state.examples
         logits, target_slope, others_slope = _slopes(
-            problem.logits_fn, state.inputs, examples.targets, score_space, temperature
+            problem.logits_fn, state.inputs, state.examples.targets, score_space, temperature
         )
-        may_go_on = state.live & ~examples.is_adversarial(logits) & (state.steps < max_pairs)
+        may_go_on = state.live & ~state.examples.is_adversarial(logits) & (state.steps < max_pairs)
         u = direction * target_slope
         # No time is spent on the pairs of finished examples.
         candidates = state.unused & may_go_on[:, None]
@@ -147,18 +140,17 @@ def jsma(
         go_on = may_go_on & found
         feature = jnp.arange(num_features, dtype=jnp.int32)[None, :]
         chosen = ((feature == first[:, None]) | (feature == second[:, None])) & go_on[:, None]
-        moved = jnp.clip(state.inputs + step_size, low, high)
-        zero_gradients = jnp.where(state.live, is_dead(target_slope), 0)
+        moved = jnp.clip(state.inputs + step_size, problem.low, problem.high)
         return state._replace(
-            inputs=jnp.where(chosen.reshape(state.inputs.shape), moved, state.inputs),
+            inputs=jnp.where(chosen.reshape(moved.shape), moved, state.inputs),
             unused=state.unused & ~chosen,
-            logits=jnp.where(state.live[:, None], logits, state.logits),
+            logits=logits,
             steps=state.steps + go_on.astype(jnp.int32),
-            zero_gradients=state.zero_gradients + zero_gradients,
+            zero_gradients=state.zero_gradients + is_dead(target_slope),
             live=go_on,
         )
 
-    room = jnp.where(step_size > 0, high - clean, clean - low)
+    room = jnp.where(step_size > 0, problem.high - clean, clean - problem.low)
     least_room = jnp.abs(step_size)
     if problem.is_bounded:
         least_room = jnp.minimum(least_room, _LEAST_ROOM * problem.width)
@@ -166,7 +158,6 @@ def jsma(
     if problem.examples.mask is not None:
         is_free = is_free & problem.examples.mask
     # Every carry is derived from the inputs, so that it has their sharding.
-    zeros = problem.zeros
     start = _State(
         # Without what a step does not read: each array of the state is sorted and written back with the examples.
         examples=dataclasses.replace(problem.examples, clean=None, mask=None),
@@ -178,16 +169,15 @@ def jsma(
         live=zeros == 0,
     )
     end = loops.while_live(step, lambda state: state.live, start, lanes=loops.lanes(clean))
-    # Two sums in the space of logits are two backward passes.
-    passes = 2 if score_space == "logits" else 1
+    # Two sums in the space of logits are two backward passes. The last pass tells that there is nothing left to change.
+    backward, passes = 2 if score_space == "logits" else 1, end.steps + 1
     return problem.result(
         end.inputs,
         end.logits,
         steps=end.steps,
-        # One more pass tells that there is nothing left to change.
-        gradients=(end.steps + 1) * passes,
-        queries=end.steps + 1,
-        zero_gradients=end.zero_gradients * passes,
+        gradients=passes * backward,
+        queries=passes,
+        zero_gradients=end.zero_gradients * backward,
     )
 
 
@@ -195,7 +185,7 @@ def _check_settings(theta: object, gamma: object, score_space: str, temperature:
     check_choice("score space", score_space, SCORE_SPACES)
     if theta is not None:
         check_number("theta", theta)
-        if (known := known_values(theta)) is not None and known == 0:
+        if known_values(theta) == 0:
             raise ValueError("theta must not be 0: it is the change of a feature")
     check_number("gamma", gamma, least=0.0, most=1.0)
     share = known_values(gamma)
@@ -205,7 +195,7 @@ def _check_settings(theta: object, gamma: object, score_space: str, temperature:
             f"gamma must be at least {2 / num_features:.3g}"
         )
     check_number("temperature", temperature, above=0.0)
-    if score_space != "tempered" and (known := known_values(temperature)) is not None and known != 1:
+    if score_space != "tempered" and known_values(temperature) not in (None, 1):
         raise ValueError(
             f"the score space {score_space!r} has no temperature; temperature={temperature} needs 'tempered'"
         )
@@ -336,12 +326,8 @@ def _first_largest(values: Array) -> tuple[Array, Array]:
 
 def _scale(values: Array, unused: Array) -> Array:
     """Multiplies each example by the power of two that brings its largest unused magnitude to between 1/2 and 1."""
-    largest = jnp.max(jnp.where(unused, jnp.abs(values), 0.0), axis=1)
-    _, exponent = jnp.frexp(largest)
-    # In two steps, because the power itself may lie outside of float32.
-    half = -exponent // 2
-    rest = -exponent - half
-    return values * jnp.ldexp(1.0, half)[:, None] * jnp.ldexp(1.0, rest)[:, None]
+    _, exponent = jnp.frexp(jnp.max(jnp.where(unused, jnp.abs(values), 0.0), axis=1))
+    return times_power_of_two(values, -exponent)
 
 
 ATTACKS = (

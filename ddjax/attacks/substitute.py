@@ -2,18 +2,14 @@
 
 The substitute is trained as any network is, on inputs with the classes that the target gave them. Inputs that fool the
 substitute are then tried on the target.
-
-Reference:
-  Papernot, McDaniel, Goodfellow, Jha, Celik and Swami, Practical Black-Box Attacks against Machine Learning, 2017
-  (arXiv 1602.02697).
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ddjax import losses
 from ddjax.attacks.problem import Bounds, prepare
-from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 
 
@@ -28,31 +24,27 @@ def jacobian_augmentation(
     """New queries for the target, in the direction in which the substitute's probability of the label changes fastest.
 
     Args:
-      logits_fn: the substitute.
-      inputs: inside the bounds; the target has classified them.
+      logits_fn: the substitute; this and the others are as in the contract of attacks (`ddjax.attacks.contract`).
+      inputs: the target has classified them.
       labels: the target's answers.
       step_size: lambda, by how much every value moves along the sign of the Jacobian, in the units of the inputs; may
         be traced. None takes a tenth of the range.
-      bounds: the least and the greatest value of an input; see `problem.prepare`.
 
     Returns:
       One new input for each of the inputs, to be added to them.
 
     Raises:
-      TypeError: for arguments of a wrong type (see `problem.prepare`).
-      ValueError: for bad inputs or labels (see `problem.prepare`), or a step size that is negative or not finite.
+      TypeError: as in the contract.
+      ValueError: as in the contract.
 
     Reference:
-      Papernot et al., 2017 (arXiv 1602.02697), section 4.2.
+      Papernot et al., Practical Black-Box Attacks against Machine Learning, 2017 (arXiv 1602.02697), section 4.2.
     """
-    if step_size is not None:
-        check_number("step_size", step_size, least=0.0)
     problem = prepare("jacobian_augmentation", logits_fn, inputs, labels, bounds=bounds)
     step = problem.share_of_range("step_size", step_size, 0.1)
 
     def likelihood(inputs: Array) -> Array:
-        is_label = jax.nn.one_hot(problem.examples.labels, problem.num_classes, dtype=bool)
         # Log-probabilities have gradients of the same sign as probabilities, also where these saturate.
-        return jnp.sum(jnp.where(is_label, jax.nn.log_softmax(problem.logits_fn(inputs)), 0.0))
+        return -jnp.sum(losses.cross_entropy(problem.logits_fn(inputs), problem.examples.labels))
 
     return problem.clip(problem.clean + step * jnp.sign(jax.grad(likelihood)(problem.clean))).astype(inputs.dtype)

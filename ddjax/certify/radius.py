@@ -172,7 +172,7 @@ def _of_each(
     checks.check_choice("norm", norm, NORMS)
     checks.check_choice("method", method, METHODS)
     problem.prepare("certify", lambda inputs: apply(network, inputs), images, labels, bounds=bounds)
-    low, high = problem.box(bounds, images[:1])
+    low, high, _ = problem.box(bounds, images[:1])
     ball = lambda image, radius: ball_of(image, radius, low[0], high[0], norm)
     radii = jnp.broadcast_to(jnp.asarray(radius, images.dtype), images.shape[:1])
     with jax.default_matmul_precision("highest"):

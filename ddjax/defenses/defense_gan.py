@@ -204,9 +204,11 @@ def manifold_attack(
       The closest success is returned, not the latest. The margin is one of logits, not of logarithms of probabilities,
       which differ by the same number for all classes. The inversion is the defense's, by descent with momentum.
     """
-    checks.check_whole_number("search_steps", search_steps, least=1)
-    rates = {"learning_rate": learning_rate, "initial_const": initial_const}
-    search.check_search(num_steps, confidence, rates)
+    for name, count in (("search_steps", search_steps), ("num_steps", num_steps)):
+        checks.check_whole_number(name, count, least=1)
+    for name, value in (("learning_rate", learning_rate), ("initial_const", initial_const)):
+        checks.check_number(name, value, above=0.0)
+    checks.check_number("confidence", confidence, least=0.0)
     asked = problem.prepare("manifold_attack", logits_fn, images, labels, key=key, targets=targets)
     if codes is None:
         keys = problem.example_keys("manifold_attack", key, len(images))

@@ -72,7 +72,7 @@ def call(attack, logits_fn, inputs=INPUTS, labels=LABELS, *, targets=None, key=K
 
 def few(attack):
     """Settings with few steps, for what is run operation by operation."""
-    settings = {"num_steps": 2, "search_steps": 2} | ({"largest_const": 1.0} if attack.name.endswith("l0") else {})
+    settings = {"num_steps": 2, "search_steps": 2} | ({"largest_const": 2e-3} if attack.name.endswith("l0") else {})
     return {name: value for name, value in settings.items() if name in registry.settings_of(attack.function)}
 
 
@@ -209,13 +209,12 @@ def check_without_finite_bounds(attack: Attack):
 
 
 def check_shapes_types_and_criterion(attack: Attack):
-    """`[B, D]` in bfloat16 and `[B, T, D]` in float16, with logits in float32 and in half precision."""
-    for shape, dtype, wide in (((18,), jnp.bfloat16, True), ((9, 2), jnp.float16, False), ((18,), jnp.float32, False)):
+    """`[B, D]` in float16 with logits in float32, and `[B, T, D]` in float32 with logits in bfloat16."""
+    for shape, dtype, of_logits in (((18,), jnp.float16, jnp.float32), ((9, 2), jnp.float32, jnp.bfloat16)):
         inputs = INPUTS.reshape(BATCH, *shape).astype(dtype)
 
-        def logits_fn(x, dtype=dtype, wide=wide):
-            logits = network()(x.astype(jnp.float32).reshape(BATCH, *SHAPE))
-            return logits if wide else logits.astype(jnp.float16 if dtype == jnp.float32 else dtype)
+        def logits_fn(x, of_logits=of_logits):
+            return network()(x.astype(jnp.float32).reshape(BATCH, *SHAPE)).astype(of_logits)
 
         labels = jnp.argmax(logits_fn(inputs)[:, :3], axis=1)
 
@@ -257,35 +256,32 @@ def check_x64(attack: Attack):
     assert shaped.steps.dtype == np.int32
 
 
-def check_without_jit(attack: Attack):
-    with jax.disable_jit():
-        result = call(attack, network(), **few(attack))
-    assert result.inputs.shape == INPUTS.shape
-
-
-def check_debugging(attack: Attack):
+def check_operation_by_operation(attack: Attack):
+    """Without `jit`, and with JAX's checks for debugging, which refuse any NaN on the way."""
     # Without the NaN among the parameters, which says that no logit is fixed.
     weights = jax.random.normal(KEY, (18, CLASSES))
-    with jax.debug_nans(True), jax.enable_checks(True):
-        assert np.isfinite(call(attack, lambda x: x.reshape(BATCH, -1) @ weights, **few(attack)).inputs).all()
+    with jax.disable_jit(), jax.debug_nans(True), jax.enable_checks(True):
+        result = call(attack, lambda x: x.reshape(BATCH, -1) @ weights, **few(attack))
+    assert result.inputs.shape == INPUTS.shape
+    assert np.isfinite(result.inputs).all()
 
 
 def check_numbers_of_any_library(attack: Attack):
-    known = registry.settings_of(attack.function)
-    for name, parameter in known.items():
-        if not registry.is_real(parameter):
-            continue
-        value = attack.example.get(name, _VALUES.get(name, parameter.default))
-        value = 0.1 if value is None else value
-        shape = lambda number, name=name: jax.eval_shape(lambda x: call(attack, network(), x, **{name: number}), INPUTS)
-        for number in (value, np.float32(value), np.float64(value), jnp.float32(value)):
-            shape(number)
-        jax.eval_shape(lambda number, name=name: call(attack, network(), **{name: number}), jnp.float32(value))
+    values = {}
+    for name, parameter in registry.settings_of(attack.function).items():
+        if registry.is_real(parameter):
+            value = attack.example.get(name, _VALUES.get(name, parameter.default))
+            values[name] = 0.1 if value is None else value
+    trace = lambda given: jax.eval_shape(lambda x: call(attack, network(), x, **given), INPUTS)
+    for number in (float, np.float32, np.float64, jnp.float32):
+        trace({name: number(value) for name, value in values.items()})
+    jax.eval_shape(lambda given: call(attack, network(), **given), jax.tree.map(jnp.float32, values))
+    for name, value in values.items():
         for bad in ([value], str(value)):
             with pytest.raises(TypeError, match=f"{name} must be a number or an array"):
-                shape(bad)
+                trace({name: bad})
         with pytest.raises(ValueError, match=f"{name} must be a finite number"):
-            shape(np.float32(np.nan))
+            trace({name: np.float32(np.nan)})
 
 
 def check_bad_calls(attack: Attack):

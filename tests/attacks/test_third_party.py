@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from ddjax import attacks
-from ddjax.checks import check_number, check_whole_number
+from ddjax.attacks.loops import select
+from ddjax.checks import check_whole_number
 
 
 def uniform_noise(
@@ -20,15 +21,12 @@ def uniform_noise(
     criterion=None, bounds=(0.0, 1.0),
 ):
     """Draws points uniformly in the Linf ball, and keeps the best."""
-    if epsilon is not None:
-        check_number("epsilon", epsilon, least=0.0)
     check_whole_number("num_steps", num_steps, least=1)
     given = {"targets": targets, "mask": mask, "criterion": criterion, "bounds": bounds}
     problem = attacks.prepare("uniform_noise", logits_fn, inputs, labels, key=key, **given)
     if key is None:
         raise TypeError("uniform_noise needs a key as jax.random.key makes it, got none")
     radius = problem.share_of_range("epsilon", epsilon, 0.5)
-    expand = lambda values: values.reshape(-1, *(1,) * (inputs.ndim - 1))
 
     def step(number, state):
         best, logits, least = state
@@ -37,11 +35,7 @@ def uniform_noise(
         found = problem.logits_fn(moved)
         distance = problem.examples.objective(found)
         better = distance < least
-        return (
-            jnp.where(expand(better), moved, best),
-            jnp.where(better[:, None], found, logits),
-            jnp.where(better, distance, least),
-        )
+        return select(better, (moved, found, distance), state)
 
     begin = problem.clean, problem.logits_fn(problem.clean), problem.blank + jnp.inf
     best, logits, _ = jax.lax.fori_loop(0, num_steps, step, begin)

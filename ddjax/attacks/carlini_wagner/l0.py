@@ -1,7 +1,5 @@
 """The L0 attack of Carlini and Wagner."""
 
-from typing import NamedTuple
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -9,24 +7,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax.attacks import loops
 from ddjax.attacks.carlini_wagner import search
 from ddjax.attacks.contract import AttackResult, refuses_old_calls
-from ddjax.attacks.examples import Criterion, PerExample
+from ddjax.attacks.examples import Criterion, PerExample, expand, is_dead
 from ddjax.attacks.problem import Bounds, prepare
-from ddjax.checks import check_choice, check_number
+from ddjax.checks import check_choice, check_number, check_whole_number
 from ddjax.classifier import LogitsFn
-
-
-class _L0State(NamedTuple):
-    """One entry for each example. `progress` belongs to the current constant."""
-
-    task: search.Task
-    adam: search.Adam
-    progress: search.Progress
-    free: Bool[Array, "B ..."]
-    constant: Float[Array, " B"]
-    best_inputs: Float[Array, "B ..."]
-    live: Bool[Array, " B"]
-    steps: Int[Array, " B"]
-    zero_gradients: Int[Array, " B"]
 
 
 @refuses_old_calls
@@ -56,38 +40,25 @@ def carlini_wagner_l0(
     repeats until the free pixels cannot reach the decision with any constant. Frozen pixels are exactly those of the
     clean input.
 
+    The settings that the three attacks share are described in `ddjax.attacks.carlini_wagner`, the arguments that all
+    attacks have in `ddjax.attacks.contract`.
+
     Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
       by: what counts as one change: a `"pixel"` of an image `[B, H, W, C]` with all its channels, or each `"value"`.
         None takes pixels for images and values for other inputs.
-      learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
-        None takes 0.01 on tanh variables.
       initial_const: the first constant of the first problem, in squared units of the inputs; may be traced. Later
         problems start with the constant of the one before. None takes 1e-3 times the squared range.
       largest_const: a problem that needs a larger constant counts as unsolvable; may be traced. None takes 2e6 times
         the squared range.
       const_factor: the factor by which a constant that did not suffice grows, above 1; may be traced.
-      num_steps: the steps for each constant.
-      abort_early: whether the next constant is taken when a tenth of the steps brought the margin closer by less than
-        0.01 percent.
-      mask: which entries may change, `[B, ...]` or broadcastable; None for all.
-      criterion: the goal in the place of misclassification, see `problem.prepare`; it takes the place of the margin.
-      bounds: the least and the greatest value of an input; see `problem.prepare`.
 
     Returns:
       The adversarial inputs with the fewest changes, or the clean input where not even the first problem was solved.
       `steps` and `gradients` count steps.
 
     Raises:
-      TypeError: for arguments of a wrong type (see `problem.prepare`).
-      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`), a setting that is not
-        positive, a factor of at most 1, a confidence below 0, another word for `by`, pixels of inputs that are no
-        images, or no `learning_rate` or constants without finite bounds.
+      TypeError: as in the contract.
+      ValueError: as in the contract; for another word for `by`, or pixels of inputs that are no images.
 
     Reference:
       Carlini and Wagner, 2017 (arXiv 1608.04644), section VI-B; how many pixels freeze at a time from the authors'
@@ -100,90 +71,55 @@ def carlini_wagner_l0(
       network. Changes below 1e-4 of the range are undone at once.
     """
     check_number("const_factor", const_factor, above=1.0)
-    positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
-    search.check_search(num_steps, confidence, positive)
-    problem = prepare(
-        "carlini_wagner_l0",
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
+    check_whole_number("num_steps", num_steps, least=1)
+    problem = prepare("carlini_wagner_l0", logits_fn, inputs, labels, key, targets, mask, criterion, bounds)
     by = ("pixel" if inputs.ndim == 4 else "value") if by is None else by
     check_choice("by", by, ("pixel", "value"))
     if by == "pixel" and inputs.ndim != 4:
         raise ValueError(f"by='pixel' needs images [B, H, W, C], got inputs of shape {inputs.shape}; use by='value'")
-    clean, variables = problem.clean, search.variables_of(problem)
+    clean, variables = problem.clean, search.Variables(problem)
     axes = tuple(range(1, clean.ndim))
-    expand = lambda values: values.reshape(-1, *(1,) * len(axes))
-    rate = search.rate_of(problem, learning_rate, 0.01)
+    rate = problem.share_of_scale("learning_rate", learning_rate, 0.01, power=0)
     first_const = problem.share_of_scale("initial_const", initial_const, 1e-3, power=2)
     last_const = problem.share_of_scale("largest_const", largest_const, 2e6, power=2)
     least_change = 1e-4 * problem.width if problem.is_bounded else 0.0
 
-    def step(state: _L0State) -> _L0State:
-        examples, adam, constant = state.task.examples, state.adam, state.constant
-        moved = variables.inputs(adam.variable)
+    def step(state: search.State) -> search.State:
+        examples, constant, free = state.examples, state.constant, state.own
+        moved, pull = variables.view(state.adam.variable)
         size = jnp.abs(moved - examples.clean)
-        changed = state.free & (size >= least_change) & (size > 0)
+        changed = free & (size >= least_change) & (size > 0)
         moved = jnp.where(changed, moved, examples.clean)
-        found = search.evaluate(problem.logits_fn, moved, state.task)
+        found = search.evaluate(problem.logits_fn, moved, state)
         change = moved - examples.clean
 
         # Not reached: one step, and perhaps a larger constant.
-        gradient = 2 * change + expand(constant) * found.gradient
-        slope = jnp.where(state.free, variables.slope(adam.variable), 0.0)
-        stepped = search.descend(adam, gradient * slope, rate)
-        stepped = stepped._replace(variable=variables.restrict(stepped.variable))
+        gradient = 2 * change + expand(constant, change) * found.gradient
+        stepped = search.descend(state.adam, pull(jnp.where(free, gradient, 0.0)), rate, variables.restrict)
         progress, exhausted, _ = search.advance(state.progress, found.hinge, num_steps, abort_early)
         grown = constant * jnp.where(exhausted, jnp.asarray(const_factor, constant.dtype), 1.0)
-        failed = grown > last_const
 
         # Reached: fewer pixels, and a new problem that starts from here.
-        free = _freeze(state.free, jnp.abs(change), jnp.abs(found.raw_gradient), found.reached, by)
-        nothing_changed = ~jnp.any(changed, axis=axes)
-        none_free = ~jnp.any(free, axis=axes)
-        new = _L0State(
-            task=state.task,
+        free = _freeze(free, jnp.abs(change), jnp.abs(found.raw_gradient), found.reached, by)
+        goes_on = jnp.any(changed, axis=axes) & jnp.any(free, axis=axes)
+        return state._replace(
             adam=loops.select(found.reached, search.begin(variables.of(moved), state.steps), stepped),
             progress=loops.select(found.reached | exhausted, search.no_progress(found.hinge, state.steps), progress),
-            free=free,
             constant=jnp.where(found.reached, constant, grown),
             best_inputs=loops.select(found.reached, moved, state.best_inputs),
-            live=jnp.where(found.reached, ~nothing_changed & ~none_free, ~failed),
+            live=jnp.where(found.reached, goes_on, grown <= last_const),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_dead,
+            zero_gradients=state.zero_gradients + is_dead(found.raw_gradient),
+            own=free,
         )
-        return loops.select(state.live, new, state)
 
-    zeros, blank = problem.zeros, problem.blank
-    all_free = jnp.ones_like(clean, bool) if problem.examples.mask is None else problem.examples.mask
+    free = jnp.ones_like(clean, bool) if problem.examples.mask is None else problem.examples.mask
     if by == "pixel":
         # A pixel is free only where all its channels are.
-        all_free = jnp.broadcast_to(jnp.all(all_free, axis=3, keepdims=True), clean.shape)
-    state = _L0State(
-        task=search.task_of(problem, confidence),
-        adam=search.begin(variables.of(clean), zeros),
-        progress=search.no_progress(blank, zeros),
-        free=all_free,
-        constant=blank + first_const,
-        best_inputs=clean,
-        live=zeros == 0,
-        steps=zeros,
-        zero_gradients=zeros,
-    )
-    end = loops.while_live(step, lambda state: state.live, state, lanes=loops.lanes(clean))
-    return problem.nearest(
-        end.best_inputs,
-        steps=end.steps,
-        gradients=end.steps,
-        queries=end.steps,
-        zero_gradients=end.zero_gradients,
-    )
+        free = jnp.broadcast_to(jnp.all(free, axis=3, keepdims=True), clean.shape)
+    state = search.start(problem, variables.of(clean), free, confidence=confidence, constant=first_const)
+    end = search.run(problem, step, state)
+    return problem.nearest(end.best_inputs, steps=end.steps, zero_gradients=end.zero_gradients)
 
 
 def _freeze(free: Array, change: Array, gradient: Array, solved: Array, by: str) -> Array:

@@ -8,27 +8,21 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from ddjax.attacks import loops
 from ddjax.attacks.carlini_wagner import search
 from ddjax.attacks.contract import AttackResult, refuses_old_calls
-from ddjax.attacks.examples import Criterion, PerExample, norm
+from ddjax.attacks.examples import Criterion, PerExample, expand, is_dead, norm
 from ddjax.attacks.problem import Bounds, prepare
-from ddjax.checks import check_number
+from ddjax.checks import check_number, check_whole_number
 from ddjax.classifier import LogitsFn
 
 
-class _LinfState(NamedTuple):
-    """One entry for each example. `progress` belongs to the current constant."""
+class _Own(NamedTuple):
+    """What the others do not have; one entry for each example. A change up to `tau` costs nothing.
 
-    task: search.Task
-    adam: search.Adam
-    progress: search.Progress
+    `unit` is that of the constant; the first step settles it, before which it is 0.
+    """
+
     tau: Float[Array, " B"]
     rate: Float[Array, " B"]
     unit: Float[Array, " B"]
-    constant: Float[Array, " B"]
-    best: Float[Array, " B"]
-    best_inputs: Float[Array, "B ..."]
-    live: Bool[Array, " B"]
-    steps: Int[Array, " B"]
-    zero_gradients: Int[Array, " B"]
 
 
 @refuses_old_calls
@@ -57,36 +51,20 @@ def carlini_wagner_linf(
     times the distance achieved, and the next problem starts from there. The search ends where no constant c solves a
     problem.
 
+    The settings that the three attacks share are described in `ddjax.attacks.carlini_wagner`, the arguments that all
+    attacks have in `ddjax.attacks.contract`.
+
     Args:
-      logits_fn: a classifier.
-      inputs: inside `bounds`.
-      labels: the true classes.
-      key: checked, but unused; the attack is deterministic.
-      targets: the classes to reach, for the targeted attack; none may be the true one.
-      confidence: the margin between the logits, at least 0; may be traced, and one for each example.
-      learning_rate: of Adam, on the tanh variables, or on the inputs where the bounds are not finite; may be traced.
-        None takes 5e-3 on tanh variables.
       initial_const: the first constant of the first problem, in units of the reciprocal of the margin's largest
-        derivative at the clean input; may be traced. Later problems
-        start with the constant of the one before.
+        derivative at the clean input; may be traced. Later problems start with the constant of the one before.
       largest_const: a problem that needs a larger constant counts as unsolvable; may be traced.
       const_factor: the factor by which a constant that did not suffice grows, above 1; may be traced.
       decrease_factor: the factor by which tau shrinks, in (0, 1); closer to 1, the attack finds closer inputs and
         takes longer; may be traced.
-      num_steps: the steps for each constant.
-      abort_early: whether the next constant is taken when a tenth of the steps brought less than 0.01 percent.
-      mask: which entries may change, `[B, ...]` or broadcastable; None for all.
-      criterion: the goal in the place of misclassification, see `problem.prepare`; it takes the place of the margin.
-      bounds: the least and the greatest value of an input; see `problem.prepare`.
 
     Returns:
       The closest adversarial input of all iterates, or the clean input where there was none. `steps` and `gradients`
       count steps.
-
-    Raises:
-      TypeError: for arguments of a wrong type (see `problem.prepare`).
-      ValueError: for bad inputs, labels, targets or bounds (see `problem.prepare`), a setting that is not
-        positive, a factor out of its range, a confidence below 0, or no `learning_rate` without finite bounds.
 
     Reference:
       Carlini and Wagner, 2017 (arXiv 1608.04644), section VI-C; constants from the authors' code.
@@ -97,55 +75,41 @@ def carlini_wagner_linf(
       the penalty of a pixel that once passed tau stays in Adam's second moment and stops that pixel for good. Where
       the margin is stuck before anything was found, the attack starts again at half the learning rate.
     """
-    positive = {"learning_rate": learning_rate, "initial_const": initial_const, "largest_const": largest_const}
-    search.check_search(num_steps, confidence, positive)
+    check_number("initial_const", initial_const, above=0.0)
+    check_number("largest_const", largest_const, above=0.0)
     check_number("const_factor", const_factor, above=1.0)
     check_number("decrease_factor", decrease_factor, above=0.0, below=1.0)
-    problem = prepare(
-        "carlini_wagner_linf",
-        logits_fn,
-        inputs,
-        labels,
-        key=key,
-        targets=targets,
-        mask=mask,
-        criterion=criterion,
-        bounds=bounds,
-    )
-    clean, variables = problem.clean, search.variables_of(problem)
-    axes = tuple(range(1, clean.ndim))
-    expand = lambda values: values.reshape(-1, *(1,) * len(axes))
+    check_whole_number("num_steps", num_steps, least=1)
+    problem = prepare("carlini_wagner_linf", logits_fn, inputs, labels, key, targets, mask, criterion, bounds)
+    clean, blank, variables = problem.clean, problem.blank, search.Variables(problem)
+    first_rate = problem.share_of_scale("learning_rate", learning_rate, 5e-3, power=0)
     # Without bounds the first problem has no tau, and there is no distance below which the search stops.
     width = jnp.max(problem.width) if problem.is_bounded else jnp.asarray(jnp.inf, clean.dtype)
     least_tau = width / 256 if problem.is_bounded else 0.0
 
-    def step(state: _LinfState) -> _LinfState:
-        examples, adam, constant = state.task.examples, state.adam, state.constant
-        moved = variables.inputs(adam.variable)
-        if examples.mask is not None:
-            moved = jnp.where(examples.mask, moved, examples.clean)
-        # First the clean input itself, which the tanh gives back but for the last bit.
-        moved = jnp.where(expand(state.steps == 0), examples.clean, moved)
-        found = search.evaluate(problem.logits_fn, moved, state.task)
+    def step(state: search.State) -> search.State:
+        examples, constant, (tau, rate, unit) = state.examples, state.constant, state.own
+        moved, pull = variables.view(state.adam.variable)
+        moved = search.iterate(state, moved)
+        found = search.evaluate(problem.logits_fn, moved, state)
         change = moved - examples.clean
-        distance = jnp.max(jnp.abs(change), axis=axes)
-        excess = jnp.maximum(jnp.abs(change) - expand(state.tau), 0.0)
+        distance = norm(change, jnp.inf)
+        excess = jnp.maximum(jnp.abs(change) - expand(tau, change), 0.0)
         # The unit of the constant, settled in the first step, at the clean input.
         steepest = norm(found.raw_gradient, jnp.inf)
-        unit = jnp.where(state.unit > 0, state.unit, 1 / jnp.where(steepest > 0, steepest, 1.0))
+        unit = jnp.where(unit > 0, unit, 1 / jnp.where(steepest > 0, steepest, 1.0))
         penalty = 1 / (constant * unit)
-        total_excess = jnp.sum(excess, axis=axes)
+        total_excess = norm(excess, 1)
         loss = found.hinge + total_excess * penalty
         # Where the decision is reached the hinge is zero, and only the excess is left.
-        allowed = width if problem.is_bounded else jnp.where(jnp.isfinite(state.tau), state.tau, 0.0)
+        allowed = width if problem.is_bounded else jnp.where(jnp.isfinite(tau), tau, 0.0)
         solved = found.reached & (total_excess <= 1e-4 * constant * allowed)
         closer = found.reached & (distance < state.best)
-        best = jnp.where(closer, distance, state.best)
+        best, best_inputs = loops.select(closer, (distance, moved), (state.best, state.best_inputs))
 
         # Not solved: one step, and perhaps a larger constant.
-        gradient = found.gradient + jnp.where(excess > 0, jnp.sign(change), 0.0) * expand(penalty)
-        stepped = search.descend(adam, gradient * variables.slope(adam.variable), expand(state.rate))
-        stepped = stepped._replace(variable=variables.restrict(stepped.variable))
+        gradient = found.gradient + jnp.where(excess > 0, jnp.sign(change), 0.0) * expand(penalty, change)
+        stepped = search.descend(state.adam, pull(gradient), expand(rate, change), variables.restrict)
         progress, exhausted, stalled = search.advance(state.progress, loss, num_steps, abort_early)
         grown = constant * jnp.where(exhausted, jnp.asarray(const_factor, constant.dtype), 1.0)
         # As long as nothing was found there is no penalty, and where the margin is stuck a larger constant changes
@@ -154,43 +118,20 @@ def carlini_wagner_linf(
         stepped = loops.select(anew, search.begin(variables.of(examples.clean), state.steps), stepped)
 
         # Solved: a smaller tau, and a new problem that starts from here.
-        tau = jnp.where(solved, jnp.minimum(state.tau, best) * decrease_factor, state.tau)
-        new = _LinfState(
-            task=state.task,
-            adam=loops.select(solved, search.begin(adam.variable, state.steps), stepped),
+        tau = jnp.where(solved, jnp.minimum(tau, best) * decrease_factor, tau)
+        return state._replace(
+            adam=loops.select(solved, search.begin(state.adam.variable, state.steps), stepped),
             progress=loops.select(solved | exhausted, search.no_progress(loss, state.steps), progress),
-            tau=tau,
-            rate=jnp.where(anew, state.rate / 2, state.rate),
-            unit=unit,
             constant=jnp.where(solved, constant, grown),
             best=best,
-            best_inputs=loops.select(closer, moved, state.best_inputs),
+            best_inputs=best_inputs,
             live=jnp.where(solved, tau > least_tau, grown <= largest_const) & (best > 0),
             steps=state.steps + 1,
-            zero_gradients=state.zero_gradients + found.is_dead,
+            zero_gradients=state.zero_gradients + is_dead(found.raw_gradient),
+            own=_Own(tau, jnp.where(anew, rate / 2, rate), unit),
         )
-        return loops.select(state.live, new, state)
 
-    zeros, blank = problem.zeros, problem.blank
-    state = _LinfState(
-        task=search.task_of(problem, confidence),
-        adam=search.begin(variables.of(clean), zeros),
-        progress=search.no_progress(blank, zeros),
-        tau=blank + width,
-        rate=blank + search.rate_of(problem, learning_rate, 5e-3),
-        unit=blank,
-        constant=blank + jnp.asarray(initial_const, clean.dtype),
-        best=blank + jnp.inf,
-        best_inputs=clean,
-        live=zeros == 0,
-        steps=zeros,
-        zero_gradients=zeros,
-    )
-    end = loops.while_live(step, lambda state: state.live, state, lanes=loops.lanes(clean))
-    return problem.nearest(
-        end.best_inputs,
-        steps=end.steps,
-        gradients=end.steps,
-        queries=end.steps,
-        zero_gradients=end.zero_gradients,
-    )
+    own = _Own(tau=blank + width, rate=blank + first_rate, unit=blank)
+    state = search.start(problem, variables.of(clean), own, confidence=confidence, constant=initial_const)
+    end = search.run(problem, step, state)
+    return problem.nearest(end.best_inputs, steps=end.steps, zero_gradients=end.zero_gradients)

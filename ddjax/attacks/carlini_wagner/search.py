@@ -1,7 +1,7 @@
-"""What the three attacks of Carlini and Wagner share: variables, Adam, progress, and the margin that is missed."""
+"""What the three attacks of Carlini and Wagner share: variables, Adam, progress, state, and the margin missed."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from ddjax.attacks.examples import Examples, PerExample, is_dead
+from ddjax.attacks import loops
+from ddjax.attacks.examples import Examples, PerExample, expand
 from ddjax.attacks.problem import Problem
-from ddjax.checks import check_number, check_whole_number
+from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 
 Scalar = float | Float[Array, ""]
@@ -28,77 +29,36 @@ _PROGRESS = 0.9999
 _ADAM = optax.scale_by_adam()
 
 
-class Task(NamedTuple):
-    """What does not change during the search; one entry for each example, so that it is compacted with the rest."""
-
-    examples: Examples
-    confidence: Float[Array, " B"]
-
-
-def task_of(problem: Problem, confidence: PerExample) -> Task:
-    """The examples with a confidence for each."""
-    return Task(problem.examples, problem.blank + jnp.asarray(confidence, problem.clean.dtype))
-
-
 @dataclasses.dataclass(frozen=True)
 class Variables:
-    """The variables of a search: tanh variables of a bounded box, or else the inputs themselves.
+    """The variables of a search: tanh variables of a bounded box, or else the inputs themselves."""
 
-    Attributes:
-      low: of the box, broadcasts against the inputs.
-      high: of the box.
-      is_bounded: whether the box is finite.
-    """
-
-    low: Array
-    high: Array
-    is_bounded: bool
+    problem: Problem
 
     def of(self, inputs: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
         """The variables of inputs."""
-        if not self.is_bounded:
+        if not self.problem.is_bounded:
             return inputs
-        return jnp.arctanh((2 * inputs - (self.low + self.high)) / self._width() * _SPAN)
+        low, high = self.problem.low, self.problem.high
+        # A feature whose bounds coincide is constant.
+        width = jnp.where(high > low, high - low, 1.0)
+        return jnp.arctanh((2 * inputs - (low + high)) / width * _SPAN)
 
-    def inputs(self, variables: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
-        """The inputs of variables."""
-        if not self.is_bounded:
-            return jnp.clip(variables, self.low, self.high)
-        half = (self.high - self.low) / (2 * _SPAN)
-        return jnp.clip((self.low + self.high) / 2 + half * jnp.tanh(variables), self.low, self.high)
-
-    def slope(self, variables: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
-        """The derivative of the inputs by the variables."""
-        if not self.is_bounded:
-            return jnp.ones_like(variables)
-        return (self.high - self.low) / (2 * _SPAN) * (1 - jnp.tanh(variables) ** 2)
+    def view(self, variables: Float[Array, "N ..."]) -> tuple[Float[Array, "N ..."], Pull]:
+        """The inputs of variables, and what takes a gradient with respect to the inputs to that of the variables."""
+        low, high = self.problem.low, self.problem.high
+        if not self.problem.is_bounded:
+            return jnp.clip(variables, low, high), lambda gradient: gradient
+        half, shares = (high - low) / (2 * _SPAN), jnp.tanh(variables)
+        inputs = jnp.clip((low + high) / 2 + half * shares, low, high)
+        return inputs, lambda gradient: gradient * (half * (1 - shares**2))
 
     def restrict(self, variables: Float[Array, "N ..."]) -> Float[Array, "N ..."]:
         """The variables whose inputs are inside the box."""
-        if not self.is_bounded:
-            return jnp.clip(variables, self.low, self.high)
+        if not self.problem.is_bounded:
+            return jnp.clip(variables, self.problem.low, self.problem.high)
         limit = jnp.arctanh(jnp.asarray(_SPAN, variables.dtype))
         return jnp.clip(variables, -limit, limit)
-
-    def _width(self) -> Array:
-        # A feature whose bounds coincide is constant.
-        return jnp.where(self.high > self.low, self.high - self.low, 1.0)
-
-
-def variables_of(problem: Problem) -> Variables:
-    """The kind of variables that a problem's box asks for."""
-    return Variables(problem.low, problem.high, problem.is_bounded)
-
-
-def rate_of(problem: Problem, learning_rate: Scalar | None, default: float) -> Array:
-    """The learning rate: the default is one of tanh variables.
-
-    Raises:
-      ValueError: when none is given and the variables are the inputs themselves.
-    """
-    if learning_rate is None:
-        learning_rate = problem.share_of_scale("learning_rate", None, default, power=0)
-    return jnp.asarray(learning_rate, problem.clean.dtype)
 
 
 class Adam(NamedTuple):
@@ -115,12 +75,18 @@ def begin(variable: Float[Array, "B ..."], count: Int[Array, " B"]) -> Adam:
     return Adam(variable, optax.ScaleByAdamState(jnp.zeros_like(count), zeros, zeros))
 
 
-def descend(adam: Adam, gradient: Float[Array, "B ..."], learning_rate: Array) -> Adam:
-    """One step of Adam; `learning_rate` broadcasts against the variables."""
+def descend(
+    adam: Adam,
+    gradient: Float[Array, "B ..."],
+    learning_rate: Array,
+    restrict: Callable[[Array], Array] | None = None,
+) -> Adam:
+    """One step of Adam; `learning_rate` broadcasts against the variables, which `restrict` keeps in their range."""
     # optax raises a float to an integer power, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
         update, state = jax.vmap(_ADAM.update)(gradient, adam.state)
-    return Adam(adam.variable - learning_rate * update, state)  # pyright: ignore
+    variable = adam.variable - learning_rate * update  # pyright: ignore
+    return Adam(variable if restrict is None else restrict(variable), state)  # pyright: ignore
 
 
 class Progress(NamedTuple):
@@ -149,13 +115,63 @@ def advance(
     return Progress(count, lowest, previous), (count >= num_steps) | (stalled & abort_early), stalled
 
 
-def check_search(num_steps: int, confidence: Any, positive: Mapping[str, Any]) -> None:
-    """Refuses settings that are out of their ranges; None passes."""
-    check_whole_number("num_steps", num_steps, least=1)
+class State(NamedTuple):
+    """The state of a search, one entry for each example; `own` is what one attack has beyond the others.
+
+    The examples and the confidence do not change, but are compacted with the rest.
+    """
+
+    examples: Examples
+    confidence: Float[Array, " B"]
+    adam: Adam
+    progress: Progress
+    constant: Float[Array, " B"]
+    best: Float[Array, " B"]
+    best_inputs: Float[Array, "B ..."]
+    live: Bool[Array, " B"]
+    steps: Int[Array, " B"]
+    zero_gradients: Int[Array, " B"]
+    own: Any
+
+
+def start(
+    problem: Problem, variable: Float[Array, "B ..."], own: Any, *, confidence: PerExample, constant: Scalar
+) -> State:
+    """The state before the first step.
+
+    Raises:
+      TypeError: for a confidence that is no number.
+      ValueError: for a confidence that is negative or not finite.
+    """
     check_number("confidence", confidence, least=0.0)
-    for name, value in positive.items():
-        if value is not None:
-            check_number(name, value, above=0.0)
+    # Every entry is derived from the inputs, so that it has their sharding.
+    zeros, blank = problem.zeros, problem.blank
+    return State(
+        examples=problem.examples,
+        confidence=blank + jnp.asarray(confidence, blank.dtype),
+        adam=begin(variable, zeros),
+        progress=no_progress(blank, zeros),
+        constant=blank + jnp.asarray(constant, blank.dtype),
+        best=blank + jnp.inf,
+        best_inputs=problem.clean,
+        live=zeros == 0,
+        steps=zeros,
+        zero_gradients=zeros,
+        own=own,
+    )
+
+
+def run(problem: Problem, step: Callable[[State], State], state: State) -> State:
+    """Takes steps until no example is live."""
+    return loops.while_live(step, lambda state: state.live, state, lanes=loops.lanes(problem.clean))
+
+
+def iterate(state: State, inputs: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+    """The inputs of a step, with masked entries as they were; those of the first step are the clean ones.
+
+    The tanh gives the clean ones back but for the last bit.
+    """
+    return loops.select(state.steps == 0, state.examples.clean, state.examples.unmasked(inputs))
 
 
 class Evaluation(NamedTuple):
@@ -166,28 +182,24 @@ class Evaluation(NamedTuple):
       gradient: of the hinge, with respect to the inputs.
       raw_gradient: of the objective, also where the margin is reached.
       reached: whether it is.
-      is_dead: 1 where the raw gradient is zero in every feature, else 0.
     """
 
     hinge: Float[Array, " B"]
     gradient: Float[Array, "B ..."]
     raw_gradient: Float[Array, "B ..."]
     reached: Bool[Array, " B"]
-    is_dead: Int[Array, " B"]
 
 
-def evaluate(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], task: Task) -> Evaluation:
+def evaluate(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], state: State) -> Evaluation:
     """Looks at the inputs of a step."""
-    examples, confidence = task
+    examples, confidence = state.examples, state.confidence
     logits, distance, gradient = examples.objective_and_gradient(logits_fn, inputs)
     missing = distance + examples.required_margin(logits, confidence)
-    active = (missing > 0).reshape(-1, *(1,) * (inputs.ndim - 1))
     return Evaluation(
         hinge=jnp.maximum(missing, 0.0),
-        gradient=jnp.where(active, gradient, 0.0),
+        gradient=jnp.where(expand(missing > 0, gradient), gradient, 0.0),
         raw_gradient=gradient,
         reached=examples.reached(logits, confidence),
-        is_dead=is_dead(gradient),
     )
 
 
