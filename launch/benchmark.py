@@ -35,7 +35,6 @@ from ddjax.defenses import models as defense_models
 from . import common, loading, recipes
 from .benchmarks import attacks, generative, growth, measure, peers
 from .benchmarks import training as training_works
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _WORK: dict[str, measure.Work] = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
@@ -63,7 +62,6 @@ def main() -> None:
     # PyTorch needs memory on the same device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _pin(_CORES.value)
-    recipe = common.recipe_from_flags()
     batches = _batches()
     repetitions = 3 if _QUICK.value and not FLAGS["repetitions"].present else _REPETITIONS.value
     flags_of_run = {"launcher": "benchmark", "quick": _QUICK.value, "repetitions": repetitions}
@@ -72,18 +70,16 @@ def main() -> None:
         flags_of_run["checkpoint"] = str(pathlib.Path(_CHECKPOINT.value).resolve())
     given = {role: flag.value for role, flag in _MODELS.items() if flag.value is not None}
     flags_of_run |= {role: str(pathlib.Path(path).resolve()) for role, path in given.items()}
-    workdir = common.workdir("benchmark")
-    runs.check_workdir(workdir, flags_of_run)
-    train, test = loading.load_data(recipe)
-    loading.check_network(recipe, train)
+    begun = loading.begin(common.workdir("benchmark"), flags_of_run)
+    recipe, train, test = begun.recipe, begun.train, begun.test
     if max((batch for batch in batches if batch), default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
     states = {role: defense_models.load(path, role, test.image_shape) for role, path in given.items()}
     models = {role: (checkpoints.read_spec(given[role]).recipe, model) for role, model in states.items()}
-    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
+    run = begun.open(cores=parallel.cores())
     if state is None:
-        state = trainer_of(run, recipe, train).plain(FLAGS.seed)
+        state = loading.trainer_of(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()

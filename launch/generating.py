@@ -1,5 +1,6 @@
 """How `launch.train` trains generative models."""
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -26,11 +27,6 @@ _NUM_LOOKS = 6
 # Of the held-out images, so many are looked for among a generator's, by so many steps and starts.
 _NUM_RECONSTRUCTED = 50
 _SEARCHED = ((25, 1), (25, 4), (100, 1), (100, 4), (200, 10))
-
-
-def is_generative(recipe: str) -> bool:
-    """Whether a recipe is one of a generative model."""
-    return recipe in RECIPES
 
 
 @functools.cache
@@ -67,7 +63,7 @@ def _searcher(latent: int, num_steps: int, restarts: int) -> Any:
 
 def train() -> None:
     """Trains the model of a recipe, and tells after each epoch how it does on held-out images."""
-    recipe = common.replaced_by_flags(RECIPES[FLAGS.recipe], ("dataset", "num_train", "num_test", "epochs"))
+    recipe = common.replaced_by_flags(RECIPES[FLAGS.recipe])
     directory = common.workdir("train")
     flags_of_run = {"launcher": "generate"} | common.flags_of_training()
     runs.check_workdir(directory, flags_of_run)
@@ -77,22 +73,12 @@ def train() -> None:
     test = loading.load_split(recipe.dataset, "test", recipe.num_test, None)
     if train.on_disk:
         raise ValueError("a generative model needs the images in memory: give --num_train")
-    steps = recipe.batch_size * recipe.training.get("critic_steps", 1)
-    training.steps_per_epoch(len(train), steps)
-    resolved = {
-        "dataset": recipe.dataset,
-        "model": recipe.model,
-        "network": dict(recipe.network),
-        "training": dict(recipe.training),
-        "batch_size": recipe.batch_size,
-        "learning_rate": recipe.learning_rate,
-        "epochs": recipe.epochs,
-        "image_shape": list(train.image_shape),
-        "num_train": len(train),
-        "num_test": len(test),
-        "train_fingerprint": common.fingerprint(train.images),
-        "test_fingerprint": common.fingerprint(test.images),
-    }
+    training.steps_per_epoch(len(train), recipe.batch_size * recipe.training.get("critic_steps", 1))
+    resolved = {name: getattr(recipe, name) for name in ("dataset", "model", "batch_size", "learning_rate", "epochs")}
+    resolved |= {"network": dict(recipe.network), "training": dict(recipe.training)}
+    resolved |= {"image_shape": list(train.image_shape), "num_train": len(train), "num_test": len(test)}
+    resolved["train_fingerprint"] = common.fingerprint(train.images)
+    resolved["test_fingerprint"] = common.fingerprint(test.images)
     run = runs.Run(directory, flags_of_run, resolved)
     state = create_state(recipe, train.image_shape, jax.random.key(FLAGS.seed))
     spec = checkpoints.NetworkSpec.of(
@@ -109,11 +95,8 @@ def train() -> None:
         batch_size=recipe.batch_size,
     )
     path = run.workdir / "checkpoints" / f"seed{FLAGS.seed}_none" / recipe.role
-    store = checkpoints.Checkpoints(path, spec)
-    try:
+    with contextlib.closing(checkpoints.Checkpoints(path, spec)) as store:
         state = _fit(run, recipe, store, state, train, test)
-    finally:
-        store.close()
     _look_back(run, state, test)
     common.write_report(run, table=False)
     last = run.find(measure="epoch", epoch=recipe.epochs) or {}
@@ -132,15 +115,12 @@ def _fit(
     state, done = store.restore(state)
     images = jnp.asarray(train.images)
     looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
-    seconds = 0.0
 
-    def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, Any]]:
-        nonlocal seconds
+    def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, float]]:
         begun = time.monotonic()
         state, told = _compiled_epoch(recipe)(state, images)
         told = {name: float(value) for name, value in told.items()}
-        seconds = time.monotonic() - begun
-        return state, told
+        return state, told | {"seconds": time.monotonic() - begun}
 
     def measure(state: TrainState, epoch: int, told: dict[str, Any]) -> dict[str, Any]:
         known = {name: float(value) for name, value in told.items()}
@@ -150,7 +130,7 @@ def _fit(
                 known["held_out_bits_per_dimension"] = float(np.mean(bits))
             if epoch in looks:
                 _draw(run, state, test.image_shape, epoch)
-            run.append(measure="epoch", epoch=epoch, **known, seconds=seconds)
+            run.append(measure="epoch", epoch=epoch, **known)
         return known
 
     return training.train_epochs(

@@ -11,7 +11,6 @@ from absl import flags
 from ddjax import attacks, data, rounding, runs
 
 from . import attacking, common, loading, recipes
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _QUERIES = flags.DEFINE_integer(
@@ -76,7 +75,7 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
                 labels=np.concatenate([asked.labels, _ask(target, new)]),
                 indices=np.concatenate([asked.indices, asked.indices]),
             )
-        trainer = trainer_of(run, chosen, asked, f"substitute_{name}/round{number}")
+        trainer = loading.trainer_of(run, chosen, asked, f"substitute_{name}/round{number}")
         logits_fn = trainer.plain(FLAGS.seed, role="substitute").logits_fn
     return logits_fn
 
