@@ -23,12 +23,8 @@ FLAGS = flags.FLAGS
 _LARGEST = 2**31 - 1
 
 flags.DEFINE_string("recipe", "digits", "The settings, by name; --help lists them.")
-flags.DEFINE_string(
-    "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
-)
-flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets finds prepared sets; default: TFDS_DATA_DIR, then its own default."
-)
+flags.DEFINE_string("dataset", None, "Replaces the recipe's: digits, a set of tensorflow-datasets, or folder:PATH.")
+flags.DEFINE_string("data_dir", None, "Where tensorflow-datasets has its sets; default: TFDS_DATA_DIR, then its own.")
 flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
 flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
 flags.DEFINE_enum("unreadable", "refuse", data.UNREADABLE, "What to do with images of a folder that are damaged.")
@@ -39,17 +35,11 @@ flags.DEFINE_integer("num_examples", None, "How many test images are attacked; e
 flags.DEFINE_integer("num_train", None, "Replaces the recipe's number of training images.")
 flags.DEFINE_integer("num_test", None, "Replaces the recipe's number of test images.")
 flags.DEFINE_integer("epochs", None, "Replaces the recipe's number of epochs.")
-flags.DEFINE_integer(
-    "batch_size", 512, "The largest batch for evaluation and attacks; not for training.", lower_bound=1
-)
+flags.DEFINE_integer("batch_size", 512, "The largest batch of evaluation and attacks, not of training.", lower_bound=1)
 flags.DEFINE_enum("matmul_precision", "highest", ["default", "high", "highest"], "Of float32 products on accelerators.")
 flags.DEFINE_float("checkpoint_seconds", 30.0, "The least time between two checkpoints of one training.")
-flags.DEFINE_integer(
-    "devices", None, "Runs on so many CPU devices, for trying out; default: accelerators, or else one.", lower_bound=1
-)
-flags.DEFINE_bool(
-    "distributed", False, "One of several processes; finds the others under Slurm, Open MPI, GKE and on Cloud TPU."
-)
+flags.DEFINE_integer("devices", None, "Takes so many CPU devices; default: accelerators, or one CPU.", lower_bound=1)
+flags.DEFINE_bool("distributed", False, "Joins other processes; finds them under Slurm, Open MPI, GKE, Cloud TPU.")
 flags.DEFINE_string("coordinator", None, "With --distributed, where nothing finds it: HOST:PORT of process 0.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)

@@ -34,9 +34,7 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one netw
 _ATTACKS = flags.DEFINE_multi_string("attack", [], "An attack, name or name:key=value,...; repeats.")
 _TARGETS = flags.DEFINE_enum("targets", "auto", evaluation.TARGETS, "The classes aimed at.")
 _CERTIFY = flags.DEFINE_bool("certify", False, "Also proves a lower bound of each distance.")
-_CERTIFY_METHOD = flags.DEFINE_enum(
-    "certify_method", "crown", certify.METHODS, "The method of proof; tighter ones are slower."
-)
+_CERTIFY_METHOD = flags.DEFINE_enum("certify_method", "crown", certify.METHODS, "Tighter methods are slower.")
 _CERTIFIED_NORMS = ("linf", "l2")
 
 
@@ -53,12 +51,11 @@ def main() -> None:
     flags_of_run = attacking.flags_of_run("attack", spec.recipe, dataset, num_examples, **own)
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
-    state, spec = attacking.load_network(checkpoint, test)
-    logits_fn = state.logits_fn
+    logits_fn, spec, parameters = attacking.load_network(checkpoint, test)
     for text, attack in parsed.items():
         evaluation.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
-    network = {"parameters_fingerprint": common.fingerprint(*jax.tree.leaves(state.variables))}
-    run = runs.Run(workdir, flags_of_run, dataclasses.asdict(spec) | network | attacking.describe(test))
+    resolved = dataclasses.asdict(spec) | {"parameters_fingerprint": parameters} | attacking.describe(test)
+    run = runs.Run(workdir, flags_of_run, resolved)
     clean = common.classify(logits_fn, data.to_float(test.images))
     attacking.save_clean(run, test, clean)
     for text, attack in parsed.items():

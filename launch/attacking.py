@@ -1,13 +1,13 @@
 """What launchers that attack share: the networks they attack, and `ddjax.evaluation` by the flags."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checkpoints, data, evaluation, metrics, runs, training
+from ddjax import attacks, checkpoints, data, evaluation, metrics, runs
 from ddjax.evaluation import Attempts, ConfiguredAttack, Outcome
 
 from . import common
@@ -25,11 +25,26 @@ def check_named(networks: Any, chosen: Any) -> None:
         raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
 
 
-def load_network(directory: Any, test: data.Dataset) -> tuple[training.TrainState, checkpoints.NetworkSpec]:
+class Network(NamedTuple):
+    """A trained network.
+
+    Attributes:
+      logits_fn: the network.
+      spec: how it was trained.
+      fingerprint: of its parameters.
+    """
+
+    logits_fn: Any
+    spec: checkpoints.NetworkSpec
+    fingerprint: str
+
+
+def load_network(directory: Any, test: data.Dataset) -> Network:
     """A network from its checkpoints, refused where it does not take the images."""
     spec = checkpoints.read_spec(directory)
     data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
-    return checkpoints.load_network(directory)
+    state, spec = checkpoints.load_network(directory)
+    return Network(state.logits_fn, spec, common.fingerprint(*jax.tree.leaves(state.variables)))
 
 
 def flags_of_run(launcher: str, recipe: str, dataset: str, num_examples: int, **own: Any) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from . import common, loading
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The softmax temperature of teacher and student in training.")
-_LABEL_NOISE = flags.DEFINE_float(
-    "label_noise", 0.0, "The standard deviation of the noise on the student's images, which are in [0, 1]."
-)
+_LABEL_NOISE = flags.DEFINE_float("label_noise", 0.0, "Standard deviation of noise on the student's images in [0, 1].")
 _FINETUNE_EPOCHS = flags.DEFINE_integer("finetune_epochs", 0, "Epochs of a noisy student on the true labels.")
 
 

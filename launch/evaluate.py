@@ -22,11 +22,10 @@ is started again.
 import dataclasses
 from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from ddjax import checkpoints, checks, data, defenses, evaluation, rounding, runs, training
+from ddjax import checkpoints, checks, data, defenses, evaluation, rounding, runs
 from ddjax.evaluation import Attempts, ConfiguredAttack
 
 from . import attacking, common, defending, loading, recipes, rows, substitutes
@@ -78,68 +77,50 @@ def main() -> None:
     test = load("test", num_examples)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
     calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
-    networks = [_Network(*attacking.load_network(directory, test)) for directory in _CHECKPOINTS.value]
+    networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
     for attack in parsed:
         targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
         evaluation.check_settings(attack, networks[0].logits_fn, first.image_shape, targeted)
     known = [defending.prepared(defense, calibration.images) for defense in known]
-    for network in networks:
-        for defense in known:
-            defense.check_fits(network.logits_fn, network.spec.image_shape)
+    table = [
+        _Row({"network": _name(network), "defense": defense.text}, network, defense, test, calibration)
+        for network in networks
+        for defense in known
+    ]
     run = runs.Run(workdir, flags_of_run, attacking.describe(test))
     run.save_arrays("images/clean", images=test.images, labels=test.labels)
-    for network in networks:
-        network.begin(run, test)
-        for defense in known:
-            row = _Row(run, network, defense, test, calibration, samples)
-            row.fill(parsed, budgets)
-            if _MASKING.value and row.find("masking") is None:
-                row.look_for_masking(budgets["linf"])
+    for row in table:
+        row.fill(run, parsed, budgets, samples)
+        if _MASKING.value and row.find("masking") is None:
+            row.look_for_masking(budgets["linf"])
     common.write_report(run)
 
 
-class _Network:
-    """A network under attack."""
+def _name(network: attacking.Network) -> str:
+    return f"{_title(network)} {network.fingerprint[:6]}"
 
-    def __init__(self, state: training.TrainState, spec: checkpoints.NetworkSpec) -> None:
-        """Names it by its role, the temperature of its training and its parameters."""
-        self.logits_fn, self.spec = state.logits_fn, spec
-        self.title = spec.role if spec.temperature == 1 else f"{spec.role} T={spec.temperature:g}"
-        self.name = f"{self.title} {common.fingerprint(*jax.tree.leaves(state.variables))[:6]}"
 
-    def begin(self, run: runs.Run, test: data.Dataset) -> None:
-        """Records it, and computes the logits of the clean test images."""
-        self.logits = common.classify(self.logits_fn, data.to_float(test.images))
-        if run.find(measure="network", network=self.name) is None:
-            settings = dataclasses.asdict(self.spec) | {"network": self.name, "architecture": self.spec.network}
-            run.append(measure="network", title=self.title, **settings)
+def _title(network: attacking.Network) -> str:
+    role, temperature = network.spec.role, network.spec.temperature
+    return role if temperature == 1 else f"{role} T={temperature:g}"
 
 
 class _Row(rows.Row):
     """A network behind a defense, before all attacks."""
 
-    def __init__(
-        self,
-        run: runs.Run,
-        network: _Network,
-        defense: defenses.Defense,
-        test: data.Dataset,
-        calibration: data.Dataset,
-        samples: int,
-    ) -> None:
-        """Takes the parts of `rows.Row`, and the number of draws of an expectation."""
-        where = {"network": network.name, "defense": defense.text}
-        super().__init__(where, network.logits_fn, defense, test, calibration)
-        self.run, self._network, self._samples = run, network, samples
-
-    def fill(self, parsed: list[ConfiguredAttack], budgets: dict[str, float]) -> None:
-        """Measures what has not been measured."""
+    def fill(self, run: runs.Run, parsed: list[ConfiguredAttack], budgets: dict[str, float], samples: int) -> None:
+        """Measures what has not been measured; `samples` are the draws of an expectation."""
+        self.run, name = run, self.where["network"]
+        if run.find(measure="network", network=name) is None:
+            spec = dataclasses.asdict(self.network.spec)
+            spec |= {"network": name, "architecture": self.network.spec.network}
+            run.append(measure="network", title=_title(self.network), **spec)
         if self.find("clean") is None:
             self._measure_clean_images()
         cells = [(attack, aware) for attack in parsed for aware in (False, True)]
         for attack, aware in cells:
             if self.find("evaluate", attack=attack.text, aware=aware) is None:
-                self._measure(attack, aware, budgets[attack.norm])
+                self._measure(attack, aware, budgets[attack.norm], samples)
         for knows in (False, True) if cells else ():
             found = [
                 self.find("evaluate", attack=attack.text, aware=aware) for attack, aware in cells if aware <= knows
@@ -149,7 +130,7 @@ class _Row(rows.Row):
 
     def look_for_masking(self, epsilon: float) -> None:
         """Measures the lights of the defended network; a detector beside it has no part in them."""
-        spec = self._network.spec
+        spec = self.network.spec
         recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0])
         queries = substitutes.queries(self.test.name, recipe)
         name = common.file_name(*self.where.values())
@@ -167,35 +148,29 @@ class _Row(rows.Row):
             record["calibration_fingerprint"] = common.fingerprint(self.held_out.images, self.held_out.labels)
         self.append("clean", **record)
 
-    def _attack(self, attack: ConfiguredAttack, aware: bool) -> tuple[str, Attempts, dict[str, Any]]:
+    def _attack(self, attack: ConfiguredAttack, aware: bool, samples: int) -> tuple[str, Attempts, dict[str, Any]]:
         """The file of an attack's images, the attempts, and the arrays, made by it now or before."""
-        seen, owner, text = self.logits_fn, "bare", attack.text
+        seen, owner, text = self.network.logits_fn, "bare", attack.text
         if aware:
-            known, through = defending.aware(
-                attack,
-                self.defense,
-                seen,
-                temperature=self._network.spec.temperature,
-                detector=self.detector,
-                samples=self._samples,
-            )
+            told = {"temperature": self.network.spec.temperature, "detector": self.detector, "samples": samples}
+            known, through = defending.aware(attack, self.defense, seen, **told)
             # Where there is nothing to know, it is the attack that does not.
             if known != attack or through is not seen:
                 attack, seen, owner = known, through, self.defense.text
-        name = f"images/{common.file_name(self._network.name, owner, text)}"
-        how = evaluation.resolve_targets("auto", attack.attack)
-        tried = attacking.attempts(how, self.test, self._network.logits)
+        name = f"images/{common.file_name(self.where['network'], owner, text)}"
+        clean = common.classify(self.network.logits_fn, data.to_float(self.test.images))
+        tried = attacking.attempts(evaluation.resolve_targets("auto", attack.attack), self.test, clean)
         # The same images of the bare network serve all its defenses.
         if self.run.find(measure="evaluate", file=f"{name}.npz") is not None:
             return name, tried, self.run.load_arrays(name)
-        outcome = attacking.run_attack(attack, seen, tried, f"{self._network.name}, {owner}: {text}")
+        outcome = attacking.run_attack(attack, seen, tried, f"{self.where['network']}, {owner}: {text}")
         gradients, zeros = int(outcome.gradients.sum()), int(outcome.zero_gradients.sum())
         arrays = {"images": outcome.inputs, "rows": tried.rows, "gradients": gradients, "zero_gradients": zeros}
         self.run.save_arrays(name, **arrays)
         return name, tried, arrays
 
-    def _measure(self, attack: ConfiguredAttack, aware: bool, budget: float) -> None:
-        name, tried, arrays = self._attack(attack, aware)
+    def _measure(self, attack: ConfiguredAttack, aware: bool, budget: float, samples: int) -> None:
+        name, tried, arrays = self._attack(attack, aware, samples)
         images = np.asarray(arrays["images"])
         if _EIGHT_BITS.value:
             images = rounding.round_to_8_bits(images)

@@ -29,36 +29,21 @@ _NUM_RECONSTRUCTED = 50
 _SEARCHED = ((25, 1), (25, 4), (100, 1), (100, 4), (200, 10))
 
 
-@functools.cache
-def _compiled_epoch(recipe: GenerativeRecipe) -> Any:
-    # A function of its own, whose arguments are donated.
-    return layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
-
-
 def _bits(density: Any, images: jax.Array) -> jax.Array:
     return pixelcnn.bits_per_dimension(density, jnp.round(255 * data.to_float(images)))
 
 
-@functools.cache
-def _sampler(image_shape: tuple[int, int, int], latent: int) -> Any:
-    def draw(model: Any, key_data: jax.Array) -> jax.Array:
-        keys = jax.random.wrap_key_data(key_data)
-        if latent:
-            return model(jax.vmap(lambda key: gan.draw_codes(key, 1, latent)[0])(keys))
-        return pixelcnn.sample(model, keys, image_shape) / 255
-
-    return draw
+def _sample(model: Any, key_data: jax.Array, *, image_shape: tuple[int, int, int], latent: int) -> jax.Array:
+    keys = jax.random.wrap_key_data(key_data)
+    if latent:
+        return model(jax.vmap(lambda key: gan.draw_codes(key, 1, latent)[0])(keys))
+    return pixelcnn.sample(model, keys, image_shape) / 255
 
 
-@functools.cache
-def _searcher(latent: int, num_steps: int, restarts: int) -> Any:
-    def search(model: Any, images: jax.Array, key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.random.wrap_key_data(key_data)
-        settings = {"latent": latent, "num_steps": num_steps, "restarts": restarts}
-        codes, errors = defense_gan.invert(data.to_float(images), keys, model, **settings)
-        return model(codes), errors
-
-    return search
+def _search(model: Any, images: jax.Array, key_data: jax.Array, **settings: int) -> tuple[jax.Array, jax.Array]:
+    keys = jax.random.wrap_key_data(key_data)
+    codes, errors = defense_gan.invert(data.to_float(images), keys, model, **settings)
+    return model(codes), errors
 
 
 def train() -> None:
@@ -81,19 +66,10 @@ def train() -> None:
     resolved["test_fingerprint"] = common.fingerprint(test.images)
     run = runs.Run(directory, flags_of_run, resolved)
     state = create_state(recipe, train.image_shape, jax.random.key(FLAGS.seed))
-    spec = checkpoints.NetworkSpec.of(
-        state.network,
-        recipe=recipe.name,
-        dataset=recipe.dataset,
-        num_classes=train.num_classes,
-        image_shape=train.image_shape,
-        role=recipe.role,
-        temperature=1.0,
-        seed=FLAGS.seed,
-        epochs=recipe.epochs,
-        num_train=len(train),
-        batch_size=recipe.batch_size,
-    )
+    how = {name: getattr(recipe, name) for name in ("dataset", "role", "epochs", "batch_size")}
+    how |= {"recipe": recipe.name, "seed": FLAGS.seed, "temperature": 1.0, "num_train": len(train)}
+    how |= {"image_shape": train.image_shape, "num_classes": train.num_classes}
+    spec = checkpoints.NetworkSpec.of(state.network, **how)
     path = run.workdir / "checkpoints" / f"seed{FLAGS.seed}_none" / recipe.role
     with contextlib.closing(checkpoints.Checkpoints(path, spec)) as store:
         state = _fit(run, recipe, store, state, train, test)
@@ -114,11 +90,14 @@ def _fit(
 ) -> TrainState:
     state, done = store.restore(state)
     images = jnp.asarray(train.images)
+    # A function of its own, whose arguments are donated.
+    compiled_epoch = layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
+    sample = functools.partial(_sample, image_shape=test.image_shape, latent=generative.latent_of(state))
     looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
 
     def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, float]]:
         begun = time.monotonic()
-        state, told = _compiled_epoch(recipe)(state, images)
+        state, told = compiled_epoch(state, images)
         told = {name: float(value) for name, value in told.items()}
         return state, told | {"seconds": time.monotonic() - begun}
 
@@ -129,7 +108,11 @@ def _fit(
                 bits = common.evaluate(_bits, generative.model_fn(state), test.images)
                 known["held_out_bits_per_dimension"] = float(np.mean(bits))
             if epoch in looks:
-                _draw(run, state, test.image_shape, epoch)
+                # By the same keys at all times.
+                keys = common.key_data(np.arange(_NUM_SAMPLES), _SAMPLES)
+                run.save_arrays(
+                    f"samples/epoch{epoch}", images=common.evaluate(sample, generative.model_fn(state), keys)
+                )
             run.append(measure="epoch", epoch=epoch, **known)
         return known
 
@@ -146,13 +129,6 @@ def _fit(
     )
 
 
-def _draw(run: runs.Run, state: TrainState, image_shape: tuple[int, int, int], epoch: int) -> None:
-    """Keeps samples of the model as it is, by the same keys at all times."""
-    keys = common.key_data(np.arange(_NUM_SAMPLES), _SAMPLES)
-    images = common.evaluate(_sampler(image_shape, generative.latent_of(state)), generative.model_fn(state), keys)
-    run.save_arrays(f"samples/epoch{epoch}", images=images)
-
-
 def _look_back(run: runs.Run, state: TrainState, test: data.Dataset) -> None:
     """What a generator makes of held-out images, by how much its search for codes may cost."""
     latent = generative.latent_of(state)
@@ -161,10 +137,11 @@ def _look_back(run: runs.Run, state: TrainState, test: data.Dataset) -> None:
     shown = data.rows_of(test, slice(_NUM_RECONSTRUCTED))
     keys = common.key_data(shown.indices, _SEARCHES)
     for num_steps, restarts in _SEARCHED:
-        where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}
-        if run.find(**where) is None:
-            search = _searcher(latent, num_steps, restarts)
+        settings = {"num_steps": num_steps, "restarts": restarts}
+        if run.find(measure="reconstruction", **settings) is None:
+            search = functools.partial(_search, latent=latent, **settings)
             made, errors = common.evaluate(search, generative.model_fn(state), shown.images, keys)
             name = f"reconstructions/steps{num_steps}_starts{restarts}"
             run.save_arrays(name, images=made, originals=shown.images)
-            run.append(**where, mean_error=float(np.mean(errors)), median_error=float(np.median(errors)), n=len(errors))
+            told = {"mean_error": float(np.mean(errors)), "median_error": float(np.median(errors)), "n": len(errors)}
+            run.append(measure="reconstruction", **settings, **told)

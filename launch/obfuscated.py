@@ -43,16 +43,10 @@ _RUNS = flags.DEFINE_string("runs", "runs", "The directory of the runs of launch
 _DEFENSE = flags.DEFINE_multi_string("defense", [], "A row of the table; repeats. Default: all.")
 _EPSILON = flags.DEFINE_float("epsilon", 0.031, "The radius in Linf.")
 _NUM_CLEAN = flags.DEFINE_integer("num_clean", 1000, "Test images for the clean accuracy.", lower_bound=1)
-_SAMPLES = flags.DEFINE_integer(
-    "samples", None, "Draws of an expectation; default: 30, or 2 if --quick.", lower_bound=1
-)
-_NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", None, "Steps of the attacks; default: 150, or 100 if --quick.", lower_bound=2
-)
+_SAMPLES = flags.DEFINE_integer("samples", None, "Of an expectation; default: 30, or 2 if --quick.", lower_bound=1)
+_NUM_STEPS = flags.DEFINE_integer("num_steps", None, "Of attacks; default: 150, or 100 if --quick.", lower_bound=2)
 _HELD_OUT = flags.DEFINE_integer("num_held_out", 800, "Test images for the detector.", lower_bound=80)
-_LIGHTS = flags.DEFINE_bool(
-    "lights", True, "Tests for signs of masked gradients; --nolights leaves them for a later run."
-)
+_LIGHTS = flags.DEFINE_bool("lights", True, "Tests for masked gradients; --nolights leaves that for a later run.")
 _QUICK = flags.DEFINE_bool("quick", False, "Small networks, 50 images, 100 steps, 2 draws.")
 # The attack that the detector is fitted on, see `lid.fitting_attack`.
 _FITTED_ON = ConfiguredAttack(
@@ -120,13 +114,10 @@ CASES = {
 _QUICK_CHANGES: dict[str, dict[str, Any]] = {
     "crop_ensemble": {"defense": "crop_ensemble:num_crops=10"},
     "activation_pruning": {"defense": "activation_pruning:draws=bernoulli"},
-    "none_mnist": {"recipe": "mnist_quick"},
-    "none_mnist_l2": {"recipe": "mnist_quick"},
-    "pixel_defend": {"recipe": "mnist_quick", "defense": "pixel_defend:epsilon=0.25", "model": "pixelcnn_mnist"}
-    | {"alone": True, "epsilon": 0.3},
+    "pixel_defend": {"recipe": "papernot_mnist", "alone": True, "epsilon": 0.3}
+    | {"defense": "pixel_defend:epsilon=0.25", "model": "pixelcnn_mnist"},
     # A look takes long, and momentum averages over the draws of several steps.
-    "defense_gan": {"recipe": "mnist_quick", "defense": "defense_gan:num_steps=100,restarts=2", "model": "gan_mnist"}
-    | {"samples": 1},
+    "defense_gan": {"defense": "defense_gan:num_steps=100,restarts=2", "model": "gan_mnist", "samples": 1},
 }
 
 
@@ -198,7 +189,8 @@ class _Row(rows.Row):
         self.name = name
         case = CASES[name]
         if _QUICK.value:
-            case = case._replace(**{"recipe": f"{case.recipe}_quick"} | _QUICK_CHANGES.get(name, {}))
+            case = case._replace(**_QUICK_CHANGES.get(name, {}))
+            case = case._replace(recipe=f"{case.recipe.removeprefix('papernot_')}_quick")
         path = _checkpoint(case.recipe, "baseline")
         spec = checkpoints.read_spec(path)
         # A network that is itself without a defense says how it was trained.
@@ -206,17 +198,17 @@ class _Row(rows.Row):
         source = FLAGS.dataset or self._recipe.dataset
         test = _load_test(source, self._recipe.image_size)
         self.clean = data.first(test, max(_NUM_CLEAN.value // case.part, num_examples))
-        state, self._spec = attacking.load_network(path, self.clean)
+        network = attacking.load_network(path, self.clean)
         attacked, held_out = data.first(self.clean, num_examples), data.rows_of(test, slice(_NUM_CLEAN.value, None))
-        super().__init__({"row": name}, state.logits_fn, _load_defense(case, spec), attacked, held_out)
-        self._case, self._fingerprint = case, common.fingerprint(*jax.tree.leaves(state.variables))
+        super().__init__({"row": name}, network, _load_defense(case, spec), attacked, held_out)
+        self._case = case
         self._probed = data.first(self.clean, min(len(self.clean), max(num_examples, _LEAST_PROBED)))
         queries = substitutes.queries(source, self._recipe)
         self._queries = data.rows_of(queries, slice(-(-len(queries) // case.part)))
         self._num_steps, epsilon = max(num_steps // case.part, 2), case.epsilon or _EPSILON.value
         # The root of a mean square is shorter than the norm.
         self._epsilon = float(epsilon * np.sqrt(np.prod(test.image_shape)) if case.norm == "l2" else epsilon)
-        self._seen = defending.seen_through(self.defense, self.logits_fn, case.samples or samples)
+        self._seen = defending.seen_through(self.defense, self.network.logits_fn, case.samples or samples)
 
     def fill(self, run: runs.Run) -> None:
         """Measures what has not been measured."""
@@ -226,10 +218,9 @@ class _Row(rows.Row):
             for attack, seen in self._attacks(aware):
                 if self.find("attack", aware=aware, attack=attack.text) is None:
                     self._measure(attack, seen, aware)
-            found = [
-                r for r in run.records if r["measure"] == "attack" and r["row"] == self.name and r["aware"] <= aware
-            ]
-            self.measure_worst(aware, len(found), [record["file"] for record in found])
+            records = [record for record in run.records if record["measure"] == "attack" and record["row"] == self.name]
+            files = [record["file"] for record in records if record["aware"] <= aware]
+            self.measure_worst(aware, len(files), files)
         if self.find("gradient") is None:
             self._measure_gradients()
         if self.find("transfer") is None:
@@ -243,14 +234,12 @@ class _Row(rows.Row):
     def _begin(self) -> None:
         """Records the network and what it makes of clean images."""
         known = self.find("network")
-        if known is not None and known["fingerprint"] != self._fingerprint:
-            raise runs.RunError(
-                f"{self.name}: this is another network than the one that {self.run.workdir} was begun with"
-            )
+        if known is not None and known["fingerprint"] != self.network.fingerprint:
+            raise runs.RunError(f"{self.name}: it is another network than the one that {self.run.workdir} began with")
         if known is None:
-            told = {"defense": self._case.defense, "fingerprint": self._fingerprint}
+            told = {"defense": self._case.defense, "fingerprint": self.network.fingerprint}
             told |= {"norm": self._case.norm, "epsilon": self._epsilon}
-            self.append("network", **told, **dataclasses.asdict(self._spec))
+            self.append("network", **told, **dataclasses.asdict(self.network.spec))
             self.run.save_arrays(f"images/{self.name}_clean", images=self.test.images, labels=self.test.labels)
         if self.find("clean") is None:
             self.append("clean", **self.judge_of(self.clean).clean_fields())
@@ -287,7 +276,7 @@ class _Row(rows.Row):
             on_network.append(_like(like, _ON_MANIFOLD, defense_gan.manifold_attack))
             like = like.replace(numbers=numbers)
             on_network.append(_like(like, f"{_ON_MANIFOLD}, carried over", defense_gan.carried_attack))
-        return found + [(attack, self.logits_fn) for attack in on_network]
+        return found + [(attack, self.network.logits_fn) for attack in on_network]
 
     def _measure(self, attack: ConfiguredAttack, seen: Any, aware: bool) -> None:
         text = attack.text

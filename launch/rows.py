@@ -1,5 +1,6 @@
 """A network behind a defense, before attackers: a row of `launch.evaluate` and of `launch.obfuscated`."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -18,30 +19,28 @@ _MASKING = 0x3A5C
 _DRAWS = 10
 
 
+@dataclasses.dataclass(eq=False)
 class Row:
     """A network behind a defense. It is made before a run is opened, so that what does not fit is refused first.
 
     Attributes:
-      run: gets the measurements, each of which is skipped when it is on disk. To be set before the first of them.
       where: the fields that name the row in the results.
-      logits_fn: the network.
+      network: the network.
       defense: what it takes beside the network is there.
       test: the images that are attacked.
       held_out: clean images, for the detector.
+      run: gets the measurements, each of which is skipped when it is on disk. To be set before the first of them.
     """
 
-    run: runs.Run
+    where: dict[str, Any]
+    network: attacking.Network
+    defense: defenses.Defense
+    test: data.Dataset
+    held_out: data.Dataset
+    run: runs.Run = dataclasses.field(init=False)
 
-    def __init__(
-        self,
-        where: dict[str, Any],
-        logits_fn: Any,
-        defense: defenses.Defense,
-        test: data.Dataset,
-        held_out: data.Dataset,
-    ) -> None:
-        """Takes the parts."""
-        self.where, self.logits_fn, self.defense, self.test, self.held_out = where, logits_fn, defense, test, held_out
+    def __post_init__(self) -> None:
+        self.defense.check_fits(self.network.logits_fn, self.network.spec.image_shape)
 
     def find(self, measure: str, **fields: Any) -> dict[str, Any] | None:
         """The row's first record with these fields, or None."""
@@ -54,18 +53,18 @@ class Row:
     @functools.cached_property
     def deployed(self) -> Any:
         """The classifier as it is deployed, by one draw."""
-        return defending.deployed(self.defense, self.logits_fn)
+        return defending.deployed(self.defense, self.network.logits_fn)
 
     @functools.cached_property
     def naive(self) -> Any:
         """The classifier as a defense-unaware attacker sees it."""
-        return defending.naive(self.defense, self.logits_fn)
+        return defending.naive(self.defense, self.network.logits_fn)
 
     @functools.cached_property
     def detector(self) -> evaluation.Detector | None:
         """The detector beside the network."""
         images, labels = data.to_float(self.held_out.images), self.held_out.labels
-        return defending.detector(self.defense, self.logits_fn, images, labels)
+        return defending.detector(self.defense, self.network.logits_fn, images, labels)
 
     @functools.cached_property
     def judge(self) -> evaluation.MatrixRow:
@@ -102,7 +101,7 @@ class Row:
           epsilon: the radius in Linf.
           **steps: `num_steps` of the attacks, `num_random` samples of the random search.
         """
-        judge = defending.deployed(self.defense, self.logits_fn, _DRAWS)
+        judge = defending.deployed(self.defense, self.network.logits_fn, _DRAWS)
         found = common.evaluate(
             _probe(**steps),
             (self.naive, {"judge": judge, "substitute": substitute, "epsilon": np.float32(epsilon)}),
