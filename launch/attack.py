@@ -131,7 +131,11 @@ def _certify(run: runs.Run, norm: str, logits_fn: Any, test: data.Dataset, clean
         # Only what the attacks added since have found is new.
         proved, seconds, method = run.load_arrays(name)["proved"], before["seconds_per_example"], before["method"]
     else:
-        proved, seconds = _prove(norm, logits_fn, test)
+        prove, started = functools.partial(certify.largest_radius, norm=norm, method=method), time.monotonic()
+        # One image already keeps the processor busy, and so the bar moves.
+        settings = {"batch_size": 1, "description": f"certify {norm}"}
+        proved = common.evaluate(prove, logits_fn, data.to_float(test.images), test.labels, **settings)
+        seconds = (time.monotonic() - started) / len(test)
     attacked = _closest(run, norm, test)
     correct = metrics.correct(clean, test.labels)
     # A misclassified image is decided otherwise itself.
@@ -152,16 +156,6 @@ def _last(run: runs.Run, norm: str) -> dict[str, Any] | None:
     """The newest record of a proof, or None."""
     found = [record for record in run.records if record["measure"] == "certify" and record["norm"] == norm]
     return found[-1] if found else None
-
-
-def _prove(norm: str, logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, float]:
-    """The radii, and the seconds for an image."""
-    prove = functools.partial(certify.largest_radius, norm=norm, method=_CERTIFY_METHOD.value)
-    started = time.monotonic()
-    # One image already keeps the processor busy, and so the bar moves.
-    columns = (data.to_float(test.images), test.labels)
-    proved = common.evaluate(prove, logits_fn, *columns, batch_size=1, description=f"certify {norm}")
-    return proved, (time.monotonic() - started) / len(test)
 
 
 def _closest(run: runs.Run, norm: str, test: data.Dataset) -> np.ndarray:
