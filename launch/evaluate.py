@@ -66,9 +66,8 @@ def main() -> None:
     for norm, budget in budgets.items():
         checks.check_number(f"--budget_{norm}", budget, above=0.0)
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    samples = _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
     # Attacks, defenses and networks may be added to a run.
-    own = {"num_calibration": _CALIBRATION.value, "samples": samples, "eight_bits": _EIGHT_BITS.value}
+    own = {"num_calibration": _CALIBRATION.value, "samples": _samples(), "eight_bits": _EIGHT_BITS.value}
     own |= {f"budget_{norm}": budget for norm, budget in budgets.items()} | substitutes.flags_of_run()
     flags_of_run = attacking.flags_of_run("evaluate", first.recipe, dataset, num_examples, **own)
     workdir = common.workdir("evaluate", first.recipe)
@@ -90,10 +89,14 @@ def main() -> None:
     run = runs.Run(workdir, flags_of_run, attacking.describe(test))
     run.save_arrays("images/clean", images=test.images, labels=test.labels)
     for row in table:
-        row.fill(run, parsed, budgets, samples)
+        row.fill(run, parsed, budgets)
         if _MASKING.value and row.find("masking") is None:
             row.look_for_masking(budgets["linf"])
     common.write_report(run)
+
+
+def _samples() -> int:
+    return _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
 
 
 def _name(network: attacking.Network) -> str:
@@ -108,8 +111,8 @@ def _title(network: attacking.Network) -> str:
 class _Row(rows.Row):
     """A network behind a defense, before all attacks."""
 
-    def fill(self, run: runs.Run, parsed: list[ConfiguredAttack], budgets: dict[str, float], samples: int) -> None:
-        """Measures what has not been measured; `samples` are the draws of an expectation."""
+    def fill(self, run: runs.Run, parsed: list[ConfiguredAttack], budgets: dict[str, float]) -> None:
+        """Measures what has not been measured."""
         self.run, name = run, self.where["network"]
         if run.find(measure="network", network=name) is None:
             spec = dataclasses.asdict(self.network.spec)
@@ -120,7 +123,7 @@ class _Row(rows.Row):
         cells = [(attack, aware) for attack in parsed for aware in (False, True)]
         for attack, aware in cells:
             if self.find("evaluate", attack=attack.text, aware=aware) is None:
-                self._measure(attack, aware, budgets[attack.norm], samples)
+                self._measure(attack, aware, budgets[attack.norm])
         for knows in (False, True) if cells else ():
             found = [
                 self.find("evaluate", attack=attack.text, aware=aware) for attack, aware in cells if aware <= knows
@@ -148,11 +151,11 @@ class _Row(rows.Row):
             record["calibration_fingerprint"] = common.fingerprint(self.held_out.images, self.held_out.labels)
         self.append("clean", **record)
 
-    def _attack(self, attack: ConfiguredAttack, aware: bool, samples: int) -> tuple[str, Attempts, dict[str, Any]]:
+    def _attack(self, attack: ConfiguredAttack, aware: bool) -> tuple[str, Attempts, dict[str, Any]]:
         """The file of an attack's images, the attempts, and the arrays, made by it now or before."""
         seen, owner, text = self.network.logits_fn, "bare", attack.text
         if aware:
-            told = {"temperature": self.network.spec.temperature, "detector": self.detector, "samples": samples}
+            told = {"temperature": self.network.spec.temperature, "detector": self.detector, "samples": _samples()}
             known, through = defending.aware(attack, self.defense, seen, **told)
             # Where there is nothing to know, it is the attack that does not.
             if known != attack or through is not seen:
@@ -169,8 +172,8 @@ class _Row(rows.Row):
         self.run.save_arrays(name, **arrays)
         return name, tried, arrays
 
-    def _measure(self, attack: ConfiguredAttack, aware: bool, budget: float, samples: int) -> None:
-        name, tried, arrays = self._attack(attack, aware, samples)
+    def _measure(self, attack: ConfiguredAttack, aware: bool, budget: float) -> None:
+        name, tried, arrays = self._attack(attack, aware)
         images = np.asarray(arrays["images"])
         if _EIGHT_BITS.value:
             images = rounding.round_to_8_bits(images)
