@@ -36,14 +36,7 @@ _NESTED = re.compile(r"\[(?:\s*\[\.\.\.\],?)+(?:\s*\.\.\.,?)*\s*(?:\[\.\.\.\],?\
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """The sentence for an error, and the exit status.
-
-    Args:
-      error: what was raised.
-
-    Returns:
-      At most about `LONGEST` characters, without the values of arrays; and `USER`, `UNEXPECTED` or `INTERRUPTED`.
-    """
+    """The sentence for an error, of about `LONGEST` characters at most and without the values of arrays; the status."""
     chain = list(_chain(error))
     text = "\n".join(map(str, chain))
     if any(isinstance(each, KeyboardInterrupt) for each in chain) or "KeyboardInterrupt" in text:

@@ -4,7 +4,7 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from absl import flags
 
@@ -41,24 +41,22 @@ def text(flag_values: flags.FlagValues, common: str) -> str:
 
 def catalogue() -> dict[str, str]:
     """What exists, by the flag that takes its name: attacks and defenses with their settings, and recipes."""
-    all_recipes = {**recipes.RECIPES, **generative_recipes.RECIPES}
-    settings = {name: declaration.parameters for name, declaration in defenses.DEFENSES.items()}
-    return {
-        "attack": "Attacks, --attack=NAME:SETTING=VALUE,...:\n"
-        + _described({name: evaluation.settings_of(attack) for name, attack in attacks.ATTACKS.items()}),
-        "defense": f"Defenses, --defense=NAME:SETTING=VALUE,...:\n{_described(settings)}",
-        "recipe": "Recipes, --recipe=NAME:\n"
-        + _listed((name, _sentence(recipe.description)) for name, recipe in all_recipes.items()),
+    settings = {
+        "attack": {name: evaluation.settings_of(attack) for name, attack in attacks.ATTACKS.items()},
+        "defense": {name: defense.parameters for name, defense in defenses.DEFENSES.items()},
     }
+    found = {}
+    for flag, known in settings.items():
+        listed = _listed((name, registry.describe(each) if each else "") for name, each in known.items())
+        found[flag] = f"{flag.capitalize()}s, --{flag}=NAME:SETTING=VALUE,...:\n{listed}"
+    all_recipes = {**recipes.RECIPES, **generative_recipes.RECIPES}
+    listed = _listed((name, _sentence(recipe.description)) for name, recipe in all_recipes.items())
+    return found | {"recipe": f"Recipes, --recipe=NAME:\n{listed}"}
 
 
 def as_called(text: str) -> str:
     """A text with the commands that it names as they are called here: an installed package has `ddjax`."""
     return text if __package__ == "launch" else text.replace("python -m launch.", "ddjax ")
-
-
-def _described(settings: Mapping[str, Mapping[str, inspect.Parameter]]) -> str:
-    return _listed((name, registry.describe(each) if each else "") for name, each in settings.items())
 
 
 def _sentence(text: str) -> str:

@@ -11,7 +11,6 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 from absl import app, flags, logging
@@ -21,49 +20,32 @@ from ddjax import data, parallel
 from . import _errors, _help
 
 FLAGS = flags.FLAGS
+_LARGEST = 2**31 - 1
 
 flags.DEFINE_string("recipe", "digits", "The settings, by name; --help lists them.")
-flags.DEFINE_string(
-    "dataset", None, "Replaces the recipe's data set: digits, an image set of tensorflow-datasets, or folder:PATH."
-)
-flags.DEFINE_string(
-    "data_dir", None, "Where tensorflow-datasets finds prepared sets; default: TFDS_DATA_DIR, then its own default."
-)
+flags.DEFINE_string("dataset", None, "Replaces the recipe's data set: digits, one of TFDS, or folder:PATH.")
+flags.DEFINE_string("data_dir", None, "Where tensorflow-datasets has its sets; default: TFDS_DATA_DIR, then its own.")
 flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
 flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
 flags.DEFINE_enum("unreadable", "refuse", data.UNREADABLE, "What to do with images of a folder that are damaged.")
 flags.DEFINE_string("cache_dir", None, "Where a folder's decoded images are kept; default: ddjax in the user's cache.")
 flags.DEFINE_string("workdir", None, "Where the run is written; default: runs/LAUNCHER_RECIPE.")
-flags.DEFINE_integer(
-    "seed",
-    0,
-    "Makes all randomness: subsets of data, parameters, order of examples, attacks.",
-    lower_bound=0,
-    upper_bound=2**31 - 1,
-)
+flags.DEFINE_integer("seed", 0, "Makes all randomness: subsets, parameters, order of examples, attacks.", 0, _LARGEST)
 flags.DEFINE_integer("num_examples", None, "How many test images are attacked; each launcher says what is the default.")
 flags.DEFINE_integer("num_train", None, "Replaces the recipe's number of training images.")
 flags.DEFINE_integer("num_test", None, "Replaces the recipe's number of test images.")
 flags.DEFINE_integer("epochs", None, "Replaces the recipe's number of epochs.")
-flags.DEFINE_integer(
-    "batch_size", 512, "The largest batch for evaluation and attacks; not for training.", lower_bound=1
-)
+flags.DEFINE_integer("batch_size", 512, "The largest batch of evaluation and attacks, not of training.", lower_bound=1)
 flags.DEFINE_enum("matmul_precision", "highest", ["default", "high", "highest"], "Of float32 products on accelerators.")
 flags.DEFINE_float("checkpoint_seconds", 30.0, "The least time between two checkpoints of one training.")
-flags.DEFINE_integer(
-    "devices", None, "Runs on so many CPU devices, for trying out; default: accelerators, or else one.", lower_bound=1
-)
-flags.DEFINE_bool(
-    "distributed", False, "One of several processes; finds the others under Slurm, Open MPI, GKE and on Cloud TPU."
-)
+flags.DEFINE_integer("devices", None, "Takes so many CPU devices; default: accelerators, or one CPU.", lower_bound=1)
+flags.DEFINE_bool("distributed", False, "Joins other processes; finds them under Slurm, Open MPI, GKE, Cloud TPU.")
 flags.DEFINE_string("coordinator", None, "With --distributed, where nothing finds it: HOST:PORT of process 0.")
 flags.DEFINE_integer("num_processes", None, "With --coordinator: how many processes there are.", lower_bound=1)
 flags.DEFINE_integer("process_id", None, "With --coordinator: which of them this is, from 0.", lower_bound=0)
 flags.DEFINE_enum("stacking", "auto", parallel.STACKINGS, "How a device trains its share of a sweep's networks.")
 flags.DEFINE_bool("traceback", False, "Shows where in the code an error was raised.")
 
-
-_LARGEST = 2**31 - 1
 _HELP = ("--help", "-help", "-h", "--helpshort", "-helpshort")
 
 
@@ -93,11 +75,7 @@ def _start(main: Callable[[], None], argv: Sequence[str]) -> None:
 
 
 def _be_quiet(errors: bool) -> None:
-    """Silences what libraries log.
-
-    Args:
-      errors: whether they still log errors. orbax logs each one in every thread and at exit; the sentence says it once.
-    """
+    """Silences what libraries log, unless `errors` are wanted: orbax logs each one in every thread and at exit."""
     if not FLAGS["verbosity"].present:
         # orbax also tells of every step of every checkpoint.
         logging.set_verbosity(logging.ERROR if errors else logging.FATAL)
@@ -160,18 +138,18 @@ def _check_flags() -> None:
             raise ValueError(f"--{name} must be a finite number, got {value}")
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ValueError(f"--{name} must be at most {_LARGEST}, got {value}")
-        if isinstance(value, str) or (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+        if isinstance(value, str):
             FLAGS[name].value = _expand(name, value)
+        if isinstance(value, list):
+            FLAGS[name].value = [_expand(name, each) if isinstance(each, str) else each for each in value]
     if FLAGS.workdir is not None and "://" in FLAGS.workdir:
         raise ValueError(f"--workdir must be a local directory, got {FLAGS.workdir}; copy a run after it has ended")
     if FLAGS.workdir == "":
         raise ValueError("--workdir must name a directory, got an empty name")
 
 
-def _expand(name: str, value: Any) -> Any:
+def _expand(name: str, value: str) -> str:
     """The value of a flag with the user's home in the place of `~`, with which only paths begin."""
-    if isinstance(value, list):
-        return [_expand(name, each) for each in value]
     expanded = os.path.expanduser(value)
     if expanded.startswith("~"):
         raise ValueError(f"--{name}={value}: there is no home directory for {value.partition('/')[0]}")
@@ -204,16 +182,16 @@ def compilation_cache() -> str | None:
 
 def _join_processes() -> None:
     """Makes this process one of several, where the flags say so."""
-    coordinator, count, index = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
-    given = [value is not None for value in (coordinator, count, index)]
+    named = coordinator, count, index = FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id
     if not FLAGS.distributed:
-        if any(given):
+        if any(value is not None for value in named):
             raise ValueError("--coordinator, --num_processes and --process_id need --distributed")
         return
-    if any(given) and not all(given):
-        raise ValueError("--coordinator, --num_processes and --process_id go together")
-    if all(given) and index >= count:
-        raise ValueError(f"--process_id must be from 0 to {count - 1}, got {index}")
+    if named != (None, None, None):
+        if None in named:
+            raise ValueError("--coordinator, --num_processes and --process_id go together")
+        if index >= count:
+            raise ValueError(f"--process_id must be from 0 to {count - 1}, got {index}")
     try:
         jax.distributed.initialize(coordinator, count, index)
     except (ValueError, RuntimeError) as error:

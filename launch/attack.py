@@ -17,7 +17,6 @@ between this radius and the closest adversarial image that any of the attacks ha
 import dataclasses
 import functools
 import pathlib
-import re
 import time
 from typing import Any
 
@@ -25,8 +24,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, certify, checkpoints, data, evaluation, metrics, parallel, runs
-from ddjax.evaluation import Attempts, ConfiguredAttack, Outcome
+from ddjax import certify, checkpoints, data, evaluation, metrics, runs
+from ddjax.evaluation import ConfiguredAttack
 
 from . import attacking, common, loading
 
@@ -35,53 +34,33 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one netw
 _ATTACKS = flags.DEFINE_multi_string("attack", [], "An attack, name or name:key=value,...; repeats.")
 _TARGETS = flags.DEFINE_enum("targets", "auto", evaluation.TARGETS, "The classes aimed at.")
 _CERTIFY = flags.DEFINE_bool("certify", False, "Also proves a lower bound of each distance.")
-_CERTIFY_METHOD = flags.DEFINE_enum(
-    "certify_method", "crown", certify.METHODS, "The method of proof; tighter ones are slower."
-)
+_CERTIFY_METHOD = flags.DEFINE_enum("certify_method", "crown", certify.METHODS, "Tighter methods are slower.")
 _CERTIFIED_NORMS = ("linf", "l2")
 
 
 def main() -> None:
     """Runs the attacks."""
-    if _CHECKPOINT.value is None:
-        raise ValueError("--checkpoint must name the directory of a network's checkpoints")
-    if not _ATTACKS.value:
-        raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
+    attacking.check_named(_CHECKPOINT.value, _ATTACKS.value)
     parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
     how = {text: evaluation.resolve_targets(_TARGETS.value, attack.attack) for text, attack in parsed.items()}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    spec = checkpoints.read_spec(_CHECKPOINT.value)
-    dataset = FLAGS.dataset or spec.dataset
-    workdir = pathlib.Path(FLAGS.workdir or f"runs/attack_{spec.recipe}")
-    flags_of_run = {
-        "launcher": "attack",
-        "checkpoint": str(pathlib.Path(_CHECKPOINT.value).resolve()),
-        "recipe": spec.recipe,
-        "dataset": dataset,
-        "num_examples": num_examples,
-        "targets": _TARGETS.value,
-        "seed": FLAGS.seed,
-        "batch_size": FLAGS.batch_size,
-        "matmul_precision": FLAGS.matmul_precision,
-    }
+    checkpoint = str(_CHECKPOINT.value)
+    spec = checkpoints.read_spec(checkpoint)
+    dataset, workdir = FLAGS.dataset or spec.dataset, common.workdir("attack", spec.recipe)
+    own = {"checkpoint": str(pathlib.Path(checkpoint).resolve()), "targets": _TARGETS.value}
+    flags_of_run = attacking.flags_of_run("attack", spec.recipe, dataset, num_examples, **own)
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
-    data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {_CHECKPOINT.value}")
-    state, spec = checkpoints.load_network(_CHECKPOINT.value)
-    logits_fn = state.logits_fn
+    logits_fn, spec, parameters = attacking.load_network(checkpoint, test)
     for text, attack in parsed.items():
         evaluation.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
-    resolved = dataclasses.asdict(spec) | {
-        "class_names": test.class_names,
-        "parameters_fingerprint": common.fingerprint(*jax.tree.leaves(state.variables)),
-        "test_fingerprint": common.fingerprint(test.images, test.labels),
-    }
+    resolved = dataclasses.asdict(spec) | {"parameters_fingerprint": parameters} | attacking.describe(test)
     run = runs.Run(workdir, flags_of_run, resolved)
     clean = common.classify(logits_fn, data.to_float(test.images))
     attacking.save_clean(run, test, clean)
     for text, attack in parsed.items():
         if run.find(measure="attack", attack=text) is None:
-            _measure(run, text, attack, how[text], logits_fn, test, clean)
+            _measure(run, attack, how[text], logits_fn, test, clean)
     for norm in _CERTIFIED_NORMS:
         # Once there is a proof, every attack is compared with it.
         if _CERTIFY.value or _last(run, norm) is not None:
@@ -101,144 +80,82 @@ def _in_words(record: dict[str, Any]) -> str:
             f"certify {record['norm']}: {record['proved']} of {record['n']} have a proved distance, "
             f"{record['mean_proved']:.4f} in the mean{attacked}; violations: {record['violations']}"
         )
-    norms = ", ".join(
-        f"{norm} {record[f'{norm}_mean']:.4g}" for norm in ("l0_pixels", "l2", "linf") if record[f"{norm}_mean"]
-    )
-    low = ""
-    if record.get("forward", "float32") != "float32":
-        low = f"; in {record['forward']} it believed {record['claimed']:.4f}"
-    return (
+    told = (
         f"{record['attack']}: success {record['success']:.4f} [{record['success_low']:.4f}, "
         f"{record['success_high']:.4f}] of {record['n']}, after 8-bit rounding {record['success_8_bits']:.4f}"
-        f"{'; mean ' + norms if norms else ''}{low}{_zero_gradients(record)}"
     )
-
-
-def _zero_gradients(record: dict[str, Any]) -> str:
-    """The share of exactly zero gradients, with a warning where it makes the rate doubtful; empty for none."""
+    means = {norm: record[f"{norm}_mean"] for norm in ("l0_pixels", "l2", "linf")}
+    norms = ", ".join(f"{norm} {mean:.4g}" for norm, mean in means.items() if mean)
+    if norms:
+        told += f"; mean {norms}"
+    if record.get("forward", "float32") != "float32":
+        told += f"; in {record['forward']} it believed {record['claimed']:.4f}"
     share = record.get("zero_gradient_share")
-    if share is None:
-        return ""
-    told = f"; zero gradients {share:.1%}"
-    if share > evaluation.ZERO_SHARE:
+    if share is not None:
+        told += f"; zero gradients {share:.1%}"
+    if share is not None and share > evaluation.ZERO_SHARE:
         told += " (warning: masked gradients; the rate says little, try temperature=T or loss=margin)"
     return told
 
 
-def _file_name(name: str) -> str:
-    """A name without what a file name cannot hold."""
-    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", name)
-
-
 def _measure(
-    run: runs.Run,
-    text: str,
-    attack: ConfiguredAttack,
-    how: str,
-    logits_fn: Any,
-    test: data.Dataset,
-    clean: np.ndarray,
+    run: runs.Run, attack: ConfiguredAttack, how: str, logits_fn: Any, test: data.Dataset, clean: np.ndarray
 ) -> None:
     tried = attacking.attempts(how, test, clean)
-    outcome = attacking.run_attack(attack, logits_fn, tried, text)
+    outcome = attacking.run_attack(attack, logits_fn, tried, attack.text)
     correct = metrics.correct(clean, test.labels)[tried.rows]
     rate = metrics.success_rate(outcome.success, correct)
-    low, high = metrics.wilson_interval(rate.successes, rate.n)
+    low, high = metrics.wilson_interval(*rate)
     rounded = metrics.success_rate(outcome.success_8_bits, correct)
-    counted = outcome.success & correct
     summary = {}
     for norm, values in outcome.distances._asdict().items():
-        of_successes = values[counted]
+        of_successes = values[outcome.success & correct]
         for statistic, function in (("mean", np.mean), ("median", np.median), ("worst", np.max)):
             summary[f"{norm}_{statistic}"] = float(function(of_successes)) if len(of_successes) else None
     if how == "all":
-        summary |= _cases(outcome, tried)
-    number = len(run.records)
-    file = attacking.save_outcome(run, f"{number}_{_file_name(attack.attack.name)}", tried, outcome)
-    run.append(
-        measure="attack",
-        attack=text,
-        targets=how,
-        n=rate.n,
-        successes=rate.successes,
-        success=rate.value,
-        success_low=low,
-        success_high=high,
-        forward=attack.forward,
-        claimed=metrics.success_rate(outcome.claimed, correct).value,
-        misclassified=int((~correct).sum()),
-        successes_8_bits=rounded.successes,
-        success_8_bits=rounded.value,
-        **summary,
-        **evaluation.costs(outcome),
-        file=file,
-    )
-
-
-def _cases(outcome: Outcome, tried: Attempts) -> dict[str, Any]:
-    """The best, average and worst case over the targets of each image, in the norms that attacks minimize."""
-    fields: dict[str, Any] = {}
-    for norm in ("l0_pixels", "l2", "linf"):
-        of_norm = metrics.cases(getattr(outcome.distances, norm), outcome.success, tried.rows)
-        for name, case in of_norm.items():
-            fields |= {
-                f"{name}_successes": case.rate.successes,
-                f"{name}_n": case.rate.n,
-                f"{name}_success": case.rate.value,
-                f"{name}_{norm}": case.distance,
-            }
-    return fields
+        # In the norms that attacks minimize.
+        summary |= attacking.case_fields(outcome, tried, {norm: norm for norm in ("l0_pixels", "l2", "linf")})
+    file = attacking.save_outcome(run, common.file_name(str(len(run.records)), attack.attack.name), tried, outcome)
+    fields = {"n": rate.n, "successes": rate.successes, "success": rate.value, "success_low": low, "success_high": high}
+    fields |= {"forward": attack.forward, "claimed": metrics.success_rate(outcome.claimed, correct).value}
+    fields |= {"misclassified": int((~correct).sum())}
+    fields |= {"successes_8_bits": rounded.successes, "success_8_bits": rounded.value}
+    fields |= summary | evaluation.costs(outcome)
+    run.append(measure="attack", attack=attack.text, targets=how, **fields, file=file)
 
 
 def _certify(run: runs.Run, norm: str, logits_fn: Any, test: data.Dataset, clean: np.ndarray) -> None:
     """Proves a radius for each image, once, and compares it with all attacks of the run so far."""
-    name, before = f"images/certify_{norm}", _last(run, norm)
-    if before is not None and _CERTIFY.value and before["method"] != _CERTIFY_METHOD.value:
-        before = None
-    if before is None:
-        proved, seconds = _prove(norm, logits_fn, test)
-    else:
+    name, method, before = f"images/certify_{norm}", _CERTIFY_METHOD.value, _last(run, norm)
+    if before is not None and not (_CERTIFY.value and before["method"] != method):
         # Only what the attacks added since have found is new.
-        proved, seconds = run.load_arrays(name)["proved"], before["seconds_per_example"]
+        proved, seconds, method = run.load_arrays(name)["proved"], before["seconds_per_example"], before["method"]
+    else:
+        prove, started = functools.partial(certify.largest_radius, norm=norm, method=method), time.monotonic()
+        # One image already keeps the processor busy, and so the bar moves.
+        settings = {"batch_size": 1, "description": f"certify {norm}"}
+        proved = common.evaluate(prove, logits_fn, data.to_float(test.images), test.labels, **settings)
+        seconds = (time.monotonic() - started) / len(test)
     attacked = _closest(run, norm, test)
     correct = metrics.correct(clean, test.labels)
     # A misclassified image is decided otherwise itself.
     attacked[~correct] = 0.0
     run.save_arrays(name, proved=proved, attacked=attacked, labels=test.labels)
-    found = np.isfinite(attacked) & correct
-    record = {
-        "measure": "certify",
-        "norm": norm,
-        "method": _CERTIFY_METHOD.value if before is None else before["method"],
-        "n": int(correct.sum()),
-        "proved": int((proved[correct] > 0).sum()),
-        "mean_proved": float(proved[correct].mean()) if correct.any() else 0.0,
-        "median_proved": float(np.median(proved[correct])) if correct.any() else 0.0,
-        "attacked": int(found.sum()),
-        "mean_attacked": float(attacked[found].mean()) if found.any() else None,
-        "violations": int((attacked[correct] < proved[correct]).sum()),
-        "seconds_per_example": seconds,
-        "file": f"{name}.npz",
-    }
+    right, found = proved[correct], attacked[np.isfinite(attacked) & correct]
+    record = {"measure": "certify", "norm": norm, "method": method, "n": len(right), "proved": int((right > 0).sum())}
+    record["mean_proved"] = float(right.mean()) if len(right) else 0.0
+    record["median_proved"] = float(np.median(right)) if len(right) else 0.0
+    record |= {"attacked": len(found), "mean_attacked": float(found.mean()) if len(found) else None}
+    record["violations"] = int((attacked[correct] < right).sum())
+    record |= {"seconds_per_example": seconds, "file": f"{name}.npz"}
     if record != before:
         run.append(**record)
 
 
 def _last(run: runs.Run, norm: str) -> dict[str, Any] | None:
-    """The newest record of a proof; None where there is none, or its file is gone."""
-    found = [r for r in run.records if r["measure"] == "certify" and r["norm"] == norm]
-    is_there = parallel.on_primary(lambda: bool(found) and (run.workdir / found[-1]["file"]).exists())
-    return found[-1] if is_there else None
-
-
-def _prove(norm: str, logits_fn: Any, test: data.Dataset) -> tuple[np.ndarray, float]:
-    """The radii, and the seconds for an image."""
-    prove = functools.partial(certify.largest_radius, norm=norm, method=_CERTIFY_METHOD.value)
-    started = time.monotonic()
-    # One image already keeps the processor busy, and so the bar moves.
-    columns = (data.to_float(test.images), test.labels)
-    proved = common.evaluate(prove, logits_fn, *columns, batch_size=1, description=f"certify {norm}")
-    return proved, (time.monotonic() - started) / len(test)
+    """The newest record of a proof, or None."""
+    found = [record for record in run.records if record["measure"] == "certify" and record["norm"] == norm]
+    return found[-1] if found else None
 
 
 def _closest(run: runs.Run, norm: str, test: data.Dataset) -> np.ndarray:

@@ -28,12 +28,11 @@ import numpy as np
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from ddjax import checkpoints, data, evaluation, layers, parallel, runs, training
+from ddjax import checkpoints, data, evaluation, layers, parallel, training
 
 from . import common, loading, recipes
 from .benchmarks import attacks, generative, growth, measure, peers
 from .benchmarks import training as training_works
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _WORK = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
@@ -61,24 +60,21 @@ def main() -> None:
     # PyTorch needs memory on the same device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     _pin(_CORES.value)
-    recipe = common.recipe_from_flags()
     batches, asks_largest = _batches()
     repetitions = 3 if _QUICK.value and not FLAGS["repetitions"].present else _REPETITIONS.value
     paths = {"checkpoint": _CHECKPOINT.value} | {role: flag.value for role, flag in _MODELS.items()}
     given = {name: str(pathlib.Path(path).resolve()) for name, path in paths.items() if path is not None}
     flags_of_run = {"launcher": "benchmark", "quick": _QUICK.value, "repetitions": repetitions}
     flags_of_run |= common.flags_of_training() | {"largest_batch": _LARGEST.value, "checkpoint": None} | given
-    workdir = common.workdir("benchmark")
-    runs.check_workdir(workdir, flags_of_run)
-    train, test = loading.load_data(recipe)
-    loading.check_network(recipe, train)
+    begun = loading.begin(common.workdir("benchmark"), flags_of_run)
+    recipe, train, test = begun.recipe, begun.train, begun.test
     if max(batches, default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
     models = {role: generative.load(given[role], role, test.image_shape) for role in _MODELS if role in given}
-    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"cores": parallel.cores()})
+    run = begun.open(cores=parallel.cores())
     if state is None:
-        state = trainer_of(run, recipe, train).plain(FLAGS.seed)
+        state = loading.trainer_of(run, recipe, train).plain(FLAGS.seed)
     # Compiling is part of what is measured: nothing of it may be kept from an earlier run.
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()

@@ -21,7 +21,6 @@ from ddjax import attacks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
 from . import attacking, common, loading
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -31,24 +30,14 @@ _NUM_STEPS = flags.DEFINE_integer(
 )
 
 
-def _smallest(attack: Any, **settings: Any) -> Any:
-    """An attack at the smallest epsilon; settings that an attack has by the same name go to it."""
-
-    def search(logits_fn: Any, inputs: Any, labels: Any, *, key: Any = None, targets: Any = None) -> Any:
-        return attacks.smallest_epsilon(attack, logits_fn, inputs, labels, key=key, targets=targets, **settings)
-
-    search.settings = settings | getattr(attack, "keywords", {})  # pyright: ignore[reportFunctionMemberAccess]
-    return search
-
-
 # Made once, so that both networks share the compiled programs.
-_FGSM = _smallest(attacks.fgsm, grid=100, bisections=6)
-_BIM = _smallest(functools.partial(attacks.bim, num_steps=100), grid=20, bisections=6)
-_BIM_QUICK = _smallest(functools.partial(attacks.bim, num_steps=30), grid=20, bisections=6)
+_FGSM = functools.partial(attacks.smallest_epsilon, attacks.fgsm)
+_BIM = functools.partial(attacks.smallest_epsilon, functools.partial(attacks.bim, num_steps=100))
+_BIM_QUICK = functools.partial(attacks.smallest_epsilon, functools.partial(attacks.bim, num_steps=30))
 
 
-def _attacks(quick: bool, num_steps: int | None) -> dict[str, tuple[ConfiguredAttack, str]]:
-    """The rows of the table: the attack, and the norm it is measured in."""
+def _attacks(quick: bool, num_steps: int | None) -> list[ConfiguredAttack]:
+    """The rows of the table."""
 
     def make(name: str, function: Any, numbers: dict[str, float], **words: Any) -> ConfiguredAttack:
         known = attacks.ATTACKS[name.removesuffix("_z").removesuffix("_f")]
@@ -56,106 +45,72 @@ def _attacks(quick: bool, num_steps: int | None) -> dict[str, tuple[ConfiguredAt
 
     # Steps larger than the authors' 0.01 and 0.005 reach the same distances sooner. Beyond the largest constant of L0
     # the L2 term no longer counts; only the last, unsolvable problem of each image gets there.
-    l2 = {"learning_rate": 0.1 if quick else 0.05, "initial_const": 0.1}
     l0 = {"learning_rate": 0.1, "largest_const": 1e3}
+    l2 = {"learning_rate": 0.1 if quick else 0.05, "initial_const": 0.1}
     linf = {"learning_rate": 0.02, "decrease_factor": 0.95}
     searches, steps, fewer_steps = (5, 300, 300) if quick else (9, 1000, 500)
     steps, fewer_steps = num_steps or steps, num_steps or fewer_steps
-    return {
-        "carlini_wagner_l0": (
-            make("carlini_wagner_l0", attacks.carlini_wagner_l0, l0, num_steps=fewer_steps),
-            "l0_pixels",
-        ),
-        "jsma_z": (make("jsma_z", attacks.jsma, {"gamma": 1.0}, score_space="logits"), "l0_pixels"),
-        "jsma_f": (make("jsma_f", attacks.jsma, {"gamma": 1.0}, score_space="probs"), "l0_pixels"),
-        "carlini_wagner_l2": (
-            make("carlini_wagner_l2", attacks.carlini_wagner_l2, l2, search_steps=searches, num_steps=steps),
-            "l2",
-        ),
-        "deepfool": (make("deepfool", attacks.deepfool, {}), "l2"),
-        "carlini_wagner_linf": (
-            make("carlini_wagner_linf", attacks.carlini_wagner_linf, linf, num_steps=fewer_steps),
-            "linf",
-        ),
-        "fgsm": (make("fgsm", _FGSM, {}), "linf"),
-        "bim": (make("bim", _BIM_QUICK if quick else _BIM, {}), "linf"),
-    }
+    return [
+        make("carlini_wagner_l0", attacks.carlini_wagner_l0, l0, num_steps=fewer_steps),
+        make("jsma_z", attacks.jsma, {"gamma": 1.0}, score_space="logits"),
+        make("jsma_f", attacks.jsma, {"gamma": 1.0}, score_space="probs"),
+        make("carlini_wagner_l2", attacks.carlini_wagner_l2, l2, search_steps=searches, num_steps=steps),
+        make("deepfool", attacks.deepfool, {}),
+        make("carlini_wagner_linf", attacks.carlini_wagner_linf, linf, num_steps=fewer_steps),
+        make("fgsm", _FGSM, {}, grid=100, bisections=6),
+        make("bim", _BIM_QUICK if quick else _BIM, {}, grid=20, bisections=6),
+    ]
+
+
+def _settings(attack: ConfiguredAttack) -> dict[str, Any]:
+    """The settings of a row, those included that the function has from the start."""
+    function, found = attack.attack.function, dict(attack.numbers) | dict(attack.words)
+    return found | (getattr(function.args[0], "keywords", {}) if isinstance(function, functools.partial) else {})
 
 
 def main() -> None:
     """Trains and compares."""
     classifier.check_temperature(_TEMPERATURE.value)
-    num_examples = 20 if FLAGS.num_examples is None else FLAGS.num_examples
-    recipe = common.recipe_from_flags()
     flags_of_run = {"launcher": "carlini", "temperature": _TEMPERATURE.value, "quick": _QUICK.value}
-    flags_of_run |= common.flags_of_training("batch_size") | {"num_examples": num_examples}
+    flags_of_run |= common.flags_of_training("batch_size")
+    flags_of_run["num_examples"] = 20 if FLAGS.num_examples is None else FLAGS.num_examples
     if _NUM_STEPS.value is not None:
         flags_of_run["num_steps"] = _NUM_STEPS.value
-    workdir = common.workdir("carlini")
-    runs.check_workdir(workdir, flags_of_run)
-    train, test = loading.load_data(recipe)
-    loading.check_network(recipe, train)
-    attacked = data.first(test, num_examples)
+    begun = loading.begin(common.workdir("carlini"), flags_of_run)
+    attacked = data.first(begun.test, flags_of_run["num_examples"])
     chosen = _attacks(_QUICK.value, _NUM_STEPS.value)
-    settings = {
-        name: dict(attack.numbers) | dict(attack.words) | getattr(attack.attack.function, "settings", {})
-        for name, (attack, _) in chosen.items()
-    }
-    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"attacks": settings})
-    trainer = trainer_of(run, recipe, train)
+    run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen})
+    trainer = loading.trainer_of(run, begun.recipe, begun.train)
     baseline = trainer.plain(FLAGS.seed)
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
-    images = data.to_float(test.images)
     networks = {"baseline": (baseline, None), "teacher": (teacher, _TEMPERATURE.value)}
     networks |= {"student": (student, _TEMPERATURE.value)}
-    for name, (state, temperature) in networks.items():
-        where = {"network": name, "temperature": temperature, "seed": FLAGS.seed}
-        common.record_accuracy(run, where, state, images, test.labels)
-    del networks["teacher"]
-    for name, (attack, norm) in chosen.items():
-        for network, (state, temperature) in networks.items():
-            where = {"network": network, "temperature": temperature, "attack": name}
+    common.record_accuracies(run, networks, begun.test)
+    for attack in chosen:
+        for network in ("baseline", "student"):
+            state, temperature = networks[network]
+            where = {"network": network, "temperature": temperature, "attack": attack.text}
             if run.find(measure="carlini", **where) is None:
-                _measure(run, where, attack, norm, state.logits_fn, attacked)
-    _save_clean(run, attacked, baseline.logits_fn)
+                _measure(run, where, attack, state.logits_fn, attacked)
+    attacking.save_clean(run, attacked, common.classify(baseline.logits_fn, attacked.images))
     common.write_report(run)
 
 
-def _save_clean(run: runs.Run, attacked: data.Dataset, logits_fn: Any) -> None:
-    attacking.save_clean(run, attacked, common.classify(logits_fn, data.to_float(attacked.images)))
-
-
 def _measure(
-    run: runs.Run, where: dict[str, Any], attack: ConfiguredAttack, norm: str, logits_fn: Any, attacked: data.Dataset
+    run: runs.Run, where: dict[str, Any], attack: ConfiguredAttack, logits_fn: Any, attacked: data.Dataset
 ) -> None:
-    clean = common.classify(logits_fn, data.to_float(attacked.images))
+    clean = common.classify(logits_fn, attacked.images)
     targeted = attack.attack.targets != "no"
+    norm = "l0_pixels" if attack.norm == "l0" else attack.norm
     tried = attacking.attempts("all" if targeted else "none", attacked, clean)
     outcome = attacking.run_attack(attack, logits_fn, tried, f"{where['network']} {attack.text}")
     attacking.save_outcome(run, f"{where['network']}_{attack.text}", tried, outcome)
-    of_cases = metrics.cases(getattr(outcome.distances, norm), outcome.success, tried.rows)
-    fields: dict[str, Any] = {}
-    for name, case in of_cases.items():
-        # Without targets an image's only attempt is its best case.
-        known = case if targeted or name == "best" else None
-        fields |= {
-            f"{name}_successes": known and known.rate.successes,
-            f"{name}_n": known and known.rate.n,
-            f"{name}_success": known and known.rate.value,
-            f"{name}_distance": known and known.distance,
-        }
-    run.append(
-        measure="carlini",
-        **where,
-        norm=norm,
-        targeted=targeted,
-        images=len(attacked),
-        n=len(tried.rows),
-        **fields,
-        misclassified=int((~metrics.correct(clean, attacked.labels)).sum()),
-        success_8_bits=float(np.mean(outcome.success_8_bits)),
-        **evaluation.costs(outcome),
-    )
+    # Without targets an image's only attempt is its best case.
+    known = ("best", "average", "worst") if targeted else ("best",)
+    fields = {"norm": norm, "targeted": targeted, "images": len(attacked), "n": len(tried.rows)}
+    fields |= attacking.case_fields(outcome, tried, {norm: "distance"}, known) | evaluation.costs(outcome)
+    fields |= {"misclassified": int((~metrics.correct(clean, attacked.labels)).sum())}
+    run.append(measure="carlini", **where, **fields, success_8_bits=float(np.mean(outcome.success_8_bits)))
 
 
 if __name__ == "__main__":

@@ -4,47 +4,42 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import math
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import tqdm
 from absl import flags
 
-from ddjax import checkpoints, data, metrics, parallel, runs, training
+from ddjax import checkpoints, checks, data, evaluation, metrics, parallel, runs, training
 
 from . import _setup, recipes
 
 FLAGS = flags.FLAGS
+R = TypeVar("R")
 # Launchers end in `common.run(main)`.
 run = _setup.run
 
+# Flags that replace what a recipe says.
+_REPLACING = ("dataset", "num_train", "num_test", "epochs", "image_size")
 _ROWS_HASHED = 1024
-tag = training.tag
-
-
-@functools.cache
-def mesh(axis: str, most: int | None = None) -> jax.sharding.Mesh:
-    """The devices, along `"data"` for examples or `"sweep"` for networks; see `parallel.make_mesh`."""
-    return parallel.make_mesh(axis, most)
 
 
 def recipe_from_flags() -> recipes.Recipe:
-    """The recipe with the flags' replacements."""
-    recipe = recipes.get(FLAGS.recipe)
-    if ":" in FLAGS.recipe:
-        # Checkpoints and `config.json` name it so that it is found again.
-        recipe = dataclasses.replace(recipe, name=FLAGS.recipe)
-    return replaced_by_flags(recipe, ("dataset", "num_train", "num_test", "epochs", "image_size"))
+    """The recipe of a classifier with the flags' replacements."""
+    return replaced_by_flags(recipes.get(FLAGS.recipe))
 
 
-def replaced_by_flags(recipe: Any, names: Sequence[str]) -> Any:
-    """A recipe with the values of those of the named flags that were given."""
+def replaced_by_flags(recipe: R) -> R:
+    """The recipe that the flag names with the flags' replacements; a user's is named so that it is found again."""
     if FLAGS.epochs is not None and FLAGS.epochs < 1:
         raise ValueError(f"--epochs must be at least 1, got {FLAGS.epochs}")
-    return dataclasses.replace(recipe, **{name: FLAGS[name].value for name in names if FLAGS[name].value is not None})
+    given = {name: FLAGS[name].value for name in _REPLACING if hasattr(recipe, name) and FLAGS[name].value is not None}
+    return dataclasses.replace(recipe, name=FLAGS.recipe, **given)  # pyright: ignore[reportArgumentType]
 
 
 def flags_of_training(*names: str) -> dict[str, Any]:
@@ -55,9 +50,36 @@ def flags_of_training(*names: str) -> dict[str, Any]:
     return {name: FLAGS[name].value for name in (*common, *given, *names)}
 
 
-def workdir(launcher: str) -> pathlib.Path:
-    """The directory of the run."""
-    return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{FLAGS.recipe.replace(':', '_')}")
+def workdir(launcher: str, recipe: str | None = None) -> pathlib.Path:
+    """The directory of the run; by default that of the launcher and the recipe, or of the flag's."""
+    return pathlib.Path(FLAGS.workdir or f"runs/{launcher}_{(recipe or FLAGS.recipe).replace(':', '_')}")
+
+
+def check_different(*names: str) -> None:
+    """Refuses flags that have a value twice."""
+    for name in names:
+        values = FLAGS[name].value or []
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{name} must be different ones, got {', '.join(values)}")
+
+
+def numbers(flag: str, kind: type = float, least: float = 0, most: float = math.inf) -> list[Any]:
+    """The different numbers of a flag that takes a list, in ascending order."""
+    texts = FLAGS[flag].value or []
+    try:
+        found = [kind(text) for text in texts]
+    except ValueError:
+        raise ValueError(f"--{flag} must be numbers separated by commas, got {','.join(texts)}") from None
+    if not found or len(set(found)) != len(found):
+        raise ValueError(f"--{flag} must be one or more different numbers, got {','.join(texts)}")
+    for number in found:
+        checks.check_number(f"--{flag}", number, least=least, most=most)
+    return sorted(found)
+
+
+def file_name(*words: str) -> str:
+    """Words without what a file name cannot hold."""
+    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words))
 
 
 def fingerprint(*arrays: Any) -> str:
@@ -93,7 +115,7 @@ def progress(total: int, description: str, unit: str) -> Iterator[tqdm.tqdm]:
 @functools.cache
 def evaluator() -> parallel.Evaluator:
     """Applies programs to many examples, with the flags' batch size and a progress bar."""
-    return parallel.Evaluator(FLAGS.batch_size, mesh("data"), progress)
+    return parallel.Evaluator(FLAGS.batch_size, progress=progress)
 
 
 def evaluate(function: Callable[..., Any], shared: Any, *columns: np.ndarray, **settings: Any) -> Any:
@@ -101,16 +123,14 @@ def evaluate(function: Callable[..., Any], shared: Any, *columns: np.ndarray, **
     return evaluator()(function, shared, *columns, **settings)
 
 
-def key_data(indices: np.ndarray, purpose: int | None = None) -> np.ndarray:
-    """A key for each example, by its position in its data set and the flag's seed, as the integers that keys are.
+def key(purpose: int) -> jax.Array:
+    """The key of the flag's seed that serves one purpose."""
+    return jax.random.fold_in(jax.random.key(FLAGS.seed), purpose)
 
-    Args:
-      indices: the positions.
-      purpose: tells keys apart that serve different ends; None for the attacks'.
-    """
-    key = jax.random.key(FLAGS.seed)
-    key = key if purpose is None else jax.random.fold_in(key, purpose)
-    return np.asarray(jax.random.key_data(jax.vmap(functools.partial(jax.random.fold_in, key))(indices)))
+
+def key_data(indices: np.ndarray, purpose: int) -> np.ndarray:
+    """A key of one purpose for each example, by its position in its data set; see `evaluation.key_data`."""
+    return evaluation.key_data(key(purpose), indices)
 
 
 def classify(logits_fn: Any, images: np.ndarray) -> np.ndarray:
@@ -122,13 +142,19 @@ def _logits(logits_fn: Any, images: jax.Array) -> jax.Array:
     return logits_fn(data.to_float(images))
 
 
-def record_accuracy(
-    run: runs.Run, where: dict[str, Any], state: training.TrainState, images: np.ndarray, labels: np.ndarray
-) -> None:
+def record_accuracy(run: runs.Run, where: dict[str, Any], state: training.TrainState, test: data.Dataset) -> None:
     """Measures a network's accuracy, unless it is on disk."""
     if run.find(measure="accuracy", **where) is None:
-        rate = metrics.accuracy(classify(state.logits_fn, images), labels)
+        rate = metrics.accuracy(classify(state.logits_fn, test.images), test.labels)
         run.append(**where, measure="accuracy", correct=rate.successes, n=rate.n, accuracy=rate.value)
+
+
+def record_accuracies(
+    run: runs.Run, networks: Mapping[str, tuple[training.TrainState, float | None]], test: data.Dataset
+) -> None:
+    """Measures the accuracies of networks of the flag's seed, by their names, each with its temperature."""
+    for name, (state, temperature) in networks.items():
+        record_accuracy(run, {"seed": FLAGS.seed, "temperature": temperature, "network": name}, state, test)
 
 
 def print_accuracies(run: runs.Run) -> None:

@@ -11,13 +11,10 @@ from absl import flags
 from ddjax import classifier
 
 from . import common, loading
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The softmax temperature of teacher and student in training.")
-_LABEL_NOISE = flags.DEFINE_float(
-    "label_noise", 0.0, "The standard deviation of the noise on the student's images, which are in [0, 1]."
-)
+_LABEL_NOISE = flags.DEFINE_float("label_noise", 0.0, "Standard deviation of noise on the student's images in [0, 1].")
 _FINETUNE_EPOCHS = flags.DEFINE_integer("finetune_epochs", 0, "Epochs of a noisy student on the true labels.")
 
 
@@ -30,15 +27,15 @@ def main() -> None:
         raise ValueError(f"--finetune_epochs={_FINETUNE_EPOCHS.value} must be at least 0, and goes with --label_noise")
     # The plain method's runs are told by the temperature alone.
     names = ("label_noise", "finetune_epochs") if _LABEL_NOISE.value else ()
-    run, recipe, train, test = loading.open_training_run("distill", "temperature", *names)
-    trainer, chosen = trainer_of(run, recipe, train), (FLAGS.seed, _TEMPERATURE.value)
+    begun = loading.begin(common.workdir("distill"), common.flags_of_training("temperature", *names))
+    run = begun.open()
+    trainer, chosen = loading.trainer_of(run, begun.recipe, begun.train), (FLAGS.seed, _TEMPERATURE.value)
     if _LABEL_NOISE.value:
-        networks = trainer.distilled_with_noise(*chosen, _LABEL_NOISE.value, _FINETUNE_EPOCHS.value)
+        teacher, student = trainer.distilled_with_noise(*chosen, _LABEL_NOISE.value, _FINETUNE_EPOCHS.value)
     else:
-        networks = trainer.distilled(*chosen)
-    for role, state in zip(("teacher", "student"), networks, strict=True):
-        where = {"seed": FLAGS.seed, "temperature": _TEMPERATURE.value, "network": role}
-        common.record_accuracy(run, where, state, test.images, test.labels)
+        teacher, student = trainer.distilled(*chosen)
+    networks = {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
+    common.record_accuracies(run, networks, begun.test)
     common.print_accuracies(run)
 
 

@@ -20,19 +20,15 @@ is started again.
 """
 
 import dataclasses
-import functools
-import pathlib
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, checkpoints, checks, data, defenses, evaluation, rounding, runs
-from ddjax.evaluation import Attempts, ConfiguredAttack, MatrixRow
+from ddjax import checkpoints, checks, data, defenses, evaluation, rounding, runs
+from ddjax.evaluation import Attempts, ConfiguredAttack
 
-from . import attacking, common, defending, loading, masks, recipes, substitutes
+from . import attacking, common, defending, loading, recipes, rows, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
@@ -55,253 +51,150 @@ _QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
 _QUICK_SAMPLES = 8
 
 
-class _Network(NamedTuple):
-    """A network under attack.
-
-    Attributes:
-      name: in the results.
-      logits_fn: the classifier.
-      temperature: of its training.
-      logits: of the clean test images.
-    """
-
-    name: str
-    logits_fn: Any
-    temperature: float
-    logits: np.ndarray
-
-
 def main() -> None:
     """Fills the matrix."""
-    if not _CHECKPOINTS.value:
-        raise ValueError("--checkpoint must name the directory of a network's checkpoints")
-    if not _ATTACKS.value and not _MASKING.value:
-        raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
-    for name, values in (
-        ("checkpoint", _CHECKPOINTS.value),
-        ("defense", _DEFENSES.value),
-        ("attack", _ATTACKS.value),
-    ):
-        if len(set(values)) < len(values):
-            raise ValueError(f"--{name} must be different ones, got {', '.join(values)}")
+    attacking.check_named(_CHECKPOINTS.value, _ATTACKS.value or _MASKING.value)
+    common.check_different("checkpoint", "defense", "attack")
     if _SAMPLES.value < 1 or _CALIBRATION.value < 1:
         raise ValueError("--samples and --num_calibration must be at least 1")
-    parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
-    specs = [checkpoints.read_spec(directory) for directory in _CHECKPOINTS.value]
-    first = specs[0]
+    parsed = [evaluation.parse_attack(text) for text in _ATTACKS.value]
+    first = checkpoints.read_spec(_CHECKPOINTS.value[0])
     dataset = FLAGS.dataset or first.dataset
-    known = {text: defenses.parse(text, dataset) for text in _DEFENSES.value}
+    known = [defenses.parse(text, dataset) for text in _DEFENSES.value]
     given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
     budgets = evaluation.default_budgets(first.image_shape) | given
     for norm, budget in budgets.items():
         checks.check_number(f"--budget_{norm}", budget, above=0.0)
-    samples = _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    workdir = pathlib.Path(FLAGS.workdir or f"runs/evaluate_{first.recipe}")
     # Attacks, defenses and networks may be added to a run.
-    flags_of_run = {
-        "launcher": "evaluate",
-        "recipe": first.recipe,
-        "dataset": dataset,
-        "num_examples": num_examples,
-        "num_calibration": _CALIBRATION.value,
-        "samples": samples,
-        "eight_bits": _EIGHT_BITS.value,
-        "seed": FLAGS.seed,
-        "batch_size": FLAGS.batch_size,
-        "matmul_precision": FLAGS.matmul_precision,
-    } | {f"budget_{norm}": budget for norm, budget in budgets.items()}
-    flags_of_run |= substitutes.flags_of_run()
+    own = {"num_calibration": _CALIBRATION.value, "samples": _samples(), "eight_bits": _EIGHT_BITS.value}
+    own |= {f"budget_{norm}": budget for norm, budget in budgets.items()} | substitutes.flags_of_run()
+    flags_of_run = attacking.flags_of_run("evaluate", first.recipe, dataset, num_examples, **own)
+    workdir = common.workdir("evaluate", first.recipe)
     runs.check_workdir(workdir, flags_of_run)
     load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
     test = load("test", num_examples)
-    calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known.values())
+    calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
     calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
-    for directory, spec in zip(_CHECKPOINTS.value, specs, strict=True):
-        data.check_fits(test, spec.image_shape, spec.num_classes, network=f"the network of {directory}")
-    loaded = [checkpoints.load_network(directory)[0] for directory in _CHECKPOINTS.value]
-    for attack in parsed.values():
-        how = evaluation.resolve_targets("auto", attack.attack)
-        evaluation.check_settings(attack, loaded[0].logits_fn, first.image_shape, how != "none")
-    known = {text: defending.prepared(defense, calibration.images) for text, defense in known.items()}
-    for state, spec in zip(loaded, specs, strict=True):
-        for defense in known.values():
-            defense.check_fits(state.logits_fn, spec.image_shape)
-    resolved = {
-        "class_names": test.class_names,
-        "test_fingerprint": common.fingerprint(test.images, test.labels),
-    }
-    run = runs.Run(workdir, flags_of_run, resolved)
+    networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
+    for attack in parsed:
+        targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
+        evaluation.check_settings(attack, networks[0].logits_fn, first.image_shape, targeted)
+    known = [defending.prepared(defense, calibration.images) for defense in known]
+    table = [
+        _Row({"network": _name(network), "defense": defense.text}, network, defense, test, calibration)
+        for network in networks
+        for defense in known
+    ]
+    run = runs.Run(workdir, flags_of_run, attacking.describe(test))
     run.save_arrays("images/clean", images=test.images, labels=test.labels)
-    for spec, state in zip(specs, loaded, strict=True):
-        logits_fn = state.logits_fn
-        name = spec.role if spec.temperature == 1 else f"{spec.role} T={spec.temperature:g}"
-        fingerprint = common.fingerprint(*jax.tree.leaves(state.variables))
-        network = _Network(
-            f"{name} {fingerprint[:6]}",
-            logits_fn,
-            spec.temperature,
-            common.classify(logits_fn, data.to_float(test.images)),
-        )
-        if run.find(measure="network", network=network.name) is None:
-            settings = dataclasses.asdict(spec) | {"network": network.name, "architecture": spec.network}
-            run.append(measure="network", title=name, **settings)
-        for defense in known.values():
-            row = _Row(run, network, defense, test, calibration, budgets, samples)
-            row.fill(parsed)
-            if _MASKING.value:
-                row.look_for_masking(dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0]))
+    for row in table:
+        row.fill(run, parsed, budgets)
+        if _MASKING.value and row.find("masking") is None:
+            row.look_for_masking(budgets["linf"])
     common.write_report(run)
 
 
-class _Row:
+def _samples() -> int:
+    return _QUICK_SAMPLES if _QUICK.value else _SAMPLES.value
+
+
+def _name(network: attacking.Network) -> str:
+    return f"{_title(network)} {network.fingerprint[:6]}"
+
+
+def _title(network: attacking.Network) -> str:
+    role, temperature = network.spec.role, network.spec.temperature
+    return role if temperature == 1 else f"{role} T={temperature:g}"
+
+
+class _Row(rows.Row):
     """A network behind a defense, before all attacks."""
 
-    def __init__(
-        self,
-        run: runs.Run,
-        network: _Network,
-        defense: defenses.Defense,
-        test: data.Dataset,
-        calibration: data.Dataset,
-        budgets: dict[str, float],
-        samples: int,
-    ) -> None:
-        self._run, self._network, self._defense, self._test = run, network, defense, test
-        self._budgets, self._samples = budgets, samples
-        self._calibration = calibration
-        self._where = {"network": network.name, "defense": defense.text}
-
-    @functools.cached_property
-    def _judge(self) -> MatrixRow:
-        calibration = self._calibration
-        detector = defending.detector(
-            self._defense, self._network.logits_fn, data.to_float(calibration.images), calibration.labels
-        )
-        return MatrixRow(
-            defending.deployed(self._defense, self._network.logits_fn),
-            data.to_float(self._test.images),
-            self._test.labels,
-            self._test.indices,
-            key=jax.random.fold_in(jax.random.key(FLAGS.seed), attacking.JUDGING),
-            evaluate=common.evaluator(),
-            detector=detector,
-        )
-
-    def fill(self, parsed: dict[str, ConfiguredAttack]) -> None:
+    def fill(self, run: runs.Run, parsed: list[ConfiguredAttack], budgets: dict[str, float]) -> None:
         """Measures what has not been measured."""
-        cells = [(text, knows) for text in parsed for knows in (False, True)]
-        if self._run.find(measure="clean", **self._where) is None:
-            self._look_at_clean_images()
-        for text, knows in cells:
-            if self._find(text, knows) is None:
-                self._measure(text, parsed[text], knows)
+        self.run, name = run, self.where["network"]
+        if run.find(measure="network", network=name) is None:
+            spec = dataclasses.asdict(self.network.spec)
+            spec |= {"network": name, "architecture": self.network.spec.network}
+            run.append(measure="network", title=_title(self.network), **spec)
+        if self.find("clean") is None:
+            self._measure_clean_images()
+        cells = [(attack, aware) for attack in parsed for aware in (False, True)]
+        for attack, aware in cells:
+            if self.find("evaluate", attack=attack.text, aware=aware) is None:
+                self._measure(attack, aware, budgets[attack.norm])
         for knows in (False, True) if cells else ():
-            # Who knows the defense can still attack as if it were not there.
-            self._worst([self._find(*cell) for cell in cells if cell[1] <= knows], knows)
+            found = [
+                self.find("evaluate", attack=attack.text, aware=aware) for attack, aware in cells if aware <= knows
+            ]
+            files = [record["judged"] for record in found if record is not None]
+            self.measure_worst(knows, [attack.text for attack in parsed], files)
 
-    def look_for_masking(self, recipe: recipes.Recipe) -> None:
+    def look_for_masking(self, epsilon: float) -> None:
         """Measures the lights of the defended network; a detector beside it has no part in them."""
-        if self._run.find(measure="masking", **self._where) is not None:
-            return
-        name = _file_name(*self._where.values())
-        queries = substitutes.queries(self._test.name, recipe)
-        masks.measure(
-            self._run,
-            self._where,
-            defending.naive(self._defense, self._network.logits_fn),
-            defending.deployed(self._defense, self._network.logits_fn, masks.DRAWS),
-            self._test,
-            substitute=substitutes.train(self._run, name, recipe, self._judge.classifier, queries),
-            epsilon=self._budgets["linf"],
-        )
-
-    def _find(self, text: str, knows: bool) -> dict[str, Any] | None:
-        return self._run.find(measure="evaluate", attack=text, aware=knows, **self._where)
-
-    def _look_at_clean_images(self) -> None:
-        record = self._where | self._judge.clean_fields()
-        detector = self._judge.detector
-        if detector is not None:
-            file = self._file("clean")
-            self._run.save_arrays(file, scores=np.asarray(self._judge.clean.scores))
-            fingerprint = common.fingerprint(self._calibration.images, self._calibration.labels)
-            record |= {"threshold": detector.threshold, "scores": f"{file}.npz", "calibration_fingerprint": fingerprint}
-        self._run.append(measure="clean", **record)
+        spec = self.network.spec
+        recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0])
+        queries = substitutes.queries(self.test.name, recipe)
+        name = common.file_name(*self.where.values())
+        self.measure_masking(self.test, substitutes.train(self.run, name, recipe, self.deployed, queries), epsilon)
 
     def _file(self, *words: str) -> str:
-        return _image_file(*self._where.values(), *words)
+        return f"images/{common.file_name(*self.where.values(), *words)}"
 
-    def _attack(self, text: str, attack: ConfiguredAttack, knows: bool) -> tuple[str, Attempts, dict[str, Any]]:
+    def _measure_clean_images(self) -> None:
+        record = self.judge.clean_fields()
+        if self.detector is not None:
+            file = self._file("clean")
+            self.run.save_arrays(file, scores=np.asarray(self.judge.clean.scores))
+            record |= {"threshold": self.detector.threshold, "scores": f"{file}.npz"}
+            record["calibration_fingerprint"] = common.fingerprint(self.held_out.images, self.held_out.labels)
+        self.append("clean", **record)
+
+    def _attack(self, attack: ConfiguredAttack, aware: bool) -> tuple[str, Attempts, dict[str, Any]]:
         """The file of an attack's images, the attempts, and the arrays, made by it now or before."""
-        owner, seen = "bare", self._network.logits_fn
-        if knows:
-            detector = self._judge.detector
-            known, seen = defending.aware(
-                attack,
-                self._defense,
-                self._network.logits_fn,
-                temperature=self._network.temperature,
-                detector=detector,
-                samples=self._samples,
-            )
+        seen, owner, text = self.network.logits_fn, "bare", attack.text
+        if aware:
+            told = {"temperature": self.network.spec.temperature, "detector": self.detector, "samples": _samples()}
+            known, through = defending.aware(attack, self.defense, seen, **told)
             # Where there is nothing to know, it is the attack that does not.
-            if known != attack or seen is not self._network.logits_fn:
-                attack, owner = known, self._defense.text
-        name = _image_file(self._network.name, owner, text)
-        how = evaluation.resolve_targets("auto", attack.attack)
-        tried = attacking.attempts(how, self._test, self._network.logits)
+            if known != attack or through is not seen:
+                attack, seen, owner = known, through, self.defense.text
+        name = f"images/{common.file_name(self.where['network'], owner, text)}"
+        clean = common.classify(self.network.logits_fn, data.to_float(self.test.images))
+        tried = attacking.attempts(evaluation.resolve_targets("auto", attack.attack), self.test, clean)
         # The same images of the bare network serve all its defenses.
-        if any(r["measure"] == "evaluate" and r["file"] == f"{name}.npz" for r in self._run.records):
-            return name, tried, self._run.load_arrays(name)
-        outcome = attacking.run_attack(attack, seen, tried, f"{self._network.name}, {owner}: {text}")
+        if self.run.find(measure="evaluate", file=f"{name}.npz") is not None:
+            return name, tried, self.run.load_arrays(name)
+        outcome = attacking.run_attack(attack, seen, tried, f"{self.where['network']}, {owner}: {text}")
         gradients, zeros = int(outcome.gradients.sum()), int(outcome.zero_gradients.sum())
         arrays = {"images": outcome.inputs, "rows": tried.rows, "gradients": gradients, "zero_gradients": zeros}
-        self._run.save_arrays(name, **arrays)
+        self.run.save_arrays(name, **arrays)
         return name, tried, arrays
 
-    def _measure(self, text: str, attack: ConfiguredAttack, knows: bool) -> None:
-        name, tried, arrays = self._attack(text, attack, knows)
+    def _measure(self, attack: ConfiguredAttack, aware: bool, budget: float) -> None:
+        name, tried, arrays = self._attack(attack, aware)
         images = np.asarray(arrays["images"])
         if _EIGHT_BITS.value:
             images = rounding.round_to_8_bits(images)
-        verdict = self._judge.judge(tried, images, attack.norm, self._budgets[attack.norm])
-        record = self._where | {"attack": text, "aware": knows} | verdict.fields
+        verdict = self.judge.judge(tried, images, attack.norm, budget)
+        record, file = verdict.fields, self._file(attack.text, "aware" if aware else "unaware")
         if arrays.get("gradients"):
             record["zero_gradient_share"] = int(arrays["zero_gradients"]) / int(arrays["gradients"])
-        file = self._file(text, "aware" if knows else "unaware")
         if verdict.broke.any():
             record["views"] = self._save_view(f"{file}_view", int(np.argmax(verdict.broke)), tried.rows, images)
-        extra = {} if verdict.scores is None else {"scores": verdict.scores, "fooled": verdict.fooled}
-        self._run.save_arrays(f"{file}_judged", broken=verdict.broken, **extra)
-        self._run.append(measure="evaluate", **record, file=f"{name}.npz", judged=f"{file}_judged.npz")
+        scores = {} if verdict.scores is None else {"scores": verdict.scores, "fooled": verdict.fooled}
+        self.run.save_arrays(f"{file}_judged", broken=verdict.broken, **scores)
+        files = {"file": f"{name}.npz", "judged": f"{file}_judged.npz"}
+        self.append("evaluate", attack=attack.text, aware=aware, **record, **files)
 
     def _save_view(self, name: str, place: int, rows: np.ndarray, images: np.ndarray) -> str | None:
         """Keeps one image as the defended network sees it, for the report; None where it sees it as it is."""
-        seen = defending.view(self._defense, images[place : place + 1])
+        seen = defending.view(self.defense, images[place : place + 1])
         if seen is None:
             return None
-        self._run.save_arrays(name, adversarial=images[place], defended=seen[0], row=rows[place])
+        self.run.save_arrays(name, adversarial=images[place], defended=seen[0], row=rows[place])
         return f"{name}.npz"
-
-    def _worst(self, found: list[dict[str, Any] | None], knows: bool) -> None:
-        """The worst case of each example over all attacks of this command."""
-        records = [record for record in found if record is not None]
-        broken = [self._run.load_arrays(record["judged"].removesuffix(".npz"))["broken"] for record in records]
-        over = list(dict.fromkeys(record["attack"] for record in records))
-        record = self._where | {"aware": knows, "attacks": over} | evaluation.worst_case(broken)
-        if self._run.find(measure="worst", **record) is None:
-            self._run.append(measure="worst", **record)
-
-
-def _image_file(*words: str) -> str:
-    """Where arrays of this name are in a run."""
-    return f"images/{_file_name(*words)}"
-
-
-def _file_name(*words: str) -> str:
-    """Words without what a file name cannot hold."""
-    return re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """How `launch.train` trains generative models."""
 
+import contextlib
 import functools
 import time
 from typing import Any
@@ -28,46 +29,26 @@ _NUM_RECONSTRUCTED = 50
 _SEARCHED = ((25, 1), (25, 4), (100, 1), (100, 4), (200, 10))
 
 
-def is_generative(recipe: str) -> bool:
-    """Whether a recipe is one of a generative model."""
-    return recipe in RECIPES
-
-
-@functools.cache
-def _compiled_epoch(recipe: GenerativeRecipe) -> Any:
-    # A function of its own, whose arguments are donated.
-    return layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
-
-
 def _bits(density: Any, images: jax.Array) -> jax.Array:
     return pixelcnn.bits_per_dimension(density, jnp.round(255 * data.to_float(images)))
 
 
-@functools.cache
-def _sampler(image_shape: tuple[int, int, int], latent: int) -> Any:
-    def draw(model: Any, key_data: jax.Array) -> jax.Array:
-        keys = jax.random.wrap_key_data(key_data)
-        if latent:
-            return model(jax.vmap(lambda key: gan.draw_codes(key, 1, latent)[0])(keys))
-        return pixelcnn.sample(model, keys, image_shape) / 255
-
-    return draw
+def _sample(model: Any, key_data: jax.Array, *, image_shape: tuple[int, int, int], latent: int) -> jax.Array:
+    keys = jax.random.wrap_key_data(key_data)
+    if latent:
+        return model(jax.vmap(lambda key: gan.draw_codes(key, 1, latent)[0])(keys))
+    return pixelcnn.sample(model, keys, image_shape) / 255
 
 
-@functools.cache
-def _searcher(latent: int, num_steps: int, restarts: int) -> Any:
-    def search(model: Any, images: jax.Array, key_data: jax.Array) -> tuple[jax.Array, jax.Array]:
-        keys = jax.random.wrap_key_data(key_data)
-        settings = {"latent": latent, "num_steps": num_steps, "restarts": restarts}
-        codes, errors = defense_gan.invert(data.to_float(images), keys, model, **settings)
-        return model(codes), errors
-
-    return search
+def _search(model: Any, images: jax.Array, key_data: jax.Array, **settings: int) -> tuple[jax.Array, jax.Array]:
+    keys = jax.random.wrap_key_data(key_data)
+    codes, errors = defense_gan.invert(data.to_float(images), keys, model, **settings)
+    return model(codes), errors
 
 
 def train() -> None:
     """Trains the model of a recipe, and tells after each epoch how it does on held-out images."""
-    recipe = common.replaced_by_flags(RECIPES[FLAGS.recipe], ("dataset", "num_train", "num_test", "epochs"))
+    recipe = common.replaced_by_flags(RECIPES[FLAGS.recipe])
     directory = common.workdir("train")
     flags_of_run = {"launcher": "generate"} | common.flags_of_training()
     runs.check_workdir(directory, flags_of_run)
@@ -77,43 +58,21 @@ def train() -> None:
     test = loading.load_split(recipe.dataset, "test", recipe.num_test, None)
     if train.on_disk:
         raise ValueError("a generative model needs the images in memory: give --num_train")
-    steps = recipe.batch_size * recipe.training.get("critic_steps", 1)
-    training.steps_per_epoch(len(train), steps)
-    resolved = {
-        "dataset": recipe.dataset,
-        "model": recipe.model,
-        "network": dict(recipe.network),
-        "training": dict(recipe.training),
-        "batch_size": recipe.batch_size,
-        "learning_rate": recipe.learning_rate,
-        "epochs": recipe.epochs,
-        "image_shape": list(train.image_shape),
-        "num_train": len(train),
-        "num_test": len(test),
-        "train_fingerprint": common.fingerprint(train.images),
-        "test_fingerprint": common.fingerprint(test.images),
-    }
+    training.steps_per_epoch(len(train), recipe.batch_size * recipe.training.get("critic_steps", 1))
+    resolved = {name: getattr(recipe, name) for name in ("dataset", "model", "batch_size", "learning_rate", "epochs")}
+    resolved |= {"network": dict(recipe.network), "training": dict(recipe.training)}
+    resolved |= {"image_shape": list(train.image_shape), "num_train": len(train), "num_test": len(test)}
+    resolved["train_fingerprint"] = common.fingerprint(train.images)
+    resolved["test_fingerprint"] = common.fingerprint(test.images)
     run = runs.Run(directory, flags_of_run, resolved)
     state = create_state(recipe, train.image_shape, jax.random.key(FLAGS.seed))
-    spec = checkpoints.NetworkSpec.of(
-        state.network,
-        recipe=recipe.name,
-        dataset=recipe.dataset,
-        num_classes=train.num_classes,
-        image_shape=train.image_shape,
-        role=recipe.role,
-        temperature=1.0,
-        seed=FLAGS.seed,
-        epochs=recipe.epochs,
-        num_train=len(train),
-        batch_size=recipe.batch_size,
-    )
+    how = {name: getattr(recipe, name) for name in ("dataset", "role", "epochs", "batch_size")}
+    how |= {"recipe": recipe.name, "seed": FLAGS.seed, "temperature": 1.0, "num_train": len(train)}
+    how |= {"image_shape": train.image_shape, "num_classes": train.num_classes}
+    spec = checkpoints.NetworkSpec.of(state.network, **how)
     path = run.workdir / "checkpoints" / f"seed{FLAGS.seed}_none" / recipe.role
-    store = checkpoints.Checkpoints(path, spec)
-    try:
+    with contextlib.closing(checkpoints.Checkpoints(path, spec)) as store:
         state = _fit(run, recipe, store, state, train, test)
-    finally:
-        store.close()
     _look_back(run, state, test)
     common.write_report(run, table=False)
     last = run.find(measure="epoch", epoch=recipe.epochs) or {}
@@ -131,16 +90,16 @@ def _fit(
 ) -> TrainState:
     state, done = store.restore(state)
     images = jnp.asarray(train.images)
+    # A function of its own, whose arguments are donated.
+    compiled_epoch = layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
+    sample = functools.partial(_sample, image_shape=test.image_shape, latent=generative.latent_of(state))
     looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
-    seconds = 0.0
 
-    def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, Any]]:
-        nonlocal seconds
+    def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, float]]:
         begun = time.monotonic()
-        state, told = _compiled_epoch(recipe)(state, images)
+        state, told = compiled_epoch(state, images)
         told = {name: float(value) for name, value in told.items()}
-        seconds = time.monotonic() - begun
-        return state, told
+        return state, told | {"seconds": time.monotonic() - begun}
 
     def measure(state: TrainState, epoch: int, told: dict[str, Any]) -> dict[str, Any]:
         known = {name: float(value) for name, value in told.items()}
@@ -149,8 +108,12 @@ def _fit(
                 bits = common.evaluate(_bits, generative.model_fn(state), test.images)
                 known["held_out_bits_per_dimension"] = float(np.mean(bits))
             if epoch in looks:
-                _draw(run, state, test.image_shape, epoch)
-            run.append(measure="epoch", epoch=epoch, **known, seconds=seconds)
+                # By the same keys at all times.
+                keys = common.key_data(np.arange(_NUM_SAMPLES), _SAMPLES)
+                run.save_arrays(
+                    f"samples/epoch{epoch}", images=common.evaluate(sample, generative.model_fn(state), keys)
+                )
+            run.append(measure="epoch", epoch=epoch, **known)
         return known
 
     return training.train_epochs(
@@ -166,13 +129,6 @@ def _fit(
     )
 
 
-def _draw(run: runs.Run, state: TrainState, image_shape: tuple[int, int, int], epoch: int) -> None:
-    """Keeps samples of the model as it is, by the same keys at all times."""
-    keys = common.key_data(np.arange(_NUM_SAMPLES), _SAMPLES)
-    images = common.evaluate(_sampler(image_shape, generative.latent_of(state)), generative.model_fn(state), keys)
-    run.save_arrays(f"samples/epoch{epoch}", images=images)
-
-
 def _look_back(run: runs.Run, state: TrainState, test: data.Dataset) -> None:
     """What a generator makes of held-out images, by how much its search for codes may cost."""
     latent = generative.latent_of(state)
@@ -181,10 +137,11 @@ def _look_back(run: runs.Run, state: TrainState, test: data.Dataset) -> None:
     shown = data.rows_of(test, slice(_NUM_RECONSTRUCTED))
     keys = common.key_data(shown.indices, _SEARCHES)
     for num_steps, restarts in _SEARCHED:
-        where = {"measure": "reconstruction", "num_steps": num_steps, "restarts": restarts}
-        if run.find(**where) is None:
-            search = _searcher(latent, num_steps, restarts)
+        settings = {"num_steps": num_steps, "restarts": restarts}
+        if run.find(measure="reconstruction", **settings) is None:
+            search = functools.partial(_search, latent=latent, **settings)
             made, errors = common.evaluate(search, generative.model_fn(state), shown.images, keys)
             name = f"reconstructions/steps{num_steps}_starts{restarts}"
             run.save_arrays(name, images=made, originals=shown.images)
-            run.append(**where, mean_error=float(np.mean(errors)), median_error=float(np.median(errors)), n=len(errors))
+            told = {"mean_error": float(np.mean(errors)), "median_error": float(np.median(errors)), "n": len(errors)}
+            run.append(measure="reconstruction", **settings, **told)

@@ -1,13 +1,14 @@
-"""The data of a run: the splits of a recipe, what of it a network can take, and the run of a launcher that trains."""
+"""The data of a run, and how the launchers begin that train networks."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from absl import flags
 
-from ddjax import data, defenses, runs, training
+from ddjax import data, defenses, parallel, runs, training
 
 from . import common, defending, recipes
 
@@ -17,16 +18,7 @@ FLAGS = flags.FLAGS
 def load_split(
     dataset: str, split: str, num_examples: int | None, image_size: int | None, skip: int = 0, seed: int | None = None
 ) -> data.Dataset:
-    """A split of a data set, by the flags that all launchers have.
-
-    Args:
-      dataset: its name.
-      split: `"train"` or `"test"`.
-      num_examples: the size of a subset; None for all.
-      image_size: of the images of a folder.
-      skip: the first rows that are left out.
-      seed: of the subset; default: the flag's.
-    """
+    """A split of a data set, by the flags that all launchers have; see `data.load`. The flag's seed is the default."""
     names = None
     if FLAGS.class_names is not None:
         pairs = [text.split("=") for text in FLAGS.class_names]
@@ -64,32 +56,63 @@ def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
     return defending.transformed(defense, train), defending.transformed(defense, test)
 
 
-def check_network(recipe: recipes.Recipe, train: data.Dataset) -> None:
-    """Refuses data that the recipe's network cannot take, before anything is written."""
+@dataclasses.dataclass(frozen=True)
+class Beginning:
+    """A run that trains before anything is written: the rest of what a user gave can still be refused.
+
+    Attributes:
+      workdir: of the run.
+      flags: that determine its numbers.
+      recipe: with the flags' replacements.
+      train: the training set.
+      test: the test set.
+    """
+
+    workdir: pathlib.Path
+    flags: dict[str, Any]
+    recipe: recipes.Recipe
+    train: data.Dataset
+    test: data.Dataset
+
+    def open(self, **resolved: Any) -> runs.Run:
+        """Opens the run; `config.json` has what determines the numbers, and what else is given here."""
+        settings = dataclasses.asdict(self.recipe)
+        del settings["description"]
+        settings |= {
+            "class_names": list(self.train.class_names),
+            "image_shape": list(self.train.image_shape),
+            "num_train": len(self.train),
+            "num_test": len(self.test),
+            "train_fingerprint": common.fingerprint(self.train.images, self.train.labels),
+            "test_fingerprint": common.fingerprint(self.test.images, self.test.labels),
+        }
+        return runs.Run(self.workdir, self.flags, settings | resolved)
+
+
+def begin(workdir: pathlib.Path, flags_of_run: dict[str, Any]) -> Beginning:
+    """Loads the flags' recipe and its data; refuses a directory of another run, and data that the network cannot take.
+
+    Args:
+      workdir: of the run.
+      flags_of_run: the flags that determine its numbers.
+    """
+    recipe = common.recipe_from_flags()
+    runs.check_workdir(workdir, flags_of_run)
+    train, test = load_data(recipe)
     module = recipes.make_network(recipe, train.num_classes, train.image_shape[2])
     jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *train.image_shape)))
     training.steps_per_epoch(len(train), min(recipe.batch_size, len(train)))
+    return Beginning(workdir, flags_of_run, recipe, train, test)
 
 
-def describe(recipe: recipes.Recipe, train: data.Dataset, test: data.Dataset) -> dict[str, Any]:
-    """What determines the numbers beyond the flags: the recipe's settings and the data."""
-    settings = dataclasses.asdict(recipe)
-    del settings["description"]
-    return settings | {
-        "class_names": list(train.class_names),
-        "image_shape": list(train.image_shape),
-        "num_train": len(train),
-        "num_test": len(test),
-        "train_fingerprint": common.fingerprint(train.images, train.labels),
-        "test_fingerprint": common.fingerprint(test.images, test.labels),
-    }
-
-
-def open_training_run(launcher: str, *names: str) -> tuple[runs.Run, recipes.Recipe, data.Dataset, data.Dataset]:
-    """The run of a launcher that trains, opened once its flags and its data are known to be good."""
-    recipe = common.recipe_from_flags()
-    directory, flags_of_run = common.workdir(launcher), common.flags_of_training(*names)
-    runs.check_workdir(directory, flags_of_run)
-    train, test = load_data(recipe)
-    check_network(recipe, train)
-    return runs.Run(directory, flags_of_run, describe(recipe, train, test)), recipe, train, test
+def trainer_of(run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, folder: str = "") -> training.Trainer:
+    """What trains the networks of a run by the flags; `folder` tells several networks of one role apart."""
+    return training.Trainer(
+        run.workdir / "checkpoints" / folder,
+        recipes.make_settings(recipe, train.num_classes, train.image_shape[2]),
+        train,
+        stacking=FLAGS.stacking,
+        checkpoint_seconds=FLAGS.checkpoint_seconds,
+        progress=common.progress,
+        evaluator=parallel.Evaluator(FLAGS.batch_size),
+    )

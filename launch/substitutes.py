@@ -11,15 +11,10 @@ from absl import flags
 from ddjax import attacks, data, rounding, runs
 
 from . import attacking, common, loading, recipes
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
-_QUERIES = flags.DEFINE_integer(
-    "num_queries", 1000, "Images on whose predicted labels a substitute is trained.", lower_bound=10
-)
-_ROUNDS = flags.DEFINE_integer(
-    "substitute_rounds", 1, "How often the images are doubled by Jacobian augmentation.", lower_bound=0
-)
+_QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose predictions train a substitute.", lower_bound=10)
+_ROUNDS = flags.DEFINE_integer("substitute_rounds", 1, "Doublings of images by Jacobian augmentation.", lower_bound=0)
 _EPOCHS = flags.DEFINE_integer("substitute_epochs", 10, "Epochs of each training of a substitute.", lower_bound=1)
 # Lambda: by how much augmentation moves every value.
 _STEP_SIZE = 0.1
@@ -50,15 +45,14 @@ def queries(dataset: str, recipe: recipes.Recipe) -> data.Dataset:
 def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries: data.Dataset) -> Any:
     """Trains a substitute on what a classifier answers; with checkpoints, so that a stopped run goes on.
 
+    After each round of `attacks.jacobian_augmentation` it is trained anew.
+
     Args:
       run: keeps the networks.
       name: of the target, a directory for them.
       recipe: undefended, of the substitute's network and optimizer.
       target: the classifier as it is deployed; its labels alone are looked at.
       queries: the first images to ask about; their labels are not looked at.
-
-    Returns:
-      The substitute. After each round of `attacks.jacobian_augmentation` it is trained anew.
 
     Reference:
       Papernot et al., Practical Black-Box Attacks against Machine Learning, 2017 (arXiv 1602.02697).
@@ -76,7 +70,7 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
                 labels=np.concatenate([asked.labels, _ask(target, new)]),
                 indices=np.concatenate([asked.indices, asked.indices]),
             )
-        trainer = trainer_of(run, chosen, asked, f"substitute_{name}/round{number}")
+        trainer = loading.trainer_of(run, chosen, asked, f"substitute_{name}/round{number}")
         logits_fn = trainer.plain(FLAGS.seed, role="substitute").logits_fn
     return logits_fn
 

@@ -12,7 +12,6 @@ from absl import flags
 from ddjax import classifier
 
 from . import common, generating, loading
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature in training.")
@@ -21,22 +20,21 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "The softmax temperature i
 def main() -> None:
     """Trains one network and measures its accuracy."""
     classifier.check_temperature(_TEMPERATURE.value)
-    if generating.is_generative(FLAGS.recipe):
+    if FLAGS.recipe in generating.RECIPES:
         if _TEMPERATURE.value != 1.0:
             raise ValueError(f"--temperature is for classifiers, not for {FLAGS.recipe}")
         generating.train()
         return
-    run, recipe, train, test = loading.open_training_run("train", "temperature")
-    trainer = trainer_of(run, recipe, train)
-    teacher = _TEMPERATURE.value != 1.0
-    state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, "teacher" if teacher else "baseline")
-    temperature = _TEMPERATURE.value if teacher else None
-    where = {"seed": FLAGS.seed, "temperature": temperature, "network": "teacher" if teacher else "baseline"}
-    common.record_accuracy(run, where, state, test.images, test.labels)
+    begun = loading.begin(common.workdir("train"), common.flags_of_training("temperature"))
+    run = begun.open()
+    trainer = loading.trainer_of(run, begun.recipe, begun.train)
+    name, temperature = ("baseline", None) if _TEMPERATURE.value == 1.0 else ("teacher", _TEMPERATURE.value)
+    state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, name)
+    common.record_accuracies(run, {name: (state, temperature)}, begun.test)
     common.print_accuracies(run)
     rates = trainer.rates()
     if rates is not None:
-        run.append(measure="loader", **where, **rates)
+        run.append(measure="loader", seed=FLAGS.seed, temperature=temperature, network=name, **rates)
         told = {"decoded": "decoded", "read": "read from the cache", "trained": "trained on"}
         known = [f"{rate:.4g} {told[name.removesuffix('_per_second')]}" for name, rate in rates.items() if rate]
         print(f"images a second: {', '.join(known)}")

@@ -19,11 +19,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import attacks, classifier, data, evaluation, metrics, runs
+from ddjax import attacks, checks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
 from . import attacking, common, loading
-from .trainer import trainer_of
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -37,8 +36,7 @@ _INITIAL_CONST = flags.DEFINE_float("initial_const", 1.0, "The first constant of
 def main() -> None:
     """Trains and transfers."""
     classifier.check_temperature(_TEMPERATURE.value)
-    kappas = _read_kappas(_KAPPAS.value)
-    num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
+    kappas = common.numbers("kappas")
     attack = ConfiguredAttack(
         "carlini_wagner_l2",
         attacks.ATTACKS["carlini_wagner_l2"],
@@ -46,45 +44,27 @@ def main() -> None:
         {"search_steps": _SEARCH_STEPS.value, "num_steps": _NUM_STEPS.value},
     )
     for name, value in attack.numbers.items():
-        if not 0 < value < float("inf"):
-            raise ValueError(f"--{name} must be positive and finite, got {value}")
-    recipe = common.recipe_from_flags()
+        checks.check_number(f"--{name}", value, above=0.0)
     flags_of_run = {"launcher": "transfer", "temperature": _TEMPERATURE.value, "kappas": kappas}
     flags_of_run |= common.flags_of_training("batch_size") | dict(attack.numbers) | dict(attack.words)
-    flags_of_run |= {"num_examples": num_examples}
-    workdir = common.workdir("transfer")
-    runs.check_workdir(workdir, flags_of_run)
-    train, test = loading.load_data(recipe)
-    if len(train) < 2:
-        raise ValueError(f"{train.name} has no two halves to train on: it has {len(train)} images")
-    half = len(train) // 2
-    halves = [data.rows_of(train, slice(start, start + half)) for start in (0, half)]
-    loading.check_network(recipe, halves[0])
-    attacked = data.first(test, num_examples)
-    run = runs.Run(workdir, flags_of_run, loading.describe(recipe, train, test) | {"num_train": half})
-    source = trainer_of(run, recipe, halves[0]).plain(FLAGS.seed, role="source")
-    trainer = trainer_of(run, recipe, halves[1])
+    flags_of_run["num_examples"] = 100 if FLAGS.num_examples is None else FLAGS.num_examples
+    begun = loading.begin(common.workdir("transfer"), flags_of_run)
+    attacked, half = data.first(begun.test, flags_of_run["num_examples"]), len(begun.train) // 2
+    if not half:
+        raise ValueError(f"{begun.train.name} has no two halves to train on: it has {len(begun.train)} images")
+    run = begun.open(num_train=half)
+    halves = [data.rows_of(begun.train, slice(start, start + half)) for start in (0, half)]
+    source = loading.trainer_of(run, begun.recipe, halves[0]).plain(FLAGS.seed, role="source")
+    trainer = loading.trainer_of(run, begun.recipe, halves[1])
     plain = trainer.plain(FLAGS.seed, role="plain")
     teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
-    named = {"source": (source, None), "plain": (plain, None)}
-    named |= {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
-    for name, (state, temperature) in named.items():
-        where = {"network": name, "temperature": temperature, "seed": FLAGS.seed}
-        common.record_accuracy(run, where, state, data.to_float(test.images), test.labels)
+    networks = {"source": (source, None), "plain": (plain, None)}
+    networks |= {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
+    common.record_accuracies(run, networks, begun.test)
     shown = {"plain": plain.logits_fn, "distilled": student.logits_fn}
     for targeted in (False, True):
         _measure(run, attack, kappas, targeted, source.logits_fn, shown, attacked)
     common.write_report(run)
-
-
-def _read_kappas(texts: list[str]) -> list[float]:
-    try:
-        kappas = sorted(float(text) for text in texts)
-    except ValueError:
-        raise ValueError(f"--kappas must be numbers separated by commas, got {','.join(texts)}") from None
-    if not kappas or len(set(kappas)) != len(kappas) or not all(0 <= kappa < float("inf") for kappa in kappas):
-        raise ValueError(f"--kappas must be one or more different numbers of at least 0, got {','.join(texts)}")
-    return kappas
 
 
 def _measure(
@@ -101,41 +81,29 @@ def _measure(
         return
     clean = common.classify(source, data.to_float(attacked.images))
     once = attacking.attempts("random" if targeted else "none", attacked, clean)
-    count = len(once.rows)
+    count, description = len(once.rows), "targeted" if targeted else "untargeted"
     tried = jax.tree.map(lambda values: np.concatenate([values] * len(kappas)), once)
     confidence = np.repeat(np.asarray(kappas, np.float32), count)
-    description = "targeted" if targeted else "untargeted"
-    outcome = attacking.run_attack(attack, source, tried, description, {"confidence": confidence})
+    outcome = attacking.run_attack(attack, source, tried, description, per_example={"confidence": confidence})
     attacking.save_outcome(run, f"source_{description}", tried, outcome)
     correct = metrics.correct(clean, attacked.labels)
     for name, logits_fn in shown.items():
-        also_correct = correct & metrics.correct(
-            common.classify(logits_fn, data.to_float(attacked.images)), attacked.labels
-        )
-        fooled = evaluation.judge(
-            logits_fn, outcome.inputs, tried.labels, tried.targets, evaluate=common.evaluator()
-        ).success[0]
+        also_correct = correct & metrics.correct(common.classify(logits_fn, tried.inputs[:count]), attacked.labels)
+        evaluate = common.evaluator()
+        fooled = evaluation.judge(logits_fn, outcome.inputs, tried.labels, tried.targets, evaluate=evaluate).success[0]
         for number, kappa in enumerate(kappas):
             where = {"measure": "transfer", "target": name, "kappa": kappa, "targeted": targeted}
             if run.find(**where) is not None:
                 continue
             rows = slice(number * count, (number + 1) * count)
             counted = outcome.success[rows] & also_correct
-            rate = metrics.Rate(int((fooled[rows] & counted).sum()), int(counted.sum()))
-            low, high = metrics.wilson_interval(rate.successes, rate.n)
+            rate = metrics.success_rate(fooled[rows], counted)
+            low, high = metrics.wilson_interval(*rate)
             distances = outcome.distances.l2[rows][counted]
-            run.append(
-                **where,
-                temperature=None if name == "plain" else _TEMPERATURE.value,
-                sources=int(correct.sum()),
-                source_successes=int((outcome.success[rows] & correct).sum()),
-                n=rate.n,
-                transferred=rate.successes,
-                rate=rate.value,
-                low=low,
-                high=high,
-                mean_l2=float(distances.mean()) if len(distances) else None,
-            )
+            fields = {"temperature": None if name == "plain" else _TEMPERATURE.value, "sources": int(correct.sum())}
+            fields |= {"source_successes": int((outcome.success[rows] & correct).sum())}
+            fields |= {"n": rate.n, "transferred": rate.successes, "rate": rate.value, "low": low, "high": high}
+            run.append(**where, **fields, mean_l2=float(distances.mean()) if len(distances) else None)
 
 
 if __name__ == "__main__":

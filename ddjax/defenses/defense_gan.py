@@ -225,6 +225,7 @@ def manifold_attack(
 
         return made, finite
 
+    rates = {"learning_rate": learning_rate, "initial_const": initial_const}
     steps = {"search_steps": search_steps, "num_steps": num_steps, "abort_early": abort_early}
     return carlini_wagner.search_l2(asked, view, codes, restrict=None, confidence=confidence, **rates, **steps)
 

@@ -39,6 +39,7 @@ __all__ = [
     "evaluate",
     "is_within",
     "judge",
+    "key_data",
     "make_attempts",
     "of_norm",
     "parse_attack",

@@ -7,24 +7,13 @@ is named on the command line, `--recipe=package.module:name`.
 
 from ddjax.registry import Registry
 
-from . import animals10, cifar10, digits, mnist
+from . import classifiers
 from .base import Recipe, make_network, make_optimizer, make_settings
 
 __all__ = ["RECIPES", "Recipe", "get", "make_network", "make_optimizer", "make_settings"]
 
 RECIPES: Registry[Recipe] = Registry("recipe", "RECIPES")
-for _file in (digits, mnist, cifar10, animals10):
-    for _recipe in _file.RECIPES:
-        RECIPES.register(_recipe)
-
-
-def get(name: str) -> Recipe:
-    """Looks a recipe up.
-
-    Args:
-      name: of a recipe here, or `package.module:name` of one that a module declares in `RECIPES`.
-
-    Raises:
-      ValueError: for an unknown name; the message lists the known ones.
-    """
-    return RECIPES.find(name)
+for _recipe in classifiers.RECIPES:
+    RECIPES.register(_recipe)
+# A recipe by its name here, or by `package.module:name` of one that a module declares in `RECIPES`.
+get = RECIPES.find

@@ -1,8 +1,7 @@
-"""What a recipe of a classifier is, and the network, the optimizer and the training that it names."""
+"""What recipes are, and the network, the optimizer and the training that the recipe of a classifier names."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,20 +13,41 @@ from ddjax.defenses import thermometer
 from ddjax.training import adversaries
 
 
-# Compared by identity: optimizers are cached by recipe.
-@dataclasses.dataclass(frozen=True, eq=False)
-class Recipe:
-    """How to train a network and attack it.
+# Compared by identity: optimizers and programs are cached by recipe.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class BaseRecipe:
+    """What all recipes have, those of classifiers and those of generative models.
 
     Attributes:
       name: what `--recipe` takes.
       description: what it is, its command, its cost and the result to expect.
       dataset: a name for `ddjax.data.load`.
-      network: a name for `ddjax.models.build`, or `package.module:name` of one that a module declares.
       epochs: passes over the training set, for each network.
-      batch_size: examples of a step.
-      optimizer: `"sgd"` or `"adam"`.
+      batch_size: examples of a step; of a GAN, of one step of the critic.
       learning_rate: at the start.
+      skip: the first rows of the training split that are left out, as the papers hold them out for validation.
+      num_train: a stratified subset of this size for training; None for all.
+      num_test: the same for testing.
+    """
+
+    name: str
+    description: str
+    dataset: str
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    skip: int = 0
+    num_train: int | None = None
+    num_test: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Recipe(BaseRecipe):
+    """How to train a classifier and attack it.
+
+    Attributes:
+      network: a name for `ddjax.models.build`, or `package.module:name` of one that a module declares.
+      optimizer: `"sgd"` or `"adam"`.
       momentum: of SGD, at the start.
       nesterov: whether the momentum is Nesterov's.
       decay: multiplies the learning rate at every `decay_epochs`-th epoch.
@@ -35,34 +55,23 @@ class Recipe:
       momentum_decays: whether SGD's momentum is multiplied, too.
       weight_decay: w in the loss's additional w/2 times the squared norm of all kernels.
       inverse_decay: d in learning_rate / (1 + d step), as in Keras.
-      warm_start_epochs: epochs at temperature 1 on the true labels and clean images, before teacher and student, both
-        from the same start, and before adversarial training.
+      warm_start_epochs: see `training.Settings`.
       augmentation: a name of `ddjax.data.AUGMENTATIONS`, how training images are varied; None for not.
       transform: a defense of `launch.evaluate` through which training and test images go once, before all else; None
         for as they are.
-      adversary: a name of `ddjax.training.adversaries.REGISTRY`, which makes adversarial images of every
-        batch; None for clean ones.
+      adversary: a name of `ddjax.training.adversaries.REGISTRY`, which makes adversarial images of every batch; None
+        for clean ones.
       adversary_epsilon: the radius in Linf, for images in [0, 1].
       adversary_steps: the steps of the attack.
       thermometer_levels: of the code of a pixel, where the network learns thermometer codes; 0 for pixels.
-      class_weights: whether an example of the true labels weighs the inverse of its class's share, so that all classes
-        weigh the same; teachers and students go without.
+      class_weights: see `training.Settings`.
       image_size: height and width to which images of a folder are resized.
-      skip: the first rows of the training split that are left out, as the papers hold them out for validation.
-      num_train: a stratified subset of this size for training; None for all.
-      num_test: the same for testing.
       jsma_features: the largest number of features JSMA may change.
       fgsm_epsilon: the radius for FGSM, in [0, 1].
     """
 
-    name: str
-    description: str
-    dataset: str
     network: str
-    epochs: int
-    batch_size: int
     optimizer: str
-    learning_rate: float
     momentum: float = 0.0
     nesterov: bool = False
     decay: float = 1.0
@@ -79,24 +88,19 @@ class Recipe:
     thermometer_levels: int = 0
     class_weights: bool = False
     image_size: int | None = None
-    skip: int = 0
-    num_train: int | None = None
-    num_test: int | None = None
     jsma_features: int = 112
     fgsm_epsilon: float = 0.3
 
 
+# The same object for the same arguments, here and below, since programs are compiled for it.
 @functools.cache
 def make_network(recipe: Recipe, num_classes: int, channels: int) -> nn.Module:
-    """Builds the network of a recipe; the same object for the same arguments, since programs are compiled for it.
+    """The network of a recipe.
 
     Args:
       recipe: the settings.
       num_classes: the number of logits, at least 2.
       channels: of the images.
-
-    Returns:
-      The flax module.
 
     Raises:
       ValueError: for an unknown network or fewer than two classes.
@@ -109,59 +113,37 @@ def make_network(recipe: Recipe, num_classes: int, channels: int) -> nn.Module:
 
 @functools.cache
 def make_optimizer(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
-    """Builds the optimizer of a recipe; the same object for the same arguments, since programs are compiled for it.
-
-    Args:
-      recipe: the settings.
-      steps_per_epoch: turns the recipe's epochs into steps.
-
-    Returns:
-      A gradient transformation of optax.
+    """The optimizer of a recipe, whose epochs have so many steps.
 
     Raises:
       ValueError: for an unknown optimizer.
     """
-    optimizer = _without_weight_decay(recipe, steps_per_epoch)
-    if recipe.weight_decay:
-        return optax.chain(optax.add_decayed_weights(recipe.weight_decay, _is_kernel), optimizer)
-    return optimizer
-
-
-def _is_kernel(params: Any) -> Any:
-    """Which parameters are kernels, not biases or scales."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-
-def _without_weight_decay(recipe: Recipe, steps_per_epoch: int) -> optax.GradientTransformation:
     decayed = lambda start: optax.exponential_decay(
         start, recipe.decay_epochs * steps_per_epoch, recipe.decay, staircase=True
     )
-    if recipe.optimizer == "adam":
-        return optax.adam(decayed(recipe.learning_rate) if recipe.decay_epochs else recipe.learning_rate)
-    if recipe.optimizer != "sgd":
-        raise ValueError(f"unknown optimizer {recipe.optimizer!r}; known: adam, sgd")
+    rate = recipe.learning_rate
     if recipe.decay_epochs:
-        rate, momentum = decayed(recipe.learning_rate), decayed(recipe.momentum)
-        if not recipe.momentum_decays:
-            return optax.sgd(rate, momentum=recipe.momentum or None, nesterov=recipe.nesterov)
-        return optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=momentum)
-    if recipe.inverse_decay:
+        rate = decayed(recipe.learning_rate)
+    elif recipe.inverse_decay:
         rate = lambda step: recipe.learning_rate / (1 + recipe.inverse_decay * jnp.asarray(step, jnp.float32))
-        return optax.sgd(rate, momentum=recipe.momentum, nesterov=recipe.nesterov)
-    return optax.sgd(recipe.learning_rate, momentum=recipe.momentum or None, nesterov=recipe.nesterov)
+    if recipe.optimizer == "adam":
+        optimizer = optax.adam(rate)
+    elif recipe.optimizer != "sgd":
+        raise ValueError(f"unknown optimizer {recipe.optimizer!r}; known: adam, sgd")
+    elif recipe.momentum_decays:
+        momentum = decayed(recipe.momentum)
+        optimizer = optax.inject_hyperparams(optax.sgd)(learning_rate=rate, momentum=momentum)
+    else:
+        optimizer = optax.sgd(rate, momentum=recipe.momentum or None, nesterov=recipe.nesterov)
+    if recipe.weight_decay:
+        is_kernel = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+        optimizer = optax.chain(optax.add_decayed_weights(recipe.weight_decay, is_kernel), optimizer)
+    return optimizer
 
 
 @functools.cache
 def make_settings(recipe: Recipe, num_classes: int, channels: int) -> training.Settings:
-    """How a recipe trains; the same object for the same arguments, since programs are compiled for it.
-
-    Args:
-      recipe: the recipe.
-      num_classes: the number of logits, at least 2.
-      channels: of the images.
-
-    Returns:
-      The settings of `training.Trainer`.
+    """How a recipe trains the network of `make_network`.
 
     Raises:
       ValueError: for an unknown network, adversary or augmentation.

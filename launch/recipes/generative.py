@@ -11,43 +11,26 @@ from ddjax.generative import gan, pixelcnn
 from ddjax.registry import Registry
 from ddjax.state import TrainState
 
+from .base import BaseRecipe
+
 MODELS = ("pixelcnn", "gan")
 
 
-# Compared by identity, since programs are cached by recipe.
-@dataclasses.dataclass(frozen=True, eq=False)
-class GenerativeRecipe:
-    """How to train a generative model.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class GenerativeRecipe(BaseRecipe):
+    """How to train a generative model, by Adam.
 
     Attributes:
-      name: what `--recipe` takes.
-      description: what it is, its command, its cost and the result to expect.
-      dataset: a name for `ddjax.data.load`.
       model: one of `MODELS`.
       network: arguments of `pixelcnn.PixelCNN` but for the channels, or of `gan.create_state`.
-      epochs: passes over the training set.
-      batch_size: images of a step; of a GAN, of one step of the critic.
-      learning_rate: of Adam.
       training: further arguments of the model's `train_epoch`.
       decay: what multiplies PixelCNN++'s rate at every step.
-      skip: the first rows of the training split that are left out.
-      num_train: a stratified subset of this size for training; None for all.
-      num_test: the same for what is told of held-out images.
     """
 
-    name: str
-    description: str
-    dataset: str
     model: str
     network: Mapping[str, Any]
-    epochs: int
-    batch_size: int
-    learning_rate: float
     training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     decay: float = 0.999995
-    skip: int = 0
-    num_train: int | None = None
-    num_test: int | None = None
 
     @property
     def role(self) -> str:
@@ -56,13 +39,7 @@ class GenerativeRecipe:
 
 
 def create_state(recipe: GenerativeRecipe, image_shape: tuple[int, int, int], key: jax.Array) -> TrainState:
-    """The model of a recipe before training.
-
-    Args:
-      recipe: the settings.
-      image_shape: (H, W, C).
-      key: makes the parameters and all later randomness.
-    """
+    """The model of a recipe for images of a shape (H, W, C), before training; `key` makes all its randomness."""
     if recipe.model == "gan":
         make = functools.partial(gan.create_state, image_shape, learning_rate=recipe.learning_rate, **recipe.network)
         # Compiled, the forward passes that tell the shapes of parameters are not run.
@@ -85,14 +62,9 @@ _PIXELCNN_CIFAR10 = GenerativeRecipe(
 
     python -m launch.train --recipe=pixelcnn_cifar10. Made for several GPUs and days. Published: 2.92 bits for each
     dimension after 5,000 epochs.""",
-    dataset="cifar10",
-    model="pixelcnn",
+    dataset="cifar10", model="pixelcnn", epochs=5000, batch_size=96, learning_rate=1e-3, training={"ema_decay": 0.9995},
     network={"width": 160, "blocks": 5, "levels": 3, "mixtures": 10, "dropout": 0.5},
-    epochs=5000,
-    batch_size=96,
-    learning_rate=1e-3,
-    training={"ema_decay": 0.9995},
-)
+)  # fmt: skip
 
 _PIXELCNN_MNIST = GenerativeRecipe(
     name="pixelcnn_mnist",
@@ -100,17 +72,10 @@ _PIXELCNN_MNIST = GenerativeRecipe(
     published width.
 
     python -m launch.train --recipe=pixelcnn_mnist. Under an hour on two CPU cores.""",
-    dataset="mnist",
-    model="pixelcnn",
-    network={"width": 16, "blocks": 1, "levels": 2, "mixtures": 5, "dropout": 0.0},
-    epochs=10,
-    batch_size=32,
-    learning_rate=2e-3,
-    training={"ema_decay": 0.999},
-    skip=5000,
-    num_train=10_000,
+    dataset="mnist", model="pixelcnn", network={"width": 16, "blocks": 1, "levels": 2, "mixtures": 5, "dropout": 0.0},
+    epochs=10, batch_size=32, learning_rate=2e-3, training={"ema_decay": 0.999}, skip=5000, num_train=10_000,
     num_test=500,
-)
+)  # fmt: skip
 
 _GAN_MNIST = GenerativeRecipe(
     name="gan_mnist",
@@ -118,44 +83,30 @@ _GAN_MNIST = GenerativeRecipe(
     of the generator instead of five, and four times the rate.
 
     python -m launch.train --recipe=gan_mnist. Under an hour on two CPU cores.""",
-    dataset="mnist",
-    model="gan",
-    network={"width": 24, "latent": 128},
-    epochs=15,
-    batch_size=50,
-    learning_rate=4e-4,
-    training={"critic_steps": 3},
-    skip=5000,
-    num_test=100,
-)
+    dataset="mnist", model="gan", network={"width": 24, "latent": 128}, epochs=15, batch_size=50, learning_rate=4e-4,
+    training={"critic_steps": 3}, skip=5000, num_test=100,
+)  # fmt: skip
 
-GENERATIVE_RECIPES = (
-    _PIXELCNN_MNIST,
+_PIXELCNN_FASHION_MNIST = dataclasses.replace(
     _PIXELCNN_CIFAR10,
-    dataclasses.replace(
-        _PIXELCNN_CIFAR10,
-        name="pixelcnn_fashion_mnist",
-        description="""PixelCNN++ of a quarter of the published width on Fashion-MNIST, as PixelDefend takes it.
+    name="pixelcnn_fashion_mnist",
+    description="""PixelCNN++ of a quarter of the published width on Fashion-MNIST, as PixelDefend takes it.
 
     python -m launch.train --recipe=pixelcnn_fashion_mnist. Made for a GPU.""",
-        dataset="fashion_mnist",
-        network={"width": 40, "blocks": 5, "levels": 3, "mixtures": 10, "dropout": 0.5},
-    ),
+    dataset="fashion_mnist",
+    network={**_PIXELCNN_CIFAR10.network, "width": 40},
+)
+
+_GAN_MNIST_FULL = dataclasses.replace(
     _GAN_MNIST,
-    dataclasses.replace(
-        _GAN_MNIST,
-        name="gan_mnist_full",
-        description="""WGAN-GP of the size that Defense-GAN takes (arXiv 1805.06605): 200,000 steps of the
-    generator.
+    name="gan_mnist_full",
+    description="""WGAN-GP of the size that Defense-GAN takes (arXiv 1805.06605): 200,000 steps of the generator.
 
     python -m launch.train --recipe=gan_mnist_full. Made for a GPU.""",
-        network={"width": 64, "latent": 128},
-        epochs=1000,
-        learning_rate=1e-4,
-        training={"critic_steps": 5},
-        skip=10_000,
-    ),
-)
+    network={"width": 64, "latent": 128}, epochs=1000, learning_rate=1e-4, training={"critic_steps": 5}, skip=10_000,
+)  # fmt: skip
+
+GENERATIVE_RECIPES = (_PIXELCNN_MNIST, _PIXELCNN_CIFAR10, _PIXELCNN_FASHION_MNIST, _GAN_MNIST, _GAN_MNIST_FULL)
 RECIPES: Registry[GenerativeRecipe] = Registry("recipe of a generative model", "GENERATIVE_RECIPES")
 for _recipe in GENERATIVE_RECIPES:
     RECIPES.register(_recipe)

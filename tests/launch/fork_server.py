@@ -26,7 +26,7 @@ import sklearn.datasets  # noqa: F401
 
 import ddjax  # noqa: F401
 import launch.attacking
-import launch.trainer  # noqa: F401
+import launch.loading  # noqa: F401
 
 # Seconds after which a launcher is killed.
 TIMEOUT = 300

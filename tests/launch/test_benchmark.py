@@ -229,16 +229,12 @@ def there():
 @pytest.fixture(scope="module")
 def trained():
     """A network that knows the digits."""
-    recipe = recipes.get("digits")
     train = data.load("digits", "train")
-    optimizer = recipes.make_optimizer(recipe, training.steps_per_epoch(len(train), 64))
-    state = training.create_state(models.build("digits", 10), optimizer, train.image_shape, jax.random.key(0))
-    epoch = jax.jit(lambda *arguments: training.train_epoch(*arguments, batch_size=64))
-    one_hot = np.eye(10, dtype=np.float32)[train.labels]
-    images, one_hot = jax.numpy.asarray(train.images), jax.numpy.asarray(one_hot)
+    optimizer = recipes.make_optimizer(recipes.get("digits"), training.steps_per_epoch(len(train), 64))
+    network, key = models.build("digits", 10), jax.random.key(0)
     # optax mixes integers and floats, which the tests forbid elsewhere.
     with jax.numpy_dtype_promotion("standard"):
-        return training.fit(epoch, state, images, one_hot, 1.0, num_epochs=4)
+        return training.train(network, optimizer, train.images, train.labels, epochs=4, batch_size=64, key=key)
 
 
 @pytest.mark.parametrize("memory_format", ["contiguous", "channels_last"])

@@ -36,14 +36,13 @@ def in_process(**values):
         name: dataclasses.replace(recipe, network=TINY[name]) if name in TINY else recipe
         for name, recipe in generative_recipes.RECIPES.items()
     }
-    rows = dict(obfuscated._ALL)
-    row, changes = rows["defense_gan"]
-    rows["defense_gan"] = (row, changes | {"defense": "defense_gan:num_steps=2,restarts=2"})
+    changes = dict(obfuscated._QUICK_CHANGES)
+    changes["defense_gan"] = changes["defense_gan"] | {"defense": "defense_gan:num_steps=2,restarts=2"}
     with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver(**values):
         for module in (generative_recipes, generating):
             patch.setattr(module, "RECIPES", types.MappingProxyType(tiny))
         patch.setattr(generating, "_SEARCHED", SEARCHED)
-        patch.setattr(obfuscated, "_ALL", rows)
+        patch.setattr(obfuscated, "_QUICK_CHANGES", changes)
         with jax.numpy_dtype_promotion("standard"):
             yield
 
