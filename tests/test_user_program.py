@@ -42,7 +42,7 @@ def test_network_of_a_user_is_distilled_and_attacked(network):
         train.images,
         train.labels,
         temperature=20.0,
-        epochs=30,
+        epochs=40,
         batch_size=32,
         key=jax.random.key(0),
     )

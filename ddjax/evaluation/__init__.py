@@ -4,7 +4,7 @@
 `judge`.
 """
 
-from ddjax.evaluation.attempts import TARGETS, Attempts, make_attempts, resolve_targets
+from ddjax.evaluation.attempts import TARGETS, Attempts, key_data, make_attempts, resolve_targets
 from ddjax.evaluation.budgets import default_budgets, is_within, of_norm
 from ddjax.evaluation.judging import Judgement, decisions, judge
 from ddjax.evaluation.matrix import Detector, Look, MatrixRow, Verdict, worst_case
