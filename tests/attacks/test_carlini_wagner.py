@@ -12,7 +12,7 @@ from tests.attacks import linear
 compiled_l2 = jax.jit(carlini_wagner_l2, static_argnames=("search_steps", "num_steps", "abort_early"))
 compiled_l0 = jax.jit(carlini_wagner_l0, static_argnames=("by", "num_steps", "abort_early"))
 compiled_linf = jax.jit(carlini_wagner_linf, static_argnames=("num_steps", "abort_early"))
-CASES = [((2, 3, 3), 3, 1), ((4, 4, 1), 10, 8)]
+CASES = [((3, 4, 1), 2, 1), ((4, 4, 1), 10, 8)]
 # Few steps, for what is true however good the result is.
 quick_l2 = functools.partial(compiled_l2, learning_rate=0.05, initial_const=0.1, search_steps=5, num_steps=100)
 quick_l0 = functools.partial(compiled_l0, learning_rate=0.05, initial_const=0.1, const_factor=4.0, num_steps=60)

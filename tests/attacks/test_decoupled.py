@@ -36,7 +36,7 @@ def problem():
     return logits_fn, images, labels, (labels + 1 + jnp.arange(12) % 3) % 4
 
 
-@pytest.mark.parametrize("case", [((3, 4, 1), 2, 1), ((2, 3, 3), 3, 3), ((4, 4, 1), 10, 8)])
+@pytest.mark.parametrize("case", [((3, 4, 1), 2, 1), ((4, 4, 1), 10, 8)])
 def test_ddn_on_linear_classifier_takes_the_least_distance(far_linear, case):
     logits_fn, images, labels, distances = far_linear(*case, order=2)
     nearest = jnp.asarray(distances.argmin(1), jnp.int32)
@@ -118,8 +118,8 @@ def test_images_are_on_the_grid_to_the_bit(problem, levels):
 def test_every_level_is_a_fixed_point():
     # An image of all levels, and a classifier that sees one more pixel only: the others have no gradient and stay.
     images = jnp.concatenate([jnp.asarray(GRID), jnp.full((4,), GRID[128])]).reshape(1, 26, 10, 1)
-    logits_fn = lambda x: jnp.stack([0.6 - x[:, -1, -1, 0], x[:, -1, -1, 0] - 0.6], axis=1)
-    result = ddn(logits_fn, images, jnp.zeros(1, jnp.int32), num_steps=50)
+    logits_fn = jax.tree_util.Partial(lambda x: jnp.stack([0.6 - x[:, -1, -1, 0], x[:, -1, -1, 0] - 0.6], axis=1))
+    result = compiled(logits_fn, images, jnp.zeros(1, jnp.int32), num_steps=50)
     assert result.success.all()
     np.testing.assert_array_equal(result.inputs.reshape(-1)[:-1], images.reshape(-1)[:-1])
     assert 0.6 <= float(result.inputs[0, -1, -1, 0]) < 0.62

@@ -19,11 +19,12 @@ def pairwise(case):
     return lambda x: jnp.take_along_axis(logits_fn(x), pair, axis=1), images, jnp.zeros_like(labels), radius
 
 
-@pytest.mark.parametrize("case", linear.CASES[:3])
+@pytest.mark.parametrize("case", linear.CASES[1:3])
 @pytest.mark.parametrize("highest", [0.25, 1.0])
 def test_smallest_epsilon_of_fgsm_on_linear_classifier_is_the_margin_over_the_l1_norm(case, highest):
     logits_fn, images, labels, radius = pairwise(case)
-    result = smallest_epsilon(fgsm, logits_fn, images, labels, highest=highest, grid=10, bisections=10)
+    search = jax.jit(functools.partial(smallest_epsilon, fgsm, logits_fn, grid=10, bisections=10))
+    result = search(images, labels, highest=highest)
     assert result.success.all()
     distance = linear.size(result.inputs - images, "linf")
     assert (distance >= radius - 1e-6).all()
