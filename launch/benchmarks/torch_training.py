@@ -29,7 +29,7 @@ def memory_format(name: str) -> Any:
 
 def to_tensor(images: np.ndarray, device: str, formatted: str, center: float = 0.0) -> Any:
     """Images `[N, H, W, C]` as a tensor `[N, C, H, W]`, from which a number is subtracted."""
-    tensor = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)) - center
+    tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), np.float32, order="C")) - center
     return tensor.to(device).contiguous(memory_format=memory_format(formatted))
 
 
