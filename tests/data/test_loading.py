@@ -1,4 +1,5 @@
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -99,8 +100,8 @@ def test_name_that_cannot_be_loaded_is_refused(name, message):
         data.load(name, "test")
 
 
-def test_registered_data_set_is_loaded_by_its_name(monkeypatch):
-    monkeypatch.setattr(data.DATASETS, "_known", dict(data.DATASETS))
+@mock.patch.dict(data.DATASETS)
+def test_registered_data_set_is_loaded_by_its_name():
     data.register(data.declare(lambda split: data.load("digits", split), name="alias"))
     assert len(data.load("alias", "test")) == 450
     with pytest.raises(ValueError, match="there already is data set 'digits'"):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -210,13 +211,13 @@ def _thirds(inputs):
     return jnp.round(3 * inputs) / 3
 
 
-def test_undeclared_transform_is_refused_by_aware_attacks(monkeypatch):
+@mock.patch.dict(defenses.DEFENSES)
+def test_undeclared_transform_is_refused_by_aware_attacks():
     rounding = ddjax.transform(_thirds)
     with pytest.raises(ValueError, match=r"_thirds does not declare its gradient: register it with ddjax\.defenses"):
         defenses.aware(rounding)
     # BPDA says what the gradient is.
     assert defenses.aware(ddjax.bpda(rounding)) == ddjax.bpda(rounding)
-    monkeypatch.setattr(defenses.DEFENSES, "_known", dict(defenses.DEFENSES))
     defenses.register(defenses.declare(_thirds, gradient="straight-through"))
     weights = jax.random.normal(jax.random.key(9), (2, 5))
     inputs = jax.random.uniform(jax.random.key(10), (2, 5))
