@@ -195,8 +195,7 @@ def test_distillation_trains_the_student_on_the_teachers_labels():
     labels = soft_labels(teacher.logits_fn, IMAGES, 30.0)
     expected = training.train(MODULE, ADAM, IMAGES, labels, key=jax.random.fold_in(key, 1), **settings)
     # The labels are those of another program, which rounds differently.
-    for one, other in zip(jax.tree.leaves(student.params), jax.tree.leaves(expected.params), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert_close(student.params, expected.params, atol=1e-6)
 
 
 def test_distillation_at_a_high_temperature_learns_and_grows_the_logits():
