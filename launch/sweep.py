@@ -200,9 +200,9 @@ class _Network:
             self._run.append(**self.where, measure="jsma", **fields)
 
     def _save_examples(self, tried: Attempts, outcome: Outcome) -> None:
-        """Keeps what the report shows: a grid of JSMA images, and one FGSM image made on the undistilled network."""
-        test, undistilled = self._test, self._undistilled
-        grid = np.zeros((test.num_classes, test.num_classes, *test.image_shape), np.float32)
+        """Keeps what the report shows: a grid of JSMA images, source by target class."""
+        classes = self._test.num_classes
+        grid = np.zeros((classes, classes, *self._test.image_shape), np.float32)
         success, present = np.zeros(grid.shape[:2], bool), np.zeros(len(grid), bool)
         # The attempts on the first image of each class.
         labels, first = np.unique(tried.labels, return_index=True)
@@ -210,20 +210,11 @@ class _Network:
         cells = tried.labels[shown], np.asarray(tried.targets)[shown]
         grid[labels, labels], present[labels] = tried.inputs[first], True
         grid[cells], success[cells] = outcome.inputs[shown], outcome.success[shown]
-        # For every network the same image: the first that the undistilled one gets right and FGSM makes it get wrong,
-        # and where there is none simply the first.
-        image = int(np.argmax(undistilled.correct & undistilled.fgsm.success))
         self._run.save_arrays(
             f"examples/seed{self.where['seed']}_{training.tag(self.where['temperature'])}",
             jsma_images=grid,
             jsma_success=success,
             jsma_present=present,
-            fgsm_label=np.int32(test.labels[image]),
-            fgsm_clean=data.to_float(test.images[image]),
-            fgsm_clean_prediction=np.int32(self._logits[image].argmax()),
-            fgsm_adversarial=undistilled.fgsm.inputs[image],
-            fgsm_baseline_prediction=np.int32(undistilled.fgsm.predictions[image]),
-            fgsm_prediction=np.int32(self._predictions_on_undistilled[image]),
         )
 
 

@@ -43,18 +43,15 @@ def sweep_of(**distilled):
 MASKED = {"plain": 2, "tempered": 88, "zero": 98, "white": 5}
 
 
-def save_examples(folder, tag, prediction=1):
+def save_examples(folder, tag):
     random = np.random.default_rng(0)
-    clean = random.random((4, 4, 1), np.float32)
     folder.mkdir(exist_ok=True)
     success = np.ones((3, 3), bool)
     success[0, 1] = False
     np.savez(
         folder / f"seed0_{tag}.npz",
         jsma_images=random.random((3, 3, 4, 4, 1), np.float32), jsma_success=success,
-        jsma_present=np.array([True, True, False]), fgsm_label=np.int32(0), fgsm_clean=clean,
-        fgsm_clean_prediction=np.int32(0), fgsm_adversarial=np.clip(clean + 0.3, 0, 1),
-        fgsm_baseline_prediction=np.int32(1), fgsm_prediction=np.int32(prediction),
+        jsma_present=np.array([True, True, False]),
     )  # fmt: skip
 
 
@@ -65,8 +62,8 @@ def save(path, records, **flags):
 @pytest.fixture
 def masked_run(tmp_path):
     save(tmp_path, sweep_of(**MASKED))
-    for tag, prediction in (("none", 1), ("T1", 1), ("T100", 0)):
-        save_examples(tmp_path / "examples", tag, prediction)
+    for tag in ("none", "T1", "T100"):
+        save_examples(tmp_path / "examples", tag)
     return tmp_path
 
 
