@@ -15,11 +15,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddjax import parallel
+from ddjax.binding.modes import evaluation_arguments
 from ddjax.checks import first_line
 from ddjax.files import PathLike, local_path
 from ddjax.old_checkpoints import described_by_recipe
 from ddjax.registry import import_module
-from ddjax.state import TrainState, evaluation_arguments
+from ddjax.state import TrainState
 
 
 class CheckpointError(RuntimeError):

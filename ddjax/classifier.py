@@ -1,7 +1,7 @@
 """What an attack sees: a function from inputs `[B, ...]` to logits `[B, K]`, before softmax.
 
-`bind` makes one of a network and its variables. The other functions make a classifier of another one: at a temperature,
-behind a normalization, behind a transform of its inputs. Stochastic classifiers have their own type, `Randomized`,
+`ddjax.bind` makes one of anyone's model. The functions here make a classifier of another one: at a temperature, behind
+a normalization, behind a transform of its inputs. Stochastic classifiers have their own type, `Randomized`,
 which takes a key for each example. Attacks do not take it; `expectation` and `single_draw` make of it what they take.
 
 BPDA, expectation over transformation and reparameterization recover the gradients of defenses that have none, random
@@ -18,12 +18,10 @@ Reference:
 
 import dataclasses
 import functools
-import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -38,41 +36,6 @@ LogitsFn = Callable[[Array], Array]
 AVERAGES = ("logits", "probs")
 # 2654435761, the prime next to 2^32 over the golden ratio, as in multiplicative hashing.
 _GOLDEN = 0x9E3779B1
-
-
-@dataclasses.dataclass(frozen=True)
-class _Apply:
-    """Calls a module; compared by value, so that equal modules share one compiled program."""
-
-    module: nn.Module
-    static: tuple[tuple[str, Any], ...]
-
-    def __call__(self, variables: Any, inputs: Array) -> Array:
-        return self.module.apply(variables, inputs, **dict(self.static))  # pyright: ignore[reportReturnType]
-
-
-def bind(module: nn.Module, variables: Any, **static: Any) -> Partial:
-    """Makes the classifier of a flax.linen module and its variables, `{"params": ...}`.
-
-    `static` are further keyword arguments of `module.__call__`, such as `train=False`; hashable.
-
-    Raises:
-      ValueError: for a class instead of a module, variables without "params", or an argument that the module needs
-        and that is not given.
-    """
-    if isinstance(module, type):
-        raise ValueError(f"bind needs a module, not its class: bind({module.__name__}(...), variables)")
-    if isinstance(variables, Mapping) and variables and "params" not in variables:
-        names = ", ".join(map(str, variables))
-        raise ValueError(f'bind needs the variables as {{"params": ...}}, as module.init returns them, got {names}')
-    # The first parameter takes the inputs.
-    for name, parameter in list(inspect.signature(module.__call__).parameters.items())[1:]:
-        named = parameter.kind in (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        if named and parameter.default is inspect.Parameter.empty and name not in static:
-            raise ValueError(
-                f"{type(module).__name__} needs the argument {name!r}: bind(module, variables, {name}=...)"
-            )
-    return Partial(_Apply(module, tuple(sorted(static.items()))), variables)
 
 
 def as_pytree(function: Callable[..., Array]) -> Partial:

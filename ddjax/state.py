@@ -4,7 +4,6 @@ A state is the same for classifiers, densities and GANs: parameters, optimizer s
 """
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,11 +14,9 @@ import optax
 from flax import struct
 from jaxtyping import Array, Key
 
+from ddjax.binding.linen import bind_linen
+from ddjax.binding.modes import evaluation_arguments, training_arguments
 from ddjax.checks import first_line
-from ddjax.classifier import bind
-
-# Arguments of `__call__` that switch between training and evaluation, and their values in training.
-_MODES: Mapping[str, bool] = {"train": True, "training": True, "deterministic": False, "use_running_average": False}
 
 
 class TrainState(struct.PyTreeNode):
@@ -61,7 +58,7 @@ class TrainState(struct.PyTreeNode):
     @property
     def logits_fn(self) -> jax.tree_util.Partial:
         """The classifier: dropout is off, and batch normalization uses its running statistics."""
-        return bind(self.network, self.variables, **evaluation_arguments(self.network))
+        return bind_linen(self.network, self.variables)
 
     def apply_gradients(self, gradients: Any) -> "TrainState":
         """The state after a step of the optimizer."""
@@ -117,24 +114,6 @@ def create_state(
 def _compiled_init(network: nn.Module) -> Callable[..., Any]:
     """Makes a network's variables. Compiled, the forward pass that tells their shapes is not run."""
     return jax.jit(functools.partial(network.init, **evaluation_arguments(network)))
-
-
-@functools.cache
-def training_arguments(network: Any) -> dict[str, Any]:
-    """The keyword arguments of `network.__call__` that switch it to training; empty where it has none."""
-    known = inspect.signature(type(network).__call__).parameters
-    return {name: value for name, value in _MODES.items() if name in known}
-
-
-@functools.cache
-def evaluation_arguments(network: Any) -> dict[str, Any]:
-    """The keyword arguments that switch a network to evaluation, without those whose default does so."""
-    known = inspect.signature(type(network).__call__).parameters
-    return {
-        name: not training
-        for name, training in _MODES.items()
-        if name in known and known[name].default is not (not training)
-    }
 
 
 def check_network(network: Any, input_shape: tuple[int, ...]) -> int:

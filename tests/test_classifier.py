@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ddjax.attacks import fgsm, pgd
-from ddjax.classifier import at_temperature, bind, in_bfloat16, normalized
+from ddjax.binding import bind
+from ddjax.classifier import at_temperature, in_bfloat16, normalized
 from ddjax.models import ConvNet
 
 

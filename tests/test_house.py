@@ -11,7 +11,7 @@ LONGEST, MEDIAN = 500, 200
 # Imports point one way: a part imports from its own layer or from one before.
 LAYERS = (
     ("version", "rounding", "platforms", "checks", "registry", "progress", "files"),
-    ("layers", "losses", "jacobian", "metrics", "classifier", "models", "parallel", "state"),
+    ("layers", "losses", "jacobian", "metrics", "classifier", "models", "parallel", "binding", "state"),
     ("attacks", "certify"),
     ("checkpoints", "old_checkpoints", "runs"),
     ("data", "defenses", "generative", "training"),

@@ -10,7 +10,8 @@ import sys
 import jax
 import numpy as np
 
-from ddjax import attacks, classifier, models, parallel
+import ddjax
+from ddjax import attacks, models, parallel
 from ddjax.defenses import thermometer
 
 BATCH, CALLS = 100, 10
@@ -29,7 +30,7 @@ def main() -> None:
     labels = np.zeros(BATCH, np.int32)
     keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(1), BATCH)))
     module = thermometer.Encoded(models.build("small_cifar10", 10), levels=16, channels=3)
-    logits_fn = classifier.bind(module, jax.jit(module.init)(jax.random.key(0), images[:1]))
+    logits_fn = ddjax.bind(module, jax.jit(module.init)(jax.random.key(0), images[:1]))
     mesh = parallel.make_mesh("data")
     shared = jax.jit(parallel.over_examples(program, mesh))
     alone = jax.jit(lambda logits_fn, images: logits_fn(images))

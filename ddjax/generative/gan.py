@@ -27,7 +27,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key, Num
 
 from ddjax import checks, layers
-from ddjax.classifier import bind
+from ddjax.binding import bind
 from ddjax.generative.resolution import depth_to_space, space_to_depth
 from ddjax.rounding import to_float
 from ddjax.state import TrainState

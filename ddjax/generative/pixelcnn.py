@@ -23,7 +23,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import layers, rounding
-from ddjax.classifier import bind
+from ddjax.binding import bind
 from ddjax.generative.logistic_mixture import channel_log_probs, log_prob, num_parameters
 from ddjax.generative.resolution import depth_to_space, space_to_depth
 from ddjax.state import TrainState

@@ -14,10 +14,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import layers, losses
+from ddjax.binding.modes import training_arguments
 from ddjax.classifier import LogitsFn
 from ddjax.platforms import by_platform
 from ddjax.rounding import to_float
-from ddjax.state import TrainState, training_arguments
+from ddjax.state import TrainState
 
 # From inputs and a key for each to inputs.
 Augmentation = Callable[[Float[Array, "B ..."], Key[Array, " B"]], Float[Array, "B ..."]]

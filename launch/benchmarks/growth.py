@@ -17,7 +17,8 @@ import numpy as np
 from ddjax import attacks, evaluation, jacobian, layers, metrics, models
 from ddjax.attacks import loops
 from ddjax.attacks.saliency import most_salient_feature_pair, most_salient_pair
-from ddjax.classifier import bind, in_bfloat16
+from ddjax.binding import bind
+from ddjax.classifier import in_bfloat16
 
 from .. import common
 from . import measure, training

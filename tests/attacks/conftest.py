@@ -6,7 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from ddjax.classifier import bind
+from ddjax.binding import bind
 from ddjax.models import ConvNet
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ddjax
 from ddjax import certify, classifier, losses, models
 from ddjax.certify import Conv, Dense, MaxPool, Relu, Shift
 
@@ -339,7 +340,7 @@ def trained_like():
     for padding in ("VALID", "SAME"):
         module = models.ConvNet(num_classes=4, stages=((3,), (4,)), dense=(8,), dropout=(0.5,), padding=padding)
         images = jnp.clip(1.5 * jax.random.uniform(jax.random.key(1), (3, 10, 11, 2)) - 0.25, 0, 1)
-        logits_fn = classifier.bind(module, module.init(jax.random.key(2), images))
+        logits_fn = ddjax.bind(module, module.init(jax.random.key(2), images))
         found.append((logits_fn, images, jnp.argmax(logits_fn(images), 1).astype(jnp.int32)))
     return found
 
@@ -441,7 +442,7 @@ def test_refuses_what_it_cannot_certify(trained_like):
         bound(network[:-1])
     with pytest.raises(ValueError, match="ends in a Dense"):
         bound(())
-    training = classifier.bind(logits_fn.func.module, logits_fn.args[0], train=True)
+    training = ddjax.bind(logits_fn.func.module, logits_fn.args[0], train=True)
     with pytest.raises(ValueError, match="dropout"):
         bound(training)
     with pytest.raises(ValueError, match="known: linf, l2, l1"):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddjax import layers, models
-from ddjax.classifier import Randomized, at_temperature, bind, expectation
+from ddjax.binding import bind
+from ddjax.classifier import Randomized, at_temperature, expectation
 from ddjax.defenses import activation_pruning as ap
 
 

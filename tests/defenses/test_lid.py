@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
 from ddjax import layers, models
-from ddjax.classifier import bind
+from ddjax.binding import bind
 from ddjax.defenses import lid
 
 DIMENSIONALITY = jax.jit(lid.local_intrinsic_dimensionality, static_argnames="neighbors")

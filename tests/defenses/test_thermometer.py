@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ddjax import defenses
-from ddjax.classifier import bind
+from ddjax.binding import bind
 from ddjax.defenses import thermometer
 from ddjax.defenses.thermometer import Encoded, decode, dga, encode, ls_pga, ramp
 from ddjax.models import build

@@ -1,0 +1,93 @@
+"""Checks that what is called a classifier returns logits, in evaluation mode; and classifiers of probabilities."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+from jaxtyping import Array, Float
+
+from ddjax.checks import check_choice
+from ddjax.classifier import LogitsFn, as_pytree
+
+OUTPUTS = ("logits", "probabilities")
+# How far logits of one input may differ between a batch of one and of two, relative to the largest: some programs
+# round differently by batch size, in units of the type. Dropout and batch normalization change them by far more.
+_ROUNDING, _UNITS = 1e-3, 16.0
+
+
+def _logarithm(logits_fn: LogitsFn, inputs: Array) -> Array:
+    probabilities = logits_fn(inputs)
+    return jnp.log(jnp.maximum(probabilities, jnp.finfo(probabilities.dtype).tiny))
+
+
+def from_probabilities(probabilities_fn: LogitsFn) -> Partial:
+    """The classifier of a model that ends in a softmax: its logits are the logarithms of the probabilities.
+
+    They equal the model's own logits up to a constant for each input, where no probability underflows to 0. There the
+    logarithm is that of the smallest normal number, and its gradient is 0. Take the logits before the softmax where
+    you can.
+    """
+    return Partial(_logarithm, as_pytree(probabilities_fn))
+
+
+def takes_logarithm(logits_fn: Any) -> bool:
+    """Whether a classifier is made of probabilities, by `from_probabilities`, behind whatever else."""
+    if not isinstance(logits_fn, Partial):
+        return False
+    return logits_fn.func is _logarithm or any(takes_logarithm(argument) for argument in logits_fn.args)
+
+
+def as_logits(logits_fn: Partial, outputs: str) -> Partial:
+    """The classifier of a model with such outputs, one of `OUTPUTS`.
+
+    Raises:
+      ValueError: for other outputs.
+    """
+    check_choice("outputs", outputs, OUTPUTS)
+    return from_probabilities(logits_fn) if outputs == "probabilities" else logits_fn
+
+
+def check_classifier(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], name: str = "the classifier") -> None:
+    """Refuses what is no classifier in evaluation mode, by its logits of one or two inputs.
+
+    It compiles two small programs, and is not to be called inside of a compiled function. Attacks do not call it;
+    `bind(..., example=...)` and `ddjax.evaluate` do.
+
+    Args:
+      logits_fn: the classifier.
+      inputs: valid inputs; the first two are used.
+      name: for errors.
+
+    Raises:
+      ValueError: for outputs that are no floats `[B, K]` with K of at least 2, are not finite, or are probabilities;
+        for a model whose logits of one input depend on what else is in the batch, as in training.
+    """
+    first = jnp.asarray(inputs[:1])
+    # Another input, if there is no second one.
+    second = jnp.asarray(inputs[1:2]) if len(inputs) > 1 else first[:, ::-1] * 0.5
+    together = jnp.concatenate([first, second])
+    shapes = jax.eval_shape(logits_fn, together)
+    wanted = f"{name} must return one array of float logits [B, K], before softmax and argmax"
+    if not hasattr(shapes, "shape"):
+        raise ValueError(f"{wanted}, got a {type(shapes).__name__}")
+    if len(shapes.shape) != 2 or shapes.shape[0] != 2 or not jnp.issubdtype(shapes.dtype, jnp.floating):
+        raise ValueError(f"{wanted}, got {shapes.dtype} of shape {shapes.shape} for two inputs")
+    if shapes.shape[1] < 2:
+        raise ValueError(f"{name} must have at least two classes, got logits of shape {shapes.shape} for two inputs")
+    program = jax.jit(lambda function, batch: function(batch))
+    pair, alone = (np.asarray(program(as_pytree(logits_fn), batch), np.float64) for batch in (together, first))
+    if not np.isfinite(pair).all():
+        raise ValueError(f"{name} returns logits that are not finite")
+    error = max(_ROUNDING, _UNITS * float(jnp.finfo(shapes.dtype).eps))
+    if np.abs(pair[:1] - alone).max() > error * max(1.0, np.abs(alone).max()):
+        raise ValueError(
+            f"{name} gives an input other logits when another one is in its batch: it is in training mode, or draws at "
+            "random; switch it to evaluation, such as by train=False or model.eval()"
+        )
+    if not takes_logarithm(logits_fn) and (pair >= 0).all() and np.abs(pair.sum(axis=1) - 1).max() < error:
+        raise ValueError(
+            f"{name} returns probabilities, and attacks need logits: leave out its last softmax, or say "
+            'bind(..., outputs="probabilities")'
+        )

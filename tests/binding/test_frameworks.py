@@ -1,0 +1,41 @@
+"""The same network in every framework: equal logits, attacks and programs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+import ddjax
+from tests.binding import frameworks
+
+INPUTS = jax.random.uniform(jax.random.key(0), (5, *frameworks.SHAPE))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def as_the_frameworks_need():
+    """Keras computes with JAX, and layers of some frameworks add arrays of different ranks."""
+    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
+        patch.setenv("KERAS_BACKEND", "jax")
+        yield
+
+
+@pytest.mark.parametrize("name", frameworks.NETWORKS)
+def test_every_framework_gives_the_same_logits_and_one_program_for_two_sets_of_weights(name):
+    traces = []
+
+    @jax.jit
+    def logits_and_jacobian(logits_fn, inputs):
+        traces.append(1)
+        pull = lambda unit: jax.vjp(logits_fn, inputs)[1](jnp.broadcast_to(unit, (len(inputs), len(unit))))[0]
+        return logits_fn(inputs), jax.vmap(pull)(jnp.eye(frameworks.CLASSES))
+
+    for seed in (0, 1):
+        weights = frameworks.make_weights(seed)
+        found = logits_and_jacobian(frameworks.NETWORKS[name](weights), INPUTS)
+        wanted = logits_and_jacobian(Partial(frameworks.plain, weights), INPUTS)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    # One for this network, and one for the function beside it.
+    assert len(traces) == 2
+    ddjax.check_classifier(frameworks.NETWORKS[name](weights), INPUTS)
