@@ -128,7 +128,7 @@ def check_network(network: Any, input_shape: tuple[int, ...]) -> int:
     name = type(network).__name__
     if not isinstance(network, nn.Module):
         shown = f"the class {network.__name__}" if isinstance(network, type) else f"an object of type {name}"
-        raise ValueError(f"the network must be a flax.linen module, such as ConvNet(num_classes=10), got {shown}")
+        raise ValueError(f"the network must be a flax module, such as ConvNet(num_classes=10), got {shown}")
     try:
         hash(network)
     except TypeError as error:

@@ -1,7 +1,5 @@
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import jaxtyping
 import numpy as np
 import pytest
 
@@ -124,23 +122,3 @@ def test_normalization_takes_inputs_of_any_shape_and_dtype(shape, dtype):
         assert found.dtype == dtype
         tolerance = 1e-12 if dtype == "float64" else 0.05
         np.testing.assert_allclose(np.asarray(found, np.float64), (values - mean) / std, atol=tolerance)
-
-
-class NeedsTrain(nn.Module):
-    @nn.compact
-    def __call__(self, inputs, train):
-        return nn.Dense(3)(inputs.reshape(inputs.shape[0], -1))
-
-
-def test_bind_refuses_a_class_wrong_variables_and_a_missing_argument(monkeypatch):
-    module = NeedsTrain()
-    variables = module.init(jax.random.key(0), IMAGES, train=False)
-    # Without the type hints that tests have and users do not.
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    with pytest.raises(ValueError, match=r"not its class: bind\(NeedsTrain\(...\), variables\)"):
-        bind(NeedsTrain, variables, train=False)
-    with pytest.raises(ValueError, match='as {"params": ...}, as module.init returns them, got Dense_0'):
-        bind(module, variables["params"], train=False)
-    with pytest.raises(ValueError, match="NeedsTrain needs the argument 'train'"):
-        bind(module, variables)
-    assert bind(module, variables, train=False)(IMAGES).shape == (5, 3)

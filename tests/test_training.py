@@ -220,7 +220,7 @@ def test_distillation_at_a_high_temperature_learns_and_grows_the_logits():
         ({"temperature": -3.0}, ValueError, "temperature must be a finite number above 0"),
         ({"epochs": 0}, ValueError, "epochs must be a whole number of at least 1"),
         ({"key": 3}, ValueError, "key must be one typed key"),
-        ({"network": ConvNet}, ValueError, "the network must be a flax.linen module"),
+        ({"network": ConvNet}, ValueError, "the network must be a flax module"),
         ({"labels": np.full(50, 3)}, ValueError, "3"),
         ({"inputs": np.zeros((0, 6, 6, 1), np.float32)}, ValueError, "at least one example"),
         ({"optimizer": optax.sgd(1e30)}, FloatingPointError, "epoch 1"),

@@ -1,6 +1,7 @@
 """Classifiers of Equinox modules, which are pytrees of arrays and of what is none."""
 
 import dataclasses
+import importlib
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ class _EquinoxCall:
 
 def bind_equinox(module: Any, *states: Any, **static: Any) -> Partial:
     """The classifier of an Equinox module, and of its state where it has one, for one example; see `bind`."""
-    import equinox
+    equinox: Any = importlib.import_module("equinox")
 
     name = type(module).__name__
     if len(states) > 1:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -104,7 +105,7 @@ class _KerasCall:
 
 def bind_keras(model: Any, *variables: Any, **static: Any) -> Partial:
     """The classifier of a Keras model on JAX, with its own variables or the two lists that are given; see `bind`."""
-    import keras
+    keras: Any = importlib.import_module("keras")
 
     if keras.backend.backend() != "jax":
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 from jax.tree_util import Partial
@@ -32,13 +32,14 @@ def bind_linen(module: nn.Module, *collections: Any, **static: Any) -> Partial:
     name = type(module).__name__
     if len(collections) != 1:
         raise ValueError(f'bind needs the variables of {name} as one dictionary: bind(module, {{"params": ...}})')
-    try:
-        hash(module)
-    except TypeError as error:
-        raise ValueError(
-            f"{name} has an attribute that cannot be hashed; use tuples and not lists, such as "
-            f"nn.Sequential((...)): {error}"
-        ) from error
+    for attribute in dataclasses.fields(cast("Any", module)):
+        try:
+            hash(getattr(module, attribute.name, None))
+        except TypeError:
+            raise ValueError(
+                f"the attribute {attribute.name} of {name} cannot be hashed; use tuples and not lists, and flax's "
+                "FrozenDict for dictionaries, such as nn.Sequential((...))"
+            ) from None
     variables = of_state(collections[0])
     if not isinstance(variables, Mapping):
         raise ValueError(f'bind needs the variables as {{"params": ...}}, got a {type(variables).__name__}')

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 from jax.tree_util import Partial
 from jaxtyping import Array, Float
 
@@ -46,7 +47,7 @@ _FRAMEWORKS: Mapping[tuple[str, str], _Framework] = {
 def bind(
     model: Any,
     *variables: Any,
-    example: Float[Array, "B ..."] | None = None,
+    example: Float[np.ndarray | Array, "B ..."] | None = None,
     outputs: str = "logits",
     layout: str | None = None,
     per_example: bool | None = None,
@@ -102,7 +103,7 @@ def _framework(model: Any) -> _Framework:
     Raises:
       ValueError: for a model of PyTorch or TensorFlow, and for what cannot be called.
     """
-    for each in type(model).__mro__:
+    for each in (model if isinstance(model, type) else type(model)).__mro__:
         place = each.__module__ + "."
         for (package, name), framework in _FRAMEWORKS.items():
             if each.__name__ == name and place.startswith(package + "."):
@@ -113,3 +114,13 @@ def _framework(model: Any) -> _Framework:
         return _FUNCTION
     known = ", ".join(sorted({package for package, _ in _FRAMEWORKS} - {"flax.training", "ddjax.state"}))
     raise ValueError(f"bind needs a model of one of {known}, or a function, got a {type(model).__name__}")
+
+
+def trainable(network: Any) -> Any:
+    """The network as training takes it: of an nnx module, or its class, an `NnxNetwork`; all else as it is."""
+    classes = (network if isinstance(network, type) else type(network)).__mro__
+    if not any(each.__module__.startswith("flax.nnx.") and each.__name__ == "Module" for each in classes):
+        return network
+    from ddjax.binding.nnx import as_linen
+
+    return as_linen(network)

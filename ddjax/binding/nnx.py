@@ -37,11 +37,26 @@ def bind_nnx(module: Any, *states: Any, **static: Any) -> Partial:
         if states:
             raise ValueError(f"an nnx module keeps its own state: bind({type(module).__name__}(...)), nothing else")
         # The user's object stays in its mode.
-        module = nnx.merge(*nnx.split(module))
+        module = nnx.clone(module)
     module.eval()
     found = modes.static_arguments(type(module).__name__, module, static, 1)
     graph, state = nnx.split(module)
     return Partial(_NnxCall(graph, found), state)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Copy:
+    """Copies a module, with its parameters; compared by the identity of the module."""
+
+    module: Any
+
+    def __call__(self, *, rngs: nnx.Rngs) -> Any:
+        return nnx.clone(self.module)
+
+
+def as_linen(network: Any) -> "NnxNetwork":
+    """The network for training: of a module, whose parameters it starts from, or of its class."""
+    return NnxNetwork(network if isinstance(network, type) else _Copy(network))
 
 
 class NnxNetwork(nn.Module):
@@ -51,15 +66,15 @@ class NnxNetwork(nn.Module):
     training, dropout draws from the stream `dropout`, and batch statistics are updated; in evaluation neither.
 
     Attributes:
-      make: from `nnx.Rngs` to a module, such as its class. A function at the top level of a module can be named in a
-        checkpoint.
+      make: a function `make(rngs=...)` that returns a new module, such as its class. A class or a function at the
+        top level of a module can be named in a checkpoint.
 
     Example:
       state = ddjax.train(NnxNetwork(MyNetwork), optax.adam(1e-3), inputs, labels, epochs=10, key=jax.random.key(0))
       module = state.network.module(state.variables)
     """
 
-    make: Callable[[nnx.Rngs], Any]
+    make: Callable[..., Any]
 
     @nn.compact
     def __call__(self, inputs: Array, train: bool = False) -> Array:
@@ -73,7 +88,8 @@ class NnxNetwork(nn.Module):
         if jax.tree.leaves(statistics):
             kept = self.variable("batch_stats", "nnx", lambda: nnx.to_pure_dict(fresh[2]))
             nnx.replace_by_pure_dict(statistics, kept.value)
-        module: Any = nnx.merge(graph, params, statistics, draws)
+        # Copied: flax lets no trace change variables that another one has made.
+        module: Any = nnx.merge(graph, params, statistics, draws, copy=True)
         if train:
             module.train()
             if jax.tree.leaves(draws) and self.has_rng("dropout"):
@@ -87,7 +103,8 @@ class NnxNetwork(nn.Module):
 
     def _split(self, rngs: nnx.Rngs) -> tuple[Any, Any, Any, Any]:
         """A module's graph, parameters, statistics, and keys with their counters."""
-        return nnx.split(self.make(rngs), nnx.Param, _IS_STATISTIC, ...)
+        graph, params, statistics, draws = nnx.split(self.make(rngs=rngs), nnx.Param, _IS_STATISTIC, ...)
+        return graph, params, statistics, draws
 
     def module(self, variables: Any) -> Any:
         """The nnx module with trained variables, `state.variables`, in evaluation mode."""

@@ -49,8 +49,10 @@ def as_logits(logits_fn: Partial, outputs: str) -> Partial:
     return from_probabilities(logits_fn) if outputs == "probabilities" else logits_fn
 
 
-def check_classifier(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], name: str = "the classifier") -> None:
-    """Refuses what is no classifier in evaluation mode, by its logits of one or two inputs.
+def check_classifier(
+    logits_fn: LogitsFn, inputs: Float[np.ndarray | Array, "B ..."], name: str = "the classifier"
+) -> None:
+    """Refuses what is no classifier in evaluation mode, by its logits of a few inputs.
 
     It compiles two small programs, and is not to be called inside of a compiled function. Attacks do not call it;
     `bind(..., example=...)` and `ddjax.evaluate` do.
@@ -66,27 +68,28 @@ def check_classifier(logits_fn: LogitsFn, inputs: Float[Array, "B ..."], name: s
     """
     first = jnp.asarray(inputs[:1])
     # Another input, if there is no second one.
-    second = jnp.asarray(inputs[1:2]) if len(inputs) > 1 else first[:, ::-1] * 0.5
-    together = jnp.concatenate([first, second])
+    second = jnp.asarray(inputs[1:2]) if len(inputs) > 1 else first * 0.5
+    # The first one twice: dropout draws the same for the first row of any batch.
+    together = jnp.concatenate([first, second, first])
     shapes = jax.eval_shape(logits_fn, together)
     wanted = f"{name} must return one array of float logits [B, K], before softmax and argmax"
     if not hasattr(shapes, "shape"):
         raise ValueError(f"{wanted}, got a {type(shapes).__name__}")
-    if len(shapes.shape) != 2 or shapes.shape[0] != 2 or not jnp.issubdtype(shapes.dtype, jnp.floating):
-        raise ValueError(f"{wanted}, got {shapes.dtype} of shape {shapes.shape} for two inputs")
+    if len(shapes.shape) != 2 or shapes.shape[0] != 3 or not jnp.issubdtype(shapes.dtype, jnp.floating):
+        raise ValueError(f"{wanted}, got {shapes.dtype} of shape {shapes.shape} for three inputs")
     if shapes.shape[1] < 2:
-        raise ValueError(f"{name} must have at least two classes, got logits of shape {shapes.shape} for two inputs")
+        raise ValueError(f"{name} must have at least two classes, got logits of shape {shapes.shape} for three inputs")
     program = jax.jit(lambda function, batch: function(batch))
-    pair, alone = (np.asarray(program(as_pytree(logits_fn), batch), np.float64) for batch in (together, first))
-    if not np.isfinite(pair).all():
+    found, alone = (np.asarray(program(as_pytree(logits_fn), batch), np.float64) for batch in (together, first))
+    if not np.isfinite(found).all():
         raise ValueError(f"{name} returns logits that are not finite")
     error = max(_ROUNDING, _UNITS * float(jnp.finfo(shapes.dtype).eps))
-    if np.abs(pair[:1] - alone).max() > error * max(1.0, np.abs(alone).max()):
+    if np.abs(found[::2] - alone).max() > error * max(1.0, np.abs(alone).max()):
         raise ValueError(
             f"{name} gives an input other logits when another one is in its batch: it is in training mode, or draws at "
             "random; switch it to evaluation, such as by train=False or model.eval()"
         )
-    if not takes_logarithm(logits_fn) and (pair >= 0).all() and np.abs(pair.sum(axis=1) - 1).max() < error:
+    if not takes_logarithm(logits_fn) and (found >= 0).all() and np.abs(found.sum(axis=1) - 1).max() < error:
         raise ValueError(
             f"{name} returns probabilities, and attacks need logits: leave out its last softmax, or say "
             'bind(..., outputs="probabilities")'

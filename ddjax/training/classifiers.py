@@ -11,6 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, Num
 
 from ddjax import losses, parallel
+from ddjax.binding import trainable
 from ddjax.checkpoints import Checkpoints, NetworkSpec
 from ddjax.checks import check_number, check_whole_number
 from ddjax.data import Batches
@@ -26,7 +27,7 @@ _SUM_TOLERANCE = 1e-3
 
 
 def train(
-    network: nn.Module,
+    network: nn.Module | Any,
     optimizer: optax.GradientTransformation,
     inputs: Num[np.ndarray | Array, "N ..."],
     labels: Int[np.ndarray | Array, " N"] | Float[np.ndarray | Array, "N K"],
@@ -51,7 +52,8 @@ def train(
     Args:
       network: a flax.linen module from inputs `[B, ...]` to logits `[B, K]`, with or without batch statistics, dropout
         and an argument `train`, `training`, `deterministic` or `use_running_average`. Dropout takes its key from the
-        stream `dropout`.
+        stream `dropout`. Or a flax.nnx class that is made by `rngs=` alone, or such a module, which stays as it is:
+        the network starts from its parameters. `state.network.module(state.variables)` is the trained module.
       optimizer: from optax.
       inputs: uint8, which are divided by 255, or finite floats, which are left as they are. A `np.memmap` is read batch
         by batch.
@@ -72,7 +74,7 @@ def train(
       The trained state. `state.logits_fn` is the classifier, to be attacked or used at temperature 1.
 
     Raises:
-      ValueError: for a network that is no flax.linen module, does not take the inputs or does not return logits; for
+      ValueError: for a network that is no flax module, does not take the inputs or does not return logits; for
         labels, inputs or settings out of their range. The message says what was wanted.
       FloatingPointError: when the loss is no longer finite: the training has diverged.
       CheckpointError: when the directory holds another network, or cannot be written.
@@ -82,7 +84,7 @@ def train(
     check_whole_number("batch_size", batch_size, least=1)
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0):
         raise ValueError(f"key must be one typed key, such as jax.random.key(0), got {getattr(key, 'aval', key)}")
-    inputs = _checked_inputs(inputs)
+    inputs, network = _checked_inputs(inputs), trainable(network)
     num_classes = check_network(network, inputs.shape[1:])
     targets = _checked_targets(labels, len(inputs), num_classes)
     batch_size = min(batch_size, len(inputs))
@@ -130,7 +132,7 @@ def train(
 
 
 def distill(
-    network: nn.Module,
+    network: nn.Module | Any,
     optimizer: optax.GradientTransformation,
     inputs: Num[np.ndarray | Array, "N ..."],
     labels: Int[np.ndarray | Array, " N"] | Float[np.ndarray | Array, "N K"],
@@ -167,6 +169,7 @@ def distill(
     Reference:
       Papernot et al., Distillation as a Defense, 2016 (arXiv 1511.04508).
     """
+    network = trainable(network)
     settings |= {"temperature": temperature, "epochs": epochs, "batch_size": batch_size}
 
     def one(number: int, role: str, labels: Any) -> TrainState:

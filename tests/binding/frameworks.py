@@ -34,11 +34,13 @@ def make_weights(seed, dtype=np.float32):
 
 
 class Linen(nn.Module):
+    rate: float = 0.5
+
     @nn.compact
     def __call__(self, x, train):
         x = nn.Conv(WIDTH, (3, 3), padding="VALID", name="conv")(x)
         x = nn.BatchNorm(use_running_average=not train, epsilon=1e-5, name="norm")(x)
-        x = nn.relu(nn.Dropout(0.5, deterministic=not train)(x)).reshape(len(x), -1)
+        x = nn.relu(nn.Dropout(self.rate, deterministic=not train)(x)).reshape(len(x), -1)
         return nn.Dense(CLASSES, name="output")(nn.relu(nn.Dense(HIDDEN, name="hidden")(x)))
 
 
@@ -53,10 +55,10 @@ def linen(weights):
 
 
 class Nnx(nnx.Module):
-    def __init__(self, rngs):
+    def __init__(self, *, rngs, rate=0.5):
         self.conv = nnx.Conv(SHAPE[2], WIDTH, (3, 3), padding="VALID", rngs=rngs)
         self.norm = nnx.BatchNorm(WIDTH, epsilon=1e-5, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(rate, rngs=rngs)
         self.hidden = nnx.Linear(FLAT, HIDDEN, rngs=rngs)
         self.output = nnx.Linear(HIDDEN, CLASSES, rngs=rngs)
 
@@ -65,8 +67,8 @@ class Nnx(nnx.Module):
         return self.output(nnx.relu(self.hidden(x)))
 
 
-def nnx_module(weights):
-    module = Nnx(nnx.Rngs(0))
+def nnx_module(weights, rate=0.5):
+    module = Nnx(rngs=nnx.Rngs(0), rate=rate)
     for name in ("conv", "hidden", "output"):
         for leaf, value in weights[name].items():
             getattr(getattr(module, name), leaf)[...] = jnp.asarray(value)
@@ -159,7 +161,9 @@ def plain(weights, x):
     dims = ("NHWC", "HWIO", "NHWC")
     x = jax.lax.conv_general_dilated(x, jnp.asarray(weights["conv"]["kernel"]), (1, 1), "VALID", dimension_numbers=dims)
     row = lambda values: jnp.asarray(values)[None, None, None]
-    x = (x + row(weights["conv"]["bias"] - weights["mean"])) / jnp.sqrt(row(weights["var"]) + jnp.asarray(1e-5, x.dtype))
+    x = (x + row(weights["conv"]["bias"] - weights["mean"])) / jnp.sqrt(
+        row(weights["var"]) + jnp.asarray(1e-5, x.dtype)
+    )
     x = jax.nn.relu(x * row(weights["scale"]) + row(weights["offset"])).reshape(x.shape[0], -1)
     for name in ("hidden", "output"):
         x = x @ weights[name]["kernel"] + weights[name]["bias"][None]
@@ -191,10 +195,17 @@ def keras_model():
     if keras.backend.backend() != "jax":
         pytest.skip("Keras does not compute with JAX: KERAS_BACKEND=jax is not set")
     layers = keras.layers
-    return keras.Sequential([
-        *(keras.Input(SHAPE), layers.Conv2D(WIDTH, 3), layers.BatchNormalization(epsilon=1e-5), layers.Dropout(0.5)),
-        *(layers.ReLU(), layers.Flatten(), layers.Dense(HIDDEN, "relu"), layers.Dense(CLASSES)),
-    ])
+    return keras.Sequential(
+        [
+            *(
+                keras.Input(SHAPE),
+                layers.Conv2D(WIDTH, 3),
+                layers.BatchNormalization(epsilon=1e-5),
+                layers.Dropout(0.5),
+            ),
+            *(layers.ReLU(), layers.Flatten(), layers.Dense(HIDDEN, "relu"), layers.Dense(CLASSES)),
+        ]
+    )
 
 
 def keras(weights):

@@ -12,14 +12,6 @@ from tests.binding import frameworks
 INPUTS = jax.random.uniform(jax.random.key(0), (5, *frameworks.SHAPE))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def as_the_frameworks_need():
-    """Keras computes with JAX, and layers of some frameworks add arrays of different ranks."""
-    with pytest.MonkeyPatch.context() as patch, jax.numpy_rank_promotion("allow"):
-        patch.setenv("KERAS_BACKEND", "jax")
-        yield
-
-
 @pytest.mark.parametrize("name", frameworks.NETWORKS)
 def test_every_framework_gives_the_same_logits_and_one_program_for_two_sets_of_weights(name):
     traces = []
