@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import metrics
+from ddjax.binding import check_classifier, takes_logarithm
 from ddjax.checks import check_choice, check_number
 from ddjax.classifier import Randomized, expectation
 from ddjax.evaluation.attempts import make_attempts
@@ -24,6 +25,7 @@ ATTACKS_OF_NORM = {
     "l1": ("pgd:norm=l1,loss=margin", "pgd:norm=l1,loss=cross_entropy"),
     "l0": ("carlini_wagner_l0",),
 }
+LOGARITHM = "the model returns probabilities; the attacks saw their logarithm, which has no gradient where one is 0"
 # A larger share of exactly zero gradients is warned of.
 ZERO_SHARE = 0.01
 # Radii of the curve, as multiples of the budget.
@@ -145,7 +147,8 @@ def evaluate(
 
     Raises:
       TypeError: for arguments of a wrong type.
-      ValueError: for an unknown norm or attack, an attack of another norm, a setting out of its range, or no inputs.
+      ValueError: for an unknown norm or attack, an attack of another norm, a setting out of its range, no inputs, or what
+        `check_classifier` refuses.
     """
     check_choice("norm", norm, tuple(ATTACKS_OF_NORM))
     check_number("epsilon", epsilon, above=0.0)
@@ -160,6 +163,8 @@ def evaluate(
     attempts = make_attempts("none", inputs, labels)
     for each in chosen:
         check_settings(each, seen, inputs.shape[1:], targeted=False)
+    if not is_random:
+        check_classifier(classifier, inputs)
     # What is no decision is wrong as well.
     clean = (judge(classifier, inputs, labels, key=judge_key, **judging).predictions == labels).mean(0) > 0.5
 
@@ -189,7 +194,7 @@ def evaluate(
         broken=broken,
         distances=distances,
         curve=np.stack([radii, (~is_within(distances[None], radii[:, None])).mean(1)]),
-        warnings=tuple(_warnings(rows, clean)),
+        warnings=(*((LOGARITHM,) if takes_logarithm(classifier) else ()), *_warnings(rows, clean)),
     )
 
 

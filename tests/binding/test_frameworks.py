@@ -7,7 +7,8 @@ import pytest
 from jax.tree_util import Partial
 
 import ddjax
-from tests.binding import frameworks
+from ddjax.attacks import ATTACKS
+from tests.binding import equal_attacks, frameworks
 
 INPUTS = jax.random.uniform(jax.random.key(0), (5, *frameworks.SHAPE))
 
@@ -31,3 +32,12 @@ def test_every_framework_gives_the_same_logits_and_one_program_for_two_sets_of_w
     # One for this network, and one for the function beside it.
     assert len(traces) == 2
     ddjax.check_classifier(frameworks.NETWORKS[name](weights), INPUTS)
+
+
+@pytest.mark.parametrize("name", [name for name in frameworks.NETWORKS if name not in ("linen", "keras", "exported")])
+def test_attacks_agree_in_float64_and_share_a_program(name):
+    """A few; all by `python -m tests.binding.equal_attacks`."""
+    with jax.enable_x64(True):
+        for attack in ("jsma", "ddn"):
+            largest, equal, _, programs = equal_attacks.compare(ATTACKS[attack], name, np.float64, count=8)
+            assert (largest <= equal_attacks.INPUTS, equal, programs) == (True, 1, 1)
