@@ -45,6 +45,10 @@ def bind_function(function: Callable[..., Array], *pytrees: Any, **static: Any) 
     """
     if isinstance(function, type) or not callable(function):
         raise TypeError(f"bind_function needs a function, got {function!r}")
+    if isinstance(function, Partial):
+        if pytrees or static:
+            raise TypeError("bind_function got a Partial, which has its arrays: give its function and all arrays")
+        return function
     for leaf in jax.tree.leaves(pytrees):
         if not (hasattr(leaf, "dtype") or isinstance(leaf, int | float | complex)):
             raise TypeError(

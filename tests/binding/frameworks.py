@@ -71,10 +71,11 @@ def nnx_module(weights, rate=0.5):
     module = Nnx(rngs=nnx.Rngs(0), rate=rate)
     for name in ("conv", "hidden", "output"):
         for leaf, value in weights[name].items():
-            getattr(getattr(module, name), leaf)[...] = jnp.asarray(value)
+            setattr(getattr(module, name), leaf, nnx.Param(jnp.asarray(value)))
     norm = {"scale": "scale", "bias": "offset", "mean": "mean", "var": "var"}
     for leaf, value in norm.items():
-        getattr(module.norm, leaf)[...] = jnp.asarray(weights[value])
+        kind = nnx.Param if leaf in ("scale", "bias") else nnx.BatchStat
+        setattr(module.norm, leaf, kind(jnp.asarray(weights[value])))
     return module
 
 
@@ -190,7 +191,7 @@ def exported(weights):
 
 
 @functools.cache
-def keras_model():
+def keras_model(dtype):
     keras = pytest.importorskip("keras", reason="Keras is not installed")
     if keras.backend.backend() != "jax":
         pytest.skip("Keras does not compute with JAX: KERAS_BACKEND=jax is not set")
@@ -209,7 +210,7 @@ def keras_model():
 
 
 def keras(weights):
-    model = keras_model()
+    model = keras_model(weights["scale"].dtype.name)
     dense = lambda name: [weights[name]["kernel"], weights[name]["bias"]]
     norm = [weights[name] for name in ("scale", "offset", "mean", "var")]
     model.set_weights([*dense("conv"), *norm, *dense("hidden"), *dense("output")])

@@ -210,3 +210,19 @@ def test_layout_and_single_examples_are_adapted():
     np.testing.assert_allclose(first(INPUTS), wanted, rtol=1e-5)
     vectors = INPUTS.reshape(3, -1)
     np.testing.assert_allclose(first(vectors), vectors @ weights, rtol=1e-5)
+
+
+def test_bound_classifier_is_bound_again_as_it_is():
+    bound = frameworks.linen(WEIGHTS)
+    assert ddjax.bind(bound) is bound
+    with pytest.raises(TypeError, match="give its function and all arrays"):
+        ddjax.bind_function(bound, jnp.zeros(3))
+
+
+def test_evaluate_refuses_probabilities_and_tells_of_their_logarithm():
+    softmax = lambda x: jax.nn.softmax(linear(x))
+    settings = {"norm": "linf", "epsilon": 0.1, "key": jax.random.key(0), "attacks": ["fgsm"]}
+    with pytest.raises(ValueError, match="returns probabilities, and attacks need logits"):
+        ddjax.evaluate(softmax, INPUTS, LABELS, **settings)
+    report = ddjax.evaluate(ddjax.bind(softmax, outputs="probabilities"), INPUTS, LABELS, **settings)
+    assert any("the attacks saw their logarithm" in warning for warning in report.warnings)
