@@ -34,6 +34,7 @@ from ddjax.evaluation import evaluate, judge
 from ddjax.jacobian import amplitude
 from ddjax.training import TrainState, distill, soft_labels, train, train_epoch, train_step
 from ddjax.version import __version__
+from ddjax.weights import load_state_dict, load_weights
 
 __all__ = [
     "AttackResult",
@@ -62,6 +63,8 @@ __all__ = [
     "jacobian_augmentation",
     "jsma",
     "judge",
+    "load_state_dict",
+    "load_weights",
     "mim",
     "normalized",
     "pgd",

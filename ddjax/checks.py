@@ -1,6 +1,6 @@
 """Checks of settings, which all packages share. Each refuses a bad value before any work is done."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import numpy as np
@@ -80,3 +80,15 @@ def check_choice(name: str, value: Any, known: Collection[str]) -> None:
 def first_line(error: Exception) -> str:
     """What an error of another library says, in one line."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def listed(names: Iterable[str], separator: str = ", ", *, most: int = 10) -> str:
+    """Some names, of which the first few are shown."""
+    shown = list(names)
+    more = [f"and {len(shown) - most} more"] if len(shown) > most else []
+    return separator.join(shown[:most] + more)
+
+
+def printable(text: str, *, most: int = 80) -> str:
+    """The start of a text that a file or another library chose, without what a terminal would obey."""
+    return "".join(each if each.isprintable() else "?" for each in text[:most])

@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 LONGEST, MEDIAN = 500, 200
 # Imports point one way: a part imports from its own layer or from one before.
 LAYERS = (
-    ("version", "rounding", "platforms", "checks", "registry", "progress", "files"),
+    ("version", "rounding", "platforms", "checks", "registry", "progress", "files", "weights"),
     ("layers", "losses", "jacobian", "metrics", "classifier", "models", "parallel", "binding", "state"),
     ("attacks", "certify"),
     ("checkpoints", "old_checkpoints", "runs"),

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 from PIL import Image
 
-from ddjax.checks import check_choice
+from ddjax.checks import check_choice, listed
 from ddjax.data import decoded
 from ddjax.data.dataset import Dataset, DatasetUnavailableError, check_split, declare, from_arrays, stratified
 from ddjax.progress import Progress, silent
@@ -31,7 +31,6 @@ _TEST_SHARE = 0.2
 # Names of directories that hold a split, in any case of letters.
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
-_MOST_NAMED = 10
 
 
 class UnreadableImageError(ValueError):
@@ -101,7 +100,7 @@ def load_folder(
     check_split(name, split, list(files))
     cache = decoded.decode(root, files, classes, image_size=image_size, cache_dir=cache_dir, progress=progress)
     if cache.unreadable:
-        bad = _listed([f"{path} ({reason})" for path, reason in cache.unreadable.items()], "; ")
+        bad = listed([f"{path} ({reason})" for path, reason in cache.unreadable.items()], "; ")
         message = f"{len(cache.unreadable)} of {sum(map(len, files.values()))} images in {root} cannot be read: {bad}"
         if unreadable == "refuse":
             raise UnreadableImageError(f"{message}\nRemove them, or leave them out with unreadable=skip")
@@ -195,7 +194,7 @@ def _split_directories(root: Path) -> dict[str, Path]:
         # One class may be called "train". Then it holds images, while a split holds classes.
         if len(named) > 1 or any(_directories(below[name]) for name in named):
             raise ValueError(
-                f"{root} holds {_listed(named)}, which name splits, beside {_listed(others)}, which do not: it must "
+                f"{root} holds {listed(named)}, which name splits, beside {listed(others)}, which do not: it must "
                 "hold either one directory for each split, with the classes in them, or one for each class"
             )
         named = {}
@@ -207,7 +206,7 @@ def _split_directories(root: Path) -> dict[str, Path]:
             raise ValueError(f"{root} holds two directories for split {split!r}: {found[split].name} and {name}")
         found[split] = below[name]
     if "train" not in found:
-        raise ValueError(f"{root} holds {_listed(named)}, but no directory train")
+        raise ValueError(f"{root} holds {listed(named)}, but no directory train")
     return found if len(found) > 1 else {"": found["train"]}
 
 
@@ -225,7 +224,7 @@ def _class_directories(directory: Path) -> dict[str, Path]:
     for path in below.values():
         inner = _named_splits(_directories(path))
         if len(set(inner.values())) > 1:
-            raise ValueError(f"{path} holds {_listed(inner)}, which name splits: splits must stand above the classes")
+            raise ValueError(f"{path} holds {listed(inner)}, which name splits: splits must stand above the classes")
     return below
 
 
@@ -274,13 +273,6 @@ _TYPES = mimetypes.MimeTypes()
 @functools.cache
 def _readable_extensions() -> frozenset[str]:
     return frozenset(extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN)
-
-
-def _listed(names: Iterable[str], separator: str = ", ") -> str:
-    """Some names, of which the first few are shown."""
-    shown = list(names)
-    more = [f"and {len(shown) - _MOST_NAMED} more"] if len(shown) > _MOST_NAMED else []
-    return separator.join(shown[:_MOST_NAMED] + more)
 
 
 DATASETS = (declare(load_folder, name="folder", takes_path=True),)

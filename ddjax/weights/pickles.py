@@ -14,6 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ddjax.checks import printable
+
 # What a pickle may cost, in bytes and in operations; a state dict of ten thousand tensors needs a tenth of it.
 MOST_BYTES = 2**24
 _MOST_OPERATIONS = 2**19
@@ -33,7 +35,9 @@ _DTYPES = {
     "Byte": np.uint8,
     "Bool": np.bool_,
 }
-_STORAGES = {f"{module} {name}Storage": np.dtype(_DTYPES[name]) for module in ("torch", "torch.cuda") for name in _DTYPES}
+_STORAGES = {
+    f"{module} {name}Storage": np.dtype(_DTYPES[name]) for module in ("torch", "torch.cuda") for name in _DTYPES
+}
 _ORDERED_DICT = "collections OrderedDict"
 _TENSOR, _TENSOR_2, _PARAMETER = (f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "parameter"))
 _NAMES = {_ORDERED_DICT, _TENSOR, _TENSOR_2, _PARAMETER, *_STORAGES}
@@ -151,8 +155,8 @@ class _Reader:
                 items = tuple(self._from_mark())
                 self.stack.append(items)
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(operation[-1])
-                stack[-count:] = [tuple(stack[-count:])] if len(stack) >= count else [stack[count]]
+                items = [stack.pop() for _ in range(int(operation[-1]))]
+                stack.append(tuple(reversed(items)))
             case "APPEND":
                 item = stack.pop()
                 _a(list, stack[-1]).append(item)
@@ -223,9 +227,8 @@ def _set(target: Any, key: Any, value: Any) -> None:
 
 def _known(name: str) -> _Name:
     if name not in _NAMES:
-        # Of a name that someone else chose, only what is printable, and not too much.
-        shown = ascii(name.replace(" ", "."))[1:-1][:80]
-        raise ValueError(f"it names {shown}, which is not part of a state dict; nothing of it was run")
+        shown = printable(name.replace(" ", "."))
+        raise ValueError(f"it names {shown}, which is no part of a state dict; nothing of it was run")
     return _Name(name)
 
 

@@ -6,6 +6,7 @@ Reference:
 
 import json
 import struct
+import sys
 from typing import IO, Any
 
 import ml_dtypes
@@ -42,7 +43,7 @@ def read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
     start, tensors = _header(file, size)
     # Every byte belongs to one array, and none to two.
     end = 0
-    for begin, stop, _, _ in sorted((entry for entry in tensors.values()), key=lambda entry: entry[:2]):
+    for begin, stop, _, _ in sorted(tensors.values(), key=lambda entry: entry[:2]):
         if begin != end:
             raise ValueError("its arrays overlap, or leave bytes between them")
         end = stop
@@ -51,11 +52,10 @@ def read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
     found = {}
     for name, (begin, stop, dtype, shape) in tensors.items():
         file.seek(start + begin)
-        found[name] = arrays.typed(arrays.read_bytes(file, stop - begin), dtype, swap=_BIG_ENDIAN).reshape(shape)
+        found[name] = arrays.typed(arrays.read_bytes(file, stop - begin), dtype, swap=sys.byteorder == "big").reshape(
+            shape
+        )
     return found
-
-
-_BIG_ENDIAN = np.little_endian is False
 
 
 _Entry = tuple[int, int, np.dtype, list[int]]
