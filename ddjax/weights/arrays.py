@@ -1,9 +1,10 @@
 """Arrays from bytes of a file, without memory for what the file only claims to have."""
 
+import io
 import math
 import zipfile
 from collections.abc import Sequence
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +40,14 @@ def check_shape(shape: Any) -> int:
     return math.prod(shape)
 
 
-def read_bytes(stream: IO[bytes], size: int) -> np.ndarray:
+def read_bytes(stream: io.BufferedIOBase, size: int) -> np.ndarray:
     """So many bytes of a stream. That it can have as many is checked before.
 
     Raises:
       ValueError: when it ends before.
     """
     content = np.empty(size, np.uint8)
-    view, done = memoryview(content), 0
+    view, done = content.data, 0
     while done < size:
         # In parts, as members of archives read into a second buffer.
         part = stream.read(min(_CHUNK, size - done))

@@ -1,9 +1,10 @@
 """Weights from files and directories of any known format."""
 
+import io
 import pathlib
 import zipfile
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,7 +80,7 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _npy(stream: IO[bytes], size: int) -> np.ndarray:
+def _npy(stream: io.BufferedIOBase, size: int) -> np.ndarray:
     """An array in NumPy's format, of `size` bytes with its header."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
@@ -141,7 +142,8 @@ def _orbax(path: pathlib.Path) -> dict[str, Any]:
     checkpointer = ocp.PyTreeCheckpointer()
     size = sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
     try:
-        tree = checkpointer.metadata(path.absolute()).item_metadata.tree
+        tree: Any = checkpointer.metadata(path.absolute()).item_metadata
+        tree = getattr(tree, "tree", tree)
         leaves = jax.tree.leaves(tree)
         total = sum(arrays.check_shape(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in leaves)
         arrays.check_total(total, size)

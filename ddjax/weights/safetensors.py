@@ -4,10 +4,11 @@ Reference:
   github.com/huggingface/safetensors, "Format".
 """
 
+import io
 import json
 import struct
 import sys
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -34,7 +35,7 @@ _DTYPES = {
 }
 
 
-def read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
+def read(file: io.BufferedIOBase, size: int) -> dict[str, np.ndarray]:
     """Reads the arrays of a file of `size` bytes.
 
     Raises:
@@ -61,7 +62,7 @@ def read(file: IO[bytes], size: int) -> dict[str, np.ndarray]:
 _Entry = tuple[int, int, np.dtype, list[int]]
 
 
-def _header(file: IO[bytes], size: int) -> tuple[int, dict[str, _Entry]]:
+def _header(file: io.BufferedIOBase, size: int) -> tuple[int, dict[str, _Entry]]:
     """Where the numbers start, and for each name where its own are, their dtype and their shape."""
     if size < 8:
         raise ValueError("it has no header")

@@ -87,15 +87,16 @@ def _find(value: Any, entry: str | None) -> dict[str, pickles.Tensor]:
         value = value[entry]
     # A container may hold itself.
     for _ in range(_DEEPEST):
-        if isinstance(value, list) and len(value) == 1:
-            value = value[0]
-            continue
-        inside = [name for name in WRAPPERS if isinstance(value, dict) and isinstance(value.get(name), dict | list)]
+        inside = value[:1] if isinstance(value, list) and len(value) == 1 else []
+        if isinstance(value, dict):
+            inside = [value[name] for name in WRAPPERS if isinstance(value.get(name), dict | list)]
         if len(inside) > 1:
-            raise ValueError(f"it has more than one entry that can be the weights; give one as entry=...: {inside}")
+            raise ValueError(
+                f"more than one of its entries can be the weights; give one as entry=...: {_listed(value)}"
+            )
         if not inside:
             break
-        value = value[inside[0]]
+        (value,) = inside
     found = {}
     for place, member in enumerate(value) if isinstance(value, list) else ():
         found |= {f"{place}.{name}": tensor for name, tensor in _tensors(member).items()}
@@ -151,5 +152,5 @@ def check_match(weights: Mapping[str, Any], expected: Mapping[str, Any], *, what
 
 
 def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    leaves = traverse_util.flatten_dict(dict(tree), sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(dict(tree), sep="/")
     return {name: tuple(leaf if isinstance(leaf, tuple | list) else np.shape(leaf)) for name, leaf in leaves.items()}

@@ -1,12 +1,13 @@
 """What `torch.save` writes: a zip archive since PyTorch 1.6, and a row of pickles before."""
 
 import contextlib
+import io
 import struct
 import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,21 +16,13 @@ from ddjax.weights import arrays, pickles
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _NOT_TORCH = "it is not a file of torch.save"
 # What zipfile raises for archives that are damaged or encrypted, or of a later version.
-_OF_ZIPFILE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    OverflowError,
-    OSError,
-    LookupError,
-)
+_OF_ZIPFILE = (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, OverflowError)
+_OF_ZIPFILE += (OSError, LookupError)
 # The bytes of a storage.
 _Fetch = Callable[[pickles.Storage], np.ndarray]
 
 
-def read(file: IO[bytes], size: int) -> tuple[Any, Callable[[pickles.Tensor], np.ndarray]]:
+def read(file: io.BufferedIOBase, size: int) -> tuple[Any, Callable[[pickles.Tensor], np.ndarray]]:
     """Reads the structure of a file of `size` bytes.
 
     Returns:
@@ -74,7 +67,7 @@ def damage_of_archives() -> Iterator[None]:
         raise ValueError(f"its zip archive is damaged ({type(error).__name__}: {error})") from error
 
 
-def _zip(file: IO[bytes], size: int) -> tuple[Any, _Fetch]:
+def _zip(file: io.BufferedIOBase, size: int) -> tuple[Any, _Fetch]:
     with damage_of_archives():
         archive = zipfile.ZipFile(file)
     members = arrays.members(archive, size)
@@ -105,7 +98,7 @@ def _zip(file: IO[bytes], size: int) -> tuple[Any, _Fetch]:
     return pickles.read(member("data.pkl", pickles.MOST_BYTES)).value, fetch
 
 
-def _legacy(file: IO[bytes], size: int) -> tuple[Any, _Fetch]:
+def _legacy(file: io.BufferedIOBase, size: int) -> tuple[Any, _Fetch]:
     head = file.read(pickles.MOST_BYTES)
     # The magic number, the protocol, the machine, what was saved, and the storages' keys in the order of their numbers.
     found, position = [], 0
