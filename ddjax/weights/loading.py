@@ -98,13 +98,11 @@ def _npy(stream: io.BufferedIOBase, size: int) -> np.ndarray:
 
 
 def _msgpack(path: pathlib.Path) -> dict[str, Any]:
+    content = path.read_bytes()
     try:
-        found = serialization.msgpack_restore(path.read_bytes())
-    except OSError:
-        raise
+        return _numbers(serialization.msgpack_restore(content))
     except Exception as error:  # msgpack has its own errors, and flax raises whatever its values lead it to
         raise ValueError(f"it is damaged, or not of flax ({type(error).__name__}: {first_line(error)})") from error
-    return _numbers(found)
 
 
 def _numbers(tree: Any) -> dict[str, Any]:
