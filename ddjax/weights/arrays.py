@@ -4,10 +4,12 @@ import io
 import math
 import zipfile
 from collections.abc import Sequence
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
+# Files, and members of archives, which have no type in common.
+Stream = IO[bytes] | io.BufferedIOBase
 _CHUNK = 2**20
 # Compressed numbers may be so many times larger than the file, and this much more.
 _COMPRESSION, _CONSTANT = 16, 2**24
@@ -40,7 +42,7 @@ def check_shape(shape: Any) -> int:
     return math.prod(shape)
 
 
-def read_bytes(stream: io.BufferedIOBase, size: int) -> np.ndarray:
+def read_bytes(stream: Stream, size: int) -> np.ndarray:
     """So many bytes of a stream. That it can have as many is checked before.
 
     Raises:

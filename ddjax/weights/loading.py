@@ -1,6 +1,5 @@
 """Weights from files and directories of any known format."""
 
-import io
 import pathlib
 import zipfile
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _npy(stream: io.BufferedIOBase, size: int) -> np.ndarray:
+def _npy(stream: arrays.Stream, size: int) -> np.ndarray:
     """An array in NumPy's format, of `size` bytes with its header."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):

@@ -16,9 +16,9 @@ import numpy as np
 
 from ddjax.checks import printable
 
-# What a pickle may cost, in bytes and in operations; a state dict of ten thousand tensors needs a tenth of it.
+# A tensor needs about 200 bytes and 30 operations, each of which can take a hundred bytes of memory.
 MOST_BYTES = 2**24
-_MOST_OPERATIONS = 2**19
+MOST_OPERATIONS = 2**18
 # Numbers of 128 bits: the magic number of a file has 80.
 _LARGEST = 2**127
 _KEYS = 2**63
@@ -103,8 +103,8 @@ def read(content: bytes) -> Pickle:
     stream, reader = io.BytesIO(content), _Reader()
     try:
         for number, (operation, argument, _) in enumerate(pickletools.genops(stream)):
-            if number >= _MOST_OPERATIONS:
-                raise ValueError(f"its pickle has more than {_MOST_OPERATIONS} operations")
+            if number >= MOST_OPERATIONS:
+                raise ValueError(f"its pickle has more than {MOST_OPERATIONS} operations")
             reader.step(operation.name, argument)
     except (IndexError, KeyError, TypeError, AttributeError) as error:
         # Operations on values that are not there, or of another type.
@@ -129,11 +129,12 @@ class _Reader:
         """Does one operation."""
         stack = self.stack
         match operation:
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                if len(stack) != 1 or self._below:
-                    raise ValueError("its pickle is damaged")
+            case "BINPUT" | "LONG_BINPUT":
+                self._memory[argument] = stack[-1]
+            case "MEMOIZE":
+                self._memory[len(self._memory)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memory[argument])
             case "NONE" | "NEWTRUE" | "NEWFALSE":
                 stack.append({"NEWTRUE": True, "NEWFALSE": False}.get(operation))
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4":
@@ -170,12 +171,6 @@ class _Reader:
                 items = self._from_mark()
                 for place in range(0, len(items), 2):
                     _set(self.stack[-1], items[place], items[place + 1])
-            case "BINPUT" | "LONG_BINPUT":
-                self._memory[argument] = stack[-1]
-            case "MEMOIZE":
-                self._memory[len(self._memory)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(self._memory[argument])
             case "GLOBAL":
                 stack.append(_known(argument))
             case "STACK_GLOBAL":
@@ -189,15 +184,21 @@ class _Reader:
                 _a(dict, stack.pop())
                 _a(dict, stack[-1])
             case "BINPERSID":
-                stack.append(self._storage(*_a(tuple, stack.pop())))
+                kind, *rest = _a(tuple, stack.pop())
+                if kind != "storage":
+                    raise ValueError("it holds a whole module and not a state dict")
+                stack.append(self._storage(*rest))
+            case "PROTO" | "FRAME":
+                pass
+            case "STOP":
+                if len(stack) != 1 or self._below:
+                    raise ValueError("its pickle is damaged")
             case _:
                 raise ValueError(f"its pickle has the operation {operation}, which no state dict needs")
 
-    def _storage(self, kind: str, type_: _Name, key: str, place: str, numel: int, view: Any = None) -> Storage:
+    def _storage(self, kind: Any, key: Any, place: Any, numel: Any, view: Any = None) -> Storage:
         """A storage by what stands for it in a pickle."""
-        if kind != "storage":
-            raise ValueError("it holds a whole module and not a state dict")
-        dtype = _STORAGES[_a(_Name, type_).name]
+        dtype = _STORAGES[_a(_Name, kind).name]
         _check_sizes(numel)
         whole = self.storages.setdefault(_a(str, key), Storage(key, dtype, numel, 0, numel))
         if (whole.dtype, whole.numel) != (dtype, numel):
@@ -248,7 +249,7 @@ def _made(name: str, arguments: tuple[Any, ...]) -> Any:
     raise ValueError("it has a tensor of a kind that is not read")
 
 
-def _tensor(storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> Tensor:
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> Tensor:
     _check_sizes(offset, *_a(tuple, shape), *_a(tuple, strides))
     if len(shape) != len(strides) or len(shape) > 64:
         raise ValueError("it has a tensor with more strides or dimensions than there can be")

@@ -35,7 +35,7 @@ _DTYPES = {
 }
 
 
-def read(file: io.BufferedIOBase, size: int) -> dict[str, np.ndarray]:
+def read(file: io.BufferedReader, size: int) -> dict[str, np.ndarray]:
     """Reads the arrays of a file of `size` bytes.
 
     Raises:
@@ -62,7 +62,7 @@ def read(file: io.BufferedIOBase, size: int) -> dict[str, np.ndarray]:
 _Entry = tuple[int, int, np.dtype, list[int]]
 
 
-def _header(file: io.BufferedIOBase, size: int) -> tuple[int, dict[str, _Entry]]:
+def _header(file: io.BufferedReader, size: int) -> tuple[int, dict[str, _Entry]]:
     """Where the numbers start, and for each name where its own are, their dtype and their shape."""
     if size < 8:
         raise ValueError("it has no header")

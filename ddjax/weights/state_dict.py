@@ -18,7 +18,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _COUNTERS = ("num_batches_tracked", "n_averaged")
 _MOST_NAMED = 4
 # Wrappers around one another, and tensors in a list of state dicts, which may have one of them any number of times.
-_DEEPEST, _MOST_TENSORS = 8, 2**17
+_DEEPEST, MOST_TENSORS = 8, 2**17
 _MEND = "save the weights alone, in PyTorch with torch.save(model.state_dict(), PATH)"
 
 
@@ -100,8 +100,8 @@ def _find(value: Any, entry: str | None) -> dict[str, pickles.Tensor]:
     found = {}
     for place, member in enumerate(value) if isinstance(value, list) else ():
         found |= {f"{place}.{name}": tensor for name, tensor in _tensors(member).items()}
-        if len(found) > _MOST_TENSORS:
-            raise ValueError(f"it holds more than {_MOST_TENSORS} tensors")
+        if len(found) > MOST_TENSORS:
+            raise ValueError(f"it holds more than {MOST_TENSORS} tensors")
     if not (found := found or _tensors(value)):
         entries = itertools.islice(value.items(), 100) if isinstance(value, dict) else ()
         known = [name for name, each in entries if _tensors(each)]

@@ -22,7 +22,7 @@ _OF_ZIPFILE += (OSError, LookupError)
 _Fetch = Callable[[pickles.Storage], np.ndarray]
 
 
-def read(file: io.BufferedIOBase, size: int) -> tuple[Any, Callable[[pickles.Tensor], np.ndarray]]:
+def read(file: io.BufferedReader, size: int) -> tuple[Any, Callable[[pickles.Tensor], np.ndarray]]:
     """Reads the structure of a file of `size` bytes.
 
     Returns:
@@ -67,7 +67,7 @@ def damage_of_archives() -> Iterator[None]:
         raise ValueError(f"its zip archive is damaged ({type(error).__name__}: {error})") from error
 
 
-def _zip(file: io.BufferedIOBase, size: int) -> tuple[Any, _Fetch]:
+def _zip(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
     with damage_of_archives():
         archive = zipfile.ZipFile(file)
     members = arrays.members(archive, size)
@@ -98,7 +98,7 @@ def _zip(file: io.BufferedIOBase, size: int) -> tuple[Any, _Fetch]:
     return pickles.read(member("data.pkl", pickles.MOST_BYTES)).value, fetch
 
 
-def _legacy(file: io.BufferedIOBase, size: int) -> tuple[Any, _Fetch]:
+def _legacy(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
     head = file.read(pickles.MOST_BYTES)
     # The magic number, the protocol, the machine, what was saved, and the storages' keys in the order of their numbers.
     found, position = [], 0

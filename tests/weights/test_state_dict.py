@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import re
 
 import ml_dtypes
 import numpy as np
@@ -217,3 +218,11 @@ def test_reads_a_published_directory(published):
         "W1": (784, 500),
         "W2": (500, 10),
     }
+
+
+def test_page_has_the_hashes_of_published_networks(published):
+    page = pathlib.Path(__file__).parents[2] / "docs" / "guide" / "weights.md"
+    hashes = re.findall(r"^([0-9a-f]{64})  (\S+)$", page.read_text(), re.MULTILINE)
+    assert len(hashes) == 9
+    for digest, name in hashes:
+        assert hashlib.sha256((published / name).read_bytes()).hexdigest() == digest
