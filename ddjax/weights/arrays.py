@@ -2,6 +2,8 @@
 
 import io
 import math
+import os
+import pathlib
 import zipfile
 from collections.abc import Sequence
 from typing import IO, Any
@@ -13,6 +15,19 @@ Stream = IO[bytes] | io.BufferedIOBase
 _CHUNK = 2**20
 # Compressed numbers may be so many times larger than the file, and this much more.
 _COMPRESSION, _CONSTANT = 16, 2**24
+
+
+class File(io.BufferedReader):
+    """A file to read, of `size` bytes: none of its reads takes memory for more, whatever a header asks for."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Reads so many bytes, or all that are left."""
+        rest = max(self.size - self.tell(), 0)
+        return super().read(rest if size is None or size < 0 else min(size, rest))
 
 
 def check_total(total: int, size: int, *, compressed: bool = True) -> None:

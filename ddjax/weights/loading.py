@@ -67,10 +67,10 @@ def _guarded(read: Any, path: pathlib.Path) -> dict[str, Any]:
 
 
 def _npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file:
+    with arrays.File(path) as file:
         with torch_files.damage_of_archives():
             archive = zipfile.ZipFile(file)
-        members, found = arrays.members(archive, path.stat().st_size), {}
+        members, found = arrays.members(archive, file.size), {}
         for name, member in members.items():
             if not name.endswith(".npy"):
                 raise ValueError(f"it holds {printable(name)}, which is no array")
@@ -118,8 +118,8 @@ def _directory(path: pathlib.Path) -> dict[str, Any]:
     if files := sorted(path.glob("*.npy")):
         found = {}
         for name in files:
-            with open(name, "rb") as stream:
-                found[name.stem] = _npy(stream, name.stat().st_size)
+            with arrays.File(name) as file:
+                found[name.stem] = _npy(file, file.size)
         return found
     if (path / "config.json").is_file() or any(path.glob("*/spec")) or (path / "spec").is_dir():
         raise ValueError(

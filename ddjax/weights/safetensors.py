@@ -4,7 +4,6 @@ Reference:
   github.com/huggingface/safetensors, "Format".
 """
 
-import io
 import json
 import struct
 import sys
@@ -35,21 +34,21 @@ _DTYPES = {
 }
 
 
-def read(file: io.BufferedReader, size: int) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file of `size` bytes.
+def read(file: arrays.File) -> dict[str, np.ndarray]:
+    """Reads the arrays of a file.
 
     Raises:
       ValueError: for a file that is damaged, or has a dtype that NumPy does not know.
     """
-    start, tensors = _header(file, size)
+    start, tensors = _header(file)
     # Every byte belongs to one array, and none to two.
     end = 0
     for begin, stop, _, _ in sorted(tensors.values(), key=lambda entry: entry[:2]):
         if begin != end:
             raise ValueError("its arrays overlap, or leave bytes between them")
         end = stop
-    if start + end != size:
-        raise ValueError(f"its arrays have {end} bytes by its header, and {size - start} are there")
+    if start + end != file.size:
+        raise ValueError(f"its arrays have {end} bytes by its header, and {file.size - start} are there")
     found = {}
     for name, (begin, stop, dtype, shape) in tensors.items():
         file.seek(start + begin)
@@ -62,13 +61,13 @@ def read(file: io.BufferedReader, size: int) -> dict[str, np.ndarray]:
 _Entry = tuple[int, int, np.dtype, list[int]]
 
 
-def _header(file: io.BufferedReader, size: int) -> tuple[int, dict[str, _Entry]]:
+def _header(file: arrays.File) -> tuple[int, dict[str, _Entry]]:
     """Where the numbers start, and for each name where its own are, their dtype and their shape."""
-    if size < 8:
+    if file.size < 8:
         raise ValueError("it has no header")
     (length,) = struct.unpack("<Q", file.read(8))
-    if length > min(size - 8, _MOST_HEADER):
-        raise ValueError(f"its header has {length} bytes by its first number; {size - 8} are there")
+    if length > min(file.size - 8, _MOST_HEADER):
+        raise ValueError(f"its header has {length} bytes by its first number; {file.size - 8} are there")
     try:
         header = json.loads(file.read(length).decode(), object_pairs_hook=_without_doubles)
     except RecursionError:

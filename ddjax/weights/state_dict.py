@@ -1,7 +1,6 @@
 """State dicts of PyTorch, and whether weights fit a network."""
 
 import itertools
-import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from flax import traverse_util
 
 from ddjax.checks import first_line, listed, printable
 from ddjax.files import PathLike, local_path
-from ddjax.weights import pickles, safetensors, torch_files
+from ddjax.weights import arrays, pickles, safetensors, torch_files
 
 # Entries of a checkpoint that hold the network's weights.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -51,16 +50,16 @@ def load_state_dict(path: PathLike, *, entry: str | None = None) -> dict[str, np
         raise ValueError(f"{path} is a directory; ddjax.load_weights reads directories of weights")
     if path.exists() and not path.is_file():
         raise ValueError(f"{path} is not a file")
-    with open(path, "rb") as file:
-        size, mend = os.fstat(file.fileno()).st_size, _MEND
+    with arrays.File(path) as file:
+        mend = _MEND
         try:
             head = file.read(9)
             file.seek(0)
             # A length of 8 bytes and the start of a JSON object.
             if path.suffix == ".safetensors" or head[8:] == b"{":
                 mend = "get or save it again"
-                return _tidy(safetensors.read(file, size))
-            value, array = torch_files.read(file, size)
+                return _tidy(safetensors.read(file))
+            value, array = torch_files.read(file)
             found = _find(value, entry)
             return _tidy({name: array(tensor) for name, tensor in found.items() if not _is_counter(name)})
         except ValueError as error:

@@ -1,7 +1,6 @@
 """What `torch.save` writes: a zip archive since PyTorch 1.6, and a row of pickles before."""
 
 import contextlib
-import io
 import struct
 import sys
 import zipfile
@@ -22,8 +21,8 @@ _OF_ZIPFILE += (OSError, LookupError)
 _Fetch = Callable[[pickles.Storage], np.ndarray]
 
 
-def read(file: io.BufferedReader, size: int) -> tuple[Any, Callable[[pickles.Tensor], np.ndarray]]:
-    """Reads the structure of a file of `size` bytes.
+def read(file: arrays.File) -> tuple[Any, Callable[[pickles.Tensor], np.ndarray]]:
+    """Reads the structure of a file.
 
     Returns:
       What was saved, with `Tensor` in the place of tensors; and a function that reads one, while the file is open.
@@ -34,7 +33,7 @@ def read(file: io.BufferedReader, size: int) -> tuple[Any, Callable[[pickles.Ten
     """
     is_zip = file.read(2) == b"PK"
     file.seek(0)
-    value, fetch = (_zip if is_zip else _legacy)(file, size)
+    value, fetch = (_zip if is_zip else _legacy)(file)
     fetched: dict[str, np.ndarray] = {}
     copied = 0
 
@@ -52,7 +51,7 @@ def read(file: io.BufferedReader, size: int) -> tuple[Any, Callable[[pickles.Ten
             return view
         # Tensors that share memory, or repeat it by a stride of zero, could ask for any amount.
         copied += view.nbytes
-        arrays.check_total(copied, size)
+        arrays.check_total(copied, file.size)
         return view.copy(order="C")
 
     return value, array
@@ -67,10 +66,10 @@ def damage_of_archives() -> Iterator[None]:
         raise ValueError(f"its zip archive is damaged ({type(error).__name__}: {error})") from error
 
 
-def _zip(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
+def _zip(file: arrays.File) -> tuple[Any, _Fetch]:
     with damage_of_archives():
         archive = zipfile.ZipFile(file)
-    members = arrays.members(archive, size)
+    members = arrays.members(archive, file.size)
     roots = [name.removesuffix("data.pkl") for name in members if f"/{name}".endswith("/data.pkl")]
     if any(f"{root}constants.pkl" in members for root in roots):
         raise ValueError("it is a TorchScript archive, which holds a program")
@@ -98,7 +97,7 @@ def _zip(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
     return pickles.read(member("data.pkl", pickles.MOST_BYTES)).value, fetch
 
 
-def _legacy(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
+def _legacy(file: arrays.File) -> tuple[Any, _Fetch]:
     head = file.read(pickles.MOST_BYTES)
     # The magic number, the protocol, the machine, what was saved, and the storages' keys in the order of their numbers.
     found, position = [], 0
@@ -117,8 +116,8 @@ def _legacy(file: io.BufferedReader, size: int) -> tuple[Any, _Fetch]:
             raise ValueError("it ends early, or its storages are others than its pickle names")
         starts[key] = position
         position += storage.numel * storage.dtype.itemsize
-        if position > size:
-            raise ValueError(f"it should have {position} bytes or more, and has {size}")
+        if position > file.size:
+            raise ValueError(f"it should have {position} bytes or more, and has {file.size}")
 
     def fetch(storage: pickles.Storage) -> np.ndarray:
         if storage.key not in starts:

@@ -206,6 +206,11 @@ def test_refuses_archives_that_are_no_state_dicts(tmp_path):
     whole = write_zip(path, content, {"0": BYTES}).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     check_refused(path, "zip archive is damaged")
+    # The size of the central directory, 12 bytes into its end.
+    forged = bytearray(whole)
+    forged[-10:-6] = struct.pack("<I", 2**30)
+    path.write_bytes(forged)
+    check_refused(path, "zip archive is damaged")
     path.write_bytes(whole.replace(BYTES, BYTES[::-1]))
     check_refused(path, "Bad CRC-32")
 
@@ -270,6 +275,7 @@ def test_refuses_hostile_arrays_of_numpy(tmp_path):
         npy(header % ("<f4", (7,))): "24 bytes for it",
         npy(header % ("|O", (3,))): "no numbers",
         npy(header % ("|V2", (12,))): "save bfloat16 as float32",
+        b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**30) + BYTES: "",
         npy("__import__('os').system('touch ran')"): "",
         pickle.dumps(Runs(os.system, "touch ran")): "",
     }
