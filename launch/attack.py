@@ -27,7 +27,7 @@ from absl import flags
 from ddjax import certify, checkpoints, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
-from . import attacking, common, loading
+from . import attacking, common, exporting, loading
 
 FLAGS = flags.FLAGS
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one network's checkpoints.")
@@ -52,6 +52,7 @@ def main() -> None:
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
     logits_fn, spec, parameters = attacking.load_network(checkpoint, test)
+    exporting.check_shape(spec.image_shape)
     for text, attack in parsed.items():
         evaluation.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
     resolved = dataclasses.asdict(spec) | {"parameters_fingerprint": parameters} | attacking.describe(test)
@@ -115,7 +116,9 @@ def _measure(
     if how == "all":
         # In the norms that attacks minimize.
         summary |= attacking.case_fields(outcome, tried, {norm: norm for norm in ("l0_pixels", "l2", "linf")})
-    file = attacking.save_outcome(run, common.file_name(str(len(run.records)), attack.attack.name), tried, outcome)
+    name = common.file_name(str(len(run.records)), attack.attack.name)
+    file = attacking.save_outcome(run, name, tried, outcome)
+    exporting.save(run, name, tried, outcome.inputs, outcome.success)
     fields = {"n": rate.n, "successes": rate.successes, "success": rate.value, "success_low": low, "success_high": high}
     fields |= {"forward": attack.forward, "claimed": metrics.success_rate(outcome.claimed, correct).value}
     fields |= {"misclassified": int((~correct).sum())}

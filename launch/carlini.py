@@ -20,7 +20,7 @@ from absl import flags
 from ddjax import attacks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
-from . import attacking, common, loading
+from . import attacking, common, exporting, loading
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -78,6 +78,7 @@ def main() -> None:
         flags_of_run["num_steps"] = _NUM_STEPS.value
     begun = loading.begin(common.workdir("carlini"), flags_of_run)
     attacked = data.first(begun.test, flags_of_run["num_examples"])
+    exporting.check_shape(attacked.images.shape[1:])
     chosen = _attacks(_QUICK.value, _NUM_STEPS.value)
     run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen})
     trainer = loading.trainer_of(run, begun.recipe, begun.train)
@@ -104,7 +105,9 @@ def _measure(
     norm = "l0_pixels" if attack.norm == "l0" else attack.norm
     tried = attacking.attempts("all" if targeted else "none", attacked, clean)
     outcome = attacking.run_attack(attack, logits_fn, tried, f"{where['network']} {attack.text}")
-    attacking.save_outcome(run, f"{where['network']}_{attack.text}", tried, outcome)
+    name = f"{where['network']}_{attack.text}"
+    attacking.save_outcome(run, name, tried, outcome)
+    exporting.save(run, name, tried, outcome.inputs, outcome.success)
     # Without targets an image's only attempt is its best case.
     known = ("best", "average", "worst") if targeted else ("best",)
     fields = {"norm": norm, "targeted": targeted, "images": len(attacked), "n": len(tried.rows)}

@@ -28,7 +28,7 @@ from absl import flags
 from ddjax import checkpoints, checks, data, defenses, evaluation, rounding, runs
 from ddjax.evaluation import Attempts, ConfiguredAttack
 
-from . import attacking, common, defending, loading, recipes, rows, substitutes
+from . import attacking, common, defending, exporting, loading, recipes, rows, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
@@ -76,6 +76,7 @@ def main() -> None:
     test = load("test", num_examples)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
     calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
+    exporting.check_shape(test.images.shape[1:])
     networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
     for attack in parsed:
         targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
@@ -170,6 +171,7 @@ class _Row(rows.Row):
         gradients, zeros = int(outcome.gradients.sum()), int(outcome.zero_gradients.sum())
         arrays = {"images": outcome.inputs, "rows": tried.rows, "gradients": gradients, "zero_gradients": zeros}
         self.run.save_arrays(name, **arrays)
+        exporting.save(self.run, name.removeprefix("images/"), tried, outcome.inputs, outcome.success)
         return name, tried, arrays
 
     def _measure(self, attack: ConfiguredAttack, aware: bool, budget: float) -> None:

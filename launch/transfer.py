@@ -22,7 +22,7 @@ from absl import flags
 from ddjax import attacks, checks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
-from . import attacking, common, loading
+from . import attacking, common, exporting, loading
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -50,6 +50,7 @@ def main() -> None:
     flags_of_run["num_examples"] = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     begun = loading.begin(common.workdir("transfer"), flags_of_run)
     attacked, half = data.first(begun.test, flags_of_run["num_examples"]), len(begun.train) // 2
+    exporting.check_shape(attacked.images.shape[1:])
     if not half:
         raise ValueError(f"{begun.train.name} has no two halves to train on: it has {len(begun.train)} images")
     run = begun.open(num_train=half)
@@ -86,6 +87,7 @@ def _measure(
     confidence = np.repeat(np.asarray(kappas, np.float32), count)
     outcome = attacking.run_attack(attack, source, tried, description, per_example={"confidence": confidence})
     attacking.save_outcome(run, f"source_{description}", tried, outcome)
+    exporting.save(run, f"source_{description}", tried, outcome.inputs, outcome.success)
     correct = metrics.correct(clean, attacked.labels)
     for name, logits_fn in shown.items():
         also_correct = correct & metrics.correct(common.classify(logits_fn, tried.inputs[:count]), attacked.labels)

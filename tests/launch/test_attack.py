@@ -25,7 +25,11 @@ def test_attacks_a_checkpoint_and_repeats_nothing(launch, distilled, tmp_path):
     assert jsma["l0_values_worst"] is None or jsma["l0_values_worst"] <= 12
     assert fgsm["n"] + fgsm["misclassified"] == 20
     assert fgsm["linf_worst"] is None or fgsm["linf_worst"] <= 0.3 + 1e-6
+    exported = np.load(tmp_path / "adversarial" / "0_jsma.npz")
+    assert set(exported) == {"inputs", "adversarial", "labels", "targets", "success"}
+    assert not (tmp_path / "adversarial" / "0_jsma").exists()
     saved = np.load(tmp_path / "images" / "0_jsma.npz")
+    np.testing.assert_array_equal(exported["adversarial"], saved["images"])
     assert saved["images"].shape == (180, 8, 8, 1)
     assert (tmp_path / "report.html").exists()
     before = (tmp_path / "results.jsonl").read_bytes()
