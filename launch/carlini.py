@@ -78,7 +78,7 @@ def main() -> None:
         flags_of_run["num_steps"] = _NUM_STEPS.value
     begun = loading.begin(common.workdir("carlini"), flags_of_run)
     attacked = data.first(begun.test, flags_of_run["num_examples"])
-    chosen = _attacks(_QUICK.value, _NUM_STEPS.value)
+    chosen = [attack.limited(**attacked.limits) for attack in _attacks(_QUICK.value, _NUM_STEPS.value)]
     run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen})
     trainer = loading.trainer_of(run, begun.recipe, begun.train)
     baseline = trainer.plain(FLAGS.seed)
@@ -110,7 +110,9 @@ def _measure(
     fields = {"norm": norm, "targeted": targeted, "images": len(attacked), "n": len(tried.rows)}
     fields |= attacking.case_fields(outcome, tried, {norm: "distance"}, known) | evaluation.costs(outcome)
     fields |= {"misclassified": int((~metrics.correct(clean, attacked.labels)).sum())}
-    run.append(measure="carlini", **where, **fields, success_8_bits=float(np.mean(outcome.success_8_bits)))
+    if outcome.success_8_bits is not None:
+        fields["success_8_bits"] = float(np.mean(outcome.success_8_bits))
+    run.append(measure="carlini", **where, **fields)
 
 
 if __name__ == "__main__":

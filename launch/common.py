@@ -134,7 +134,7 @@ def key_data(indices: np.ndarray, purpose: int) -> np.ndarray:
 
 
 def classify(logits_fn: Any, images: np.ndarray) -> np.ndarray:
-    """The logits of any number of images, bytes or in [0, 1]."""
+    """The logits of any number of inputs, bytes or floats."""
     return evaluate(_logits, logits_fn, images)
 
 

@@ -59,6 +59,8 @@ def main() -> None:
         raise ValueError("--samples and --num_calibration must be at least 1")
     parsed = [evaluation.parse_attack(text) for text in _ATTACKS.value]
     first = checkpoints.read_spec(_CHECKPOINTS.value[0])
+    if _EIGHT_BITS.value and len(first.image_shape) != 3:
+        raise ValueError(f"--eight_bits is for images, not for inputs of the shape {first.image_shape}")
     dataset = FLAGS.dataset or first.dataset
     known = [defenses.parse(text, dataset) for text in _DEFENSES.value]
     given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
@@ -72,10 +74,11 @@ def main() -> None:
     flags_of_run = attacking.flags_of_run("evaluate", first.recipe, dataset, num_examples, **own)
     workdir = common.workdir("evaluate", first.recipe)
     runs.check_workdir(workdir, flags_of_run)
-    load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
+    load = lambda split, count: loading.load_split(dataset, split, count, loading.size_of(first.image_shape))
     test = load("test", num_examples)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
     calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
+    parsed = [attack.limited(**test.limits) for attack in parsed]
     networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
     for attack in parsed:
         targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
@@ -134,7 +137,7 @@ class _Row(rows.Row):
     def look_for_masking(self, epsilon: float) -> None:
         """Measures the lights of the defended network; a detector beside it has no part in them."""
         spec = self.network.spec
-        recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0])
+        recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=loading.size_of(spec.image_shape))
         queries = substitutes.queries(self.test.name, recipe)
         name = common.file_name(*self.where.values())
         self.measure_masking(self.test, substitutes.train(self.run, name, recipe, self.deployed, queries), epsilon)

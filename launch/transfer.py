@@ -52,6 +52,7 @@ def main() -> None:
     attacked, half = data.first(begun.test, flags_of_run["num_examples"]), len(begun.train) // 2
     if not half:
         raise ValueError(f"{begun.train.name} has no two halves to train on: it has {len(begun.train)} images")
+    attack = attack.limited(**attacked.limits)
     run = begun.open(num_train=half)
     halves = [data.rows_of(begun.train, slice(start, start + half)) for start in (0, half)]
     source = loading.trainer_of(run, begun.recipe, halves[0]).plain(FLAGS.seed, role="source")

@@ -1,4 +1,4 @@
-"""Data for classification as plain arrays, by name: embedded sets, tensorflow-datasets, folders, files, a user's own."""
+"""Data for classification as plain arrays, by name: embedded, tensorflow-datasets, folders, files, a user's own."""
 
 import sys
 

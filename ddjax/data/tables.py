@@ -109,8 +109,7 @@ def divided(
     labels: Int[np.ndarray, " N"],
     test: tuple[Num[np.ndarray, "M ..."], Int[np.ndarray, " M"]] | None = None,
 ) -> tuple[_Rows, _Rows]:
-    """Inputs and labels of the training and of the test split; the arguments and errors are those of `split_of_table`.
-    """
+    """Inputs and labels of the training and of the test split; arguments and errors are those of `split_of_table`."""
     check_split(name, split, ["train", "test"])
     labels = np.asarray(labels)
     if test is not None:
