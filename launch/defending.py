@@ -108,7 +108,7 @@ def view(defense: Defense, images: np.ndarray) -> np.ndarray | None:
 
 
 def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
-    """A data set as the defended network sees it, images in bytes; by one draw of each image where the defense is random.
+    """A data set as the defended network sees it, bytes as bytes; by one draw of each image where it is random.
 
     Raises:
       ValueError: for a defense that does not transform images, or images on disk, which may not fit into memory.

@@ -29,8 +29,8 @@ def _recipe(of: recipes.Recipe, epochs: int) -> recipes.Recipe:
 
 
 def _augmented(shared: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    logits_fn, bounds = shared
-    return attacks.jacobian_augmentation(logits_fn, images, labels, step_size=_STEP_SIZE, **bounds)
+    logits_fn, limits = shared
+    return attacks.jacobian_augmentation(logits_fn, images, labels, step_size=_STEP_SIZE, **limits)
 
 
 def flags_of_run() -> dict[str, Any]:
@@ -63,8 +63,7 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
     logits_fn = None
     for number in range(_ROUNDS.value + 1):
         if logits_fn is not None:
-            bounds = {} if asked.bounds is None else {"bounds": asked.bounds}
-            new = common.evaluate(_augmented, (logits_fn, bounds), data.to_float(asked.images), asked.labels)
+            new = common.evaluate(_augmented, (logits_fn, asked.limits), data.to_float(asked.images), asked.labels)
             new = rounding.to_uint8(new) if asked.images.dtype == np.uint8 else new
             asked = dataclasses.replace(
                 asked,

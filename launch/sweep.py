@@ -216,6 +216,7 @@ class _Network:
             jsma_images=grid,
             jsma_success=success,
             jsma_present=present,
+            jsma_changed=metrics.share_changed(tried.inputs[outcome.success], outcome.inputs[outcome.success]),
         )
 
 

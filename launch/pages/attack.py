@@ -77,7 +77,9 @@ def table(run: _page.Run) -> pd.DataFrame:
         "attack": field("attack", _page.in_lines),
         "targets": field("targets", _TARGETS),
         "success": counts("successes"),
-        "after 8-bit rounding": lambda record: percent(record["success_8_bits"]) if record["n"] else "",
+        "after 8-bit rounding": lambda record: (
+            percent(record["success_8_bits"]) if record["n"] and "success_8_bits" in record else ""
+        ),
         "claimed": _claimed,
         **{title: _distances(norm) for norm, title in norms.items()},
         **COSTS,
@@ -135,6 +137,6 @@ def _gallery(run: _page.Run) -> dict[str, tuple[Figure | None, str]]:
     clean, drawn = run.arrays("images/clean.npz"), {}
     for record in run.of("attack"):
         title = f"{record['attack']}, {_TARGETS.get(record['targets'], record['targets'])}"
-        figure = _figures.attempts_grid(clean, run.arrays(record["file"]), run.setting("class_names"), title)
-        drawn[f"gallery_{record['file'].rpartition('/')[2].removesuffix('.npz')}"] = (figure, _GALLERY_CAPTION)
+        figure = _page.examples(run, clean, run.arrays(record["file"]), title, _GALLERY_CAPTION)
+        drawn[f"gallery_{record['file'].rpartition('/')[2].removesuffix('.npz')}"] = figure
     return drawn

@@ -67,8 +67,7 @@ def sections(run: _page.Run) -> list[_page.Section]:
     for attack, (network, name) in itertools.product(_STRONG, _NETWORKS.items()):
         attempts = run.arrays(f"images/{network}_{attack}.npz")
         title = f"{_ATTACKS[attack]}, {name} network"
-        figure = _figures.attempts_grid(clean, attempts, run.setting("class_names"), title)
-        grids[f"grid_{network}_{attack}"] = (figure, _GRID_CAPTION)
+        grids[f"grid_{network}_{attack}"] = _page.examples(run, clean, attempts, title, _GRID_CAPTION)
     comparison = (comparison_figure(pairs, run.setting("dataset")), _COMPARISON_CAPTION)
     return [
         _page.Section("Distances", table(run), _DISTANCES_NOTE),

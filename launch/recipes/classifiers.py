@@ -22,7 +22,7 @@ _BREAST_CANCER = Recipe(
 
     python -m launch.sweep --recipe=breast_cancer. Under a minute on two CPU cores for nine temperatures. Each feature
     is scaled by its training rows. JSMA may change 12 of the 30 features.""",
-    dataset="breast_cancer", network="mlp", epochs=100, batch_size=32, optimizer="adam", learning_rate=3e-3,
+    dataset="breast_cancer", network="mlp", epochs=40, batch_size=32, optimizer="adam", learning_rate=3e-3,
     jsma_features=12, fgsm_epsilon=0.1,
 )  # fmt: skip
 
@@ -33,7 +33,7 @@ _WINE = dataclasses.replace(
 
     python -m launch.sweep --recipe=wine. Under a minute on two CPU cores for nine temperatures. Each feature is scaled
     by its training rows. JSMA may change 6 of the 13 features.""",
-    dataset="wine", epochs=200, jsma_features=6,
+    dataset="wine", epochs=80, jsma_features=6,
 )  # fmt: skip
 
 _PAPERNOT_MNIST = Recipe(
