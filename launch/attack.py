@@ -50,7 +50,9 @@ def main() -> None:
     own = {"checkpoint": str(pathlib.Path(checkpoint).resolve()), "targets": _TARGETS.value}
     flags_of_run = attacking.flags_of_run("attack", spec.recipe, dataset, num_examples, **own)
     runs.check_workdir(workdir, flags_of_run)
-    test = loading.load_split(dataset, "test", num_examples, loading.size_of(spec.image_shape))
+    test = loading.load_split(
+        dataset, "test", num_examples, loading.size_of(spec.image_shape), at_most=FLAGS.num_examples is None
+    )
     logits_fn, spec, parameters = attacking.load_network(checkpoint, test)
     parsed = {text: attack.limited(**test.limits) for text, attack in parsed.items()}
     for text, attack in parsed.items():

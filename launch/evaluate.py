@@ -20,6 +20,7 @@ is started again.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ _BUDGETS = {
     )
 }
 _SAMPLES = flags.DEFINE_integer("samples", 30, "The draws of an expectation.")
-_CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training images for a detector's threshold.")
+_CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training inputs for a detector, at most.")
 _EIGHT_BITS = flags.DEFINE_bool("eight_bits", False, "Rounds adversarial images to 8 bits before they are judged.")
 _MASKING = flags.DEFINE_bool("masking", False, "Tests for signs of masked gradients.")
 _QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
@@ -74,10 +75,10 @@ def main() -> None:
     flags_of_run = attacking.flags_of_run("evaluate", first.recipe, dataset, num_examples, **own)
     workdir = common.workdir("evaluate", first.recipe)
     runs.check_workdir(workdir, flags_of_run)
-    load = lambda split, count: loading.load_split(dataset, split, count, loading.size_of(first.image_shape))
-    test = load("test", num_examples)
+    load = functools.partial(loading.load_split, dataset, image_size=loading.size_of(first.image_shape))
+    test = load("test", num_examples, at_most=FLAGS.num_examples is None)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
-    calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
+    calibration = load("train", _CALIBRATION.value, at_most=True) if calibrated else data.rows_of(test, slice(0))
     parsed = [attack.limited(**test.limits) for attack in parsed]
     networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
     for attack in parsed:

@@ -16,7 +16,13 @@ FLAGS = flags.FLAGS
 
 
 def load_split(
-    dataset: str, split: str, num_examples: int | None, image_size: int | None, skip: int = 0, seed: int | None = None
+    dataset: str,
+    split: str,
+    num_examples: int | None,
+    image_size: int | None,
+    skip: int = 0,
+    seed: int | None = None,
+    at_most: bool = False,
 ) -> data.Dataset:
     """A split of a data set, by the flags that all launchers have; see `data.load`. The flag's seed is the default."""
     names = None
@@ -30,6 +36,7 @@ def load_split(
         split,
         data_dir=FLAGS.data_dir,
         num_examples=num_examples,
+        at_most=at_most,
         seed=FLAGS.seed if seed is None else seed,
         skip=skip,
         image_size=image_size,
@@ -46,10 +53,12 @@ def size_of(image_shape: tuple[int, ...]) -> int | None:
     return image_shape[0] if is_square else None
 
 
-def load_train(dataset: str, recipe: recipes.Recipe, num_examples: int | None, seed: int | None = None) -> data.Dataset:
-    """Training images in a recipe's manner. The rows that it skips are those of its own data set."""
+def load_train(
+    dataset: str, recipe: recipes.Recipe, num_examples: int | None, seed: int | None = None, at_most: bool = False
+) -> data.Dataset:
+    """Training inputs in a recipe's manner. The rows that it skips are those of its own data set."""
     skip = recipe.skip if dataset == recipes.get(recipe.name).dataset else 0
-    return load_split(dataset, "train", num_examples, recipe.image_size, skip, seed)
+    return load_split(dataset, "train", num_examples, recipe.image_size, skip, seed, at_most)
 
 
 def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:

@@ -13,7 +13,9 @@ from ddjax import attacks, data, rounding, runs
 from . import attacking, common, loading, recipes
 
 FLAGS = flags.FLAGS
-_QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose predictions train a substitute.", lower_bound=10)
+_QUERIES = flags.DEFINE_integer(
+    "num_queries", 1000, "Inputs whose predictions train a substitute, at most.", lower_bound=10
+)
 _ROUNDS = flags.DEFINE_integer("substitute_rounds", 1, "Doublings of images by Jacobian augmentation.", lower_bound=0)
 _EPOCHS = flags.DEFINE_integer("substitute_epochs", 10, "Epochs of each training of a substitute.", lower_bound=1)
 # Lambda: by how much augmentation moves every value.
@@ -40,7 +42,7 @@ def flags_of_run() -> dict[str, Any]:
 
 def queries(dataset: str, recipe: recipes.Recipe) -> data.Dataset:
     """Training images to ask about: another subset than what the target was trained on, as far as there are others."""
-    return loading.load_train(dataset, recipe, _QUERIES.value, seed=FLAGS.seed + 1)
+    return loading.load_train(dataset, recipe, _QUERIES.value, seed=FLAGS.seed + 1, at_most=True)
 
 
 def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries: data.Dataset) -> Any:

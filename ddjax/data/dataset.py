@@ -233,7 +233,12 @@ def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> In
 
 
 def choose(
-    available: int, labels_at: Callable[[np.ndarray], np.ndarray], num_examples: int | None, seed: int, skip: int
+    available: int,
+    labels_at: Callable[[np.ndarray], np.ndarray],
+    num_examples: int | None,
+    seed: int,
+    skip: int,
+    at_most: bool = False,
 ) -> Int32[np.ndarray, "n"]:
     """The sorted positions of a subset of a split of `available` rows.
 
@@ -243,7 +248,7 @@ def choose(
     if not 0 <= skip < available:
         raise ValueError(f"skip is {skip}, expected 0..{available - 1} ({available} rows in the split)")
     positions = np.arange(skip, available, dtype=np.int32)
-    if num_examples is None:
+    if num_examples is None or (at_most and num_examples >= len(positions)):
         return positions
     _check_num_examples(num_examples, len(positions))
     return positions[stratified(labels_at(positions), num_examples, seed)]

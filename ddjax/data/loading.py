@@ -18,6 +18,7 @@ def load(
     split: str,
     *,
     num_examples: int | None = None,
+    at_most: bool = False,
     seed: int = 0,
     skip: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
@@ -40,6 +41,7 @@ def load(
         `ddjax.data.dataset.read_split`. Of a set of tensorflow-datasets without "test" it is the split "validation" or,
         where there is one split alone, a fifth of that, drawn at random; "train" is then the rest.
       num_examples: the size of the subset, from one for each class to the number of rows after `skip`; None for all.
+      at_most: whether a split that has fewer rows than `num_examples` is taken whole, and not refused.
       seed: chooses the subset, 0 or more; the splits themselves do not depend on it.
       skip: the first rows of the split that are left out before the subset is chosen.
       data_dir: the directory of the prepared sets of tensorflow-datasets; default: the environment variable
@@ -60,7 +62,7 @@ def load(
       DatasetUnavailableError: if the set is not on this machine and cannot be prepared here, is damaged, or a folder
         cannot be decoded.
     """
-    chosen = functools.partial(choose, num_examples=num_examples, seed=seed, skip=skip)
+    chosen = functools.partial(choose, num_examples=num_examples, seed=seed, skip=skip, at_most=at_most)
     base, rest = SOURCES.split(name)
     if base not in SOURCES and ":" not in base:
         return load_tfds(name, split, chosen, data_dir=data_dir, image_size=image_size, progress=progress)
@@ -78,7 +80,7 @@ def load(
         whole = dataclasses.replace(rows_of(whole, sliced(len(whole))), split=split)
     positions = chosen(len(whole), lambda rows: whole.labels[rows])
     # A slice of images on disk stays on disk.
-    return rows_of(whole, slice(skip, None) if num_examples is None else positions)
+    return rows_of(whole, slice(skip, None) if len(positions) == len(whole) - skip else positions)
 
 
 def _load_whole(base: str, name: str, split: str, rest: str, options: Mapping[str, Any]) -> Dataset:
