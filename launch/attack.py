@@ -89,7 +89,8 @@ def _in_words(record: dict[str, Any]) -> str:
     )
     if "success_8_bits" in record:
         told += f", after 8-bit rounding {record['success_8_bits']:.4f}"
-    means = {norm: record[f"{norm}_mean"] for norm in ("l0_pixels", "l2", "linf")}
+    changes = "l0_pixels" if "success_8_bits" in record else "l0_values"
+    means = {norm: record[f"{norm}_mean"] for norm in (changes, "l2", "linf")}
     norms = ", ".join(f"{norm} {mean:.4g}" for norm, mean in means.items() if mean)
     if norms:
         told += f"; mean {norms}"
@@ -118,7 +119,7 @@ def _measure(
             summary[f"{norm}_{statistic}"] = float(function(of_successes)) if len(of_successes) else None
     if how == "all":
         # In the norms that attacks minimize.
-        summary |= attacking.case_fields(outcome, tried, {norm: norm for norm in ("l0_pixels", "l2", "linf")})
+        summary |= attacking.case_fields(outcome, tried, {norm: norm for norm in (common.counted(test), "l2", "linf")})
     file = attacking.save_outcome(run, common.file_name(str(len(run.records)), attack.attack.name), tried, outcome)
     fields = {"n": rate.n, "successes": rate.successes, "success": rate.value, "success_low": low, "success_high": high}
     fields |= {"forward": attack.forward, "claimed": metrics.success_rate(outcome.claimed, correct).value}

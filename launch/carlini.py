@@ -101,7 +101,7 @@ def _measure(
 ) -> None:
     clean = common.classify(logits_fn, attacked.images)
     targeted = attack.attack.targets != "no"
-    norm = "l0_pixels" if attack.norm == "l0" else attack.norm
+    norm = common.counted(attacked) if attack.norm == "l0" else attack.norm
     tried = attacking.attempts("all" if targeted else "none", attacked, clean)
     outcome = attacking.run_attack(attack, logits_fn, tried, f"{where['network']} {attack.text}")
     attacking.save_outcome(run, f"{where['network']}_{attack.text}", tried, outcome)

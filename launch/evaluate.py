@@ -7,10 +7,10 @@ attacker divides the logits by it.
 
 What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
 there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,
-are broken from the start. Attacks that look for the least distance break an example only within `--budget_l2` or
-`--budget_linf`. The worst case of an example is over all attacks; for attackers who know the defense, over the images
-of both kinds, since they can still attack as if it were not there. Detectors are calibrated on `--num_calibration`
-training images and judged on test images.
+are broken from the start. Attacks break an example only within `--budget_l2` or `--budget_linf`, which is the radius
+of those that take one and are given none. The worst case of an example is over all attacks; for attackers who know the
+defense, over the images of both kinds, since they can still attack as if it were not there. Detectors are calibrated on
+`--num_calibration` training images and judged on test images.
 
 `--masking` tests for signs of masked gradients, by `ddjax.masking` with the network's own gradients
 and a substitute that is trained on its answers; each is a light, green, yellow or red.
@@ -79,7 +79,7 @@ def main() -> None:
     test = load("test", num_examples, at_most=FLAGS.num_examples is None)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
     calibration = load("train", _CALIBRATION.value, at_most=True) if calibrated else data.rows_of(test, slice(0))
-    parsed = [attack.limited(**test.limits) for attack in parsed]
+    parsed = [_within(attack, budgets[attack.norm]).limited(**test.limits) for attack in parsed]
     networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
     for attack in parsed:
         targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
@@ -97,6 +97,13 @@ def main() -> None:
         if _MASKING.value and row.find("masking") is None:
             row.look_for_masking(budgets["linf"])
     common.write_report(run)
+
+
+def _within(attack: ConfiguredAttack, budget: float) -> ConfiguredAttack:
+    """An attack of a fixed radius with the budget in the place of one that is not given: what is further counts not."""
+    if attack.attack.kind != "budget" or "epsilon" in attack.numbers:
+        return attack
+    return attack.replace(numbers={**attack.numbers, "epsilon": budget})
 
 
 def _samples() -> int:

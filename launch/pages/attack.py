@@ -70,8 +70,11 @@ def sections(run: _page.Run) -> list[_page.Section]:
 def table(run: _page.Run) -> pd.DataFrame:
     """A row for each attack."""
     attacks, norms = run.of("attack"), dict(_NORMS)
-    # Where a pixel is one value, the two counts are the same.
-    if all(record.get("l0_values_mean") == record.get("l0_pixels_mean") for record in attacks):
+    if not any("success_8_bits" in record for record in attacks):
+        # Inputs that are no images have no pixels.
+        del norms["l0_pixels"]
+    elif all(record.get("l0_values_mean") == record.get("l0_pixels_mean") for record in attacks):
+        # Where a pixel is one value, the two counts are the same.
         del norms["l0_values"]
     columns = {
         "attack": field("attack", _page.in_lines),
@@ -110,7 +113,7 @@ def _cases(run: _page.Run) -> pd.DataFrame:
                 rows.append({name.removeprefix(f"{case}_"): record[name] for name in of_case})
                 rows[-1] |= {"case": case, "attack": record["attack"]}
     columns = {"attack": field("attack"), "case": field("case"), "success": counts("successes")}
-    columns |= {_NORMS[norm]: field(norm, number) for norm in ("l0_pixels", "l2", "linf")}
+    columns |= {_NORMS[norm]: field(norm, number) for norm in ("l0_pixels", "l0_values", "l2", "linf")}
     return _page.table_of(rows, columns)
 
 

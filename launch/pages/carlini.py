@@ -20,7 +20,7 @@ _ATTACKS = {
     "deepfool": "DeepFool", "carlini_wagner_linf": "C&W Linf", "fgsm": "FGSM", "bim": "iterative FGSM",
 }  # fmt: skip
 _STRONG = ("carlini_wagner_l0", "carlini_wagner_l2", "carlini_wagner_linf")
-_NORMS = {"l0_pixels": "L0, pixels", "l2": "L2", "linf": "Linf"}
+_NORMS = {"l0_pixels": "L0, pixels", "l0_values": "L0, values", "l2": "L2", "linf": "Linf"}
 _NETWORKS = {"baseline": "undistilled", "student": "distilled"}
 # The temperature of the published distilled networks.
 _PUBLISHED_TEMPERATURE = 100
