@@ -152,7 +152,7 @@ def _bounds(name: str, arrays: Mapping[str, np.ndarray], inputs: np.ndarray) -> 
         )
     if not np.isfinite(bounds).all() or not (bounds[0] <= bounds[1]).all() or (bounds[0] == bounds[1]).all():
         raise ValueError(f"{name}: bounds must be finite, and the least value below the greatest")
-    return bounds[0], bounds[1]
+    return np.asarray(bounds[0]), np.asarray(bounds[1])
 
 
 def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
