@@ -82,7 +82,7 @@ class ConfiguredAttack:
             parameters = inspect.signature(self.attack.function).parameters.values()
             if not any(each.name == "mask" or each.kind is each.VAR_KEYWORD for each in parameters):
                 raise ValueError(f"{self.text} takes no mask, and some values must not change")
-            given["mask"] = np.asarray(mask)
+            given["mask"] = jnp.asarray(mask)
         return self.replace(words=words, given=given)
 
 
