@@ -177,6 +177,20 @@ def check_fits(dataset: Dataset, image_shape: tuple[int, ...], num_classes: int,
         )
 
 
+def check_images(dataset: Dataset, needed_by: str) -> tuple[int, int, int]:
+    """Height, width and channels of a set of images; refuses one of other inputs.
+
+    Raises:
+      ValueError: for inputs of another shape; `needed_by` is what needs images.
+    """
+    if len(dataset.image_shape) != 3:
+        raise ValueError(
+            f"{needed_by} needs images [N, H, W, C]; {dataset.name} has inputs of shape {dataset.image_shape}"
+        )
+    height, width, channels = dataset.image_shape
+    return height, width, channels
+
+
 def rows_of(dataset: Dataset, rows: slice | Int[np.ndarray, "n"]) -> Dataset:
     """Some rows of a data set. A slice of inputs on disk stays on disk; rows by their positions come into memory."""
     columns = {name: getattr(dataset, name)[rows] for name in ("images", "labels", "indices")}

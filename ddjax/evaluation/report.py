@@ -153,8 +153,8 @@ def evaluate(
 
     Raises:
       TypeError: for arguments of a wrong type.
-      ValueError: for an unknown norm or attack, an attack of another norm, a setting out of its range, no inputs, or what
-        `check_classifier` refuses.
+      ValueError: for an unknown norm or attack, an attack of another norm, a setting out of its range, no inputs, or
+        what `check_classifier` refuses.
     """
     check_choice("norm", norm, tuple(ATTACKS_OF_NORM))
     check_number("epsilon", epsilon, above=0.0)
