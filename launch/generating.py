@@ -93,7 +93,8 @@ def _fit(
     images = jnp.asarray(train.images)
     # A function of its own, whose arguments are donated.
     compiled_epoch = layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
-    sample = functools.partial(_sample, image_shape=data.check_images(test, recipe.name), latent=generative.latent_of(state))
+    image_shape = data.check_images(test, recipe.name)
+    sample = functools.partial(_sample, image_shape=image_shape, latent=generative.latent_of(state))
     looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
 
     def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, float]]:

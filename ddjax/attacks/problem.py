@@ -250,9 +250,9 @@ def prepare(
     # By name: strict promotion, where a user asks for it, refuses to widen a type.
     dtype = jnp.dtype(jnp.float64 if jnp.float64 in (inputs.dtype, outputs.dtype) else jnp.float32)
     low, high, is_bounded = box(bounds, inputs, dtype)
-    known = [known_values(bound) for bound in bounds]
+    known_low, known_high = (known_values(bound) for bound in bounds)
     # An entry whose bounds coincide is constant: no step is spent on it. In a trace, any may be.
-    if any(ends is None for ends in known) or np.equal(*known).any():
+    if known_low is None or known_high is None or (known_low == known_high).any():
         varies = jnp.broadcast_to(low < high, inputs.shape)
         mask = varies if mask is None else mask & varies
     original = jnp.asarray(inputs)

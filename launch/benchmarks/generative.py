@@ -59,7 +59,8 @@ def _model(context: Context, role: str) -> _Model:
     }
     if state is None:
         recipe = generative_recipes.RECIPES[name]
-        state = generative_recipes.create_state(recipe, data.check_images(context.test, name), jax.random.key(context.seed))
+        image_shape = data.check_images(context.test, name)
+        state = generative_recipes.create_state(recipe, image_shape, jax.random.key(context.seed))
     return _Model(name, generative.model_fn(state), generative.latent_of(state), fields)
 
 

@@ -232,7 +232,7 @@ def changed_features(shares: Mapping[str, np.ndarray], names: Sequence[str] | No
     if not known:
         return None
     order = np.argsort(-np.max([*known.values()], axis=0), kind="stable")[:_MAX_FEATURES]
-    named = names or [f"feature {number}" for number in range(1 + order.max())]
+    named = list(names or ()) or [f"feature {number}" for number in range(1 + order.max())]
     rows = [(named[place], name, [100 * values[place]]) for place in order for name, values in known.items()]
     looks = dict(zip(known, LOOKS, strict=False))
     return dots(rows, looks, "successes in which it was changed (%)", xlim=(-3, 103))
