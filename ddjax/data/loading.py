@@ -47,8 +47,8 @@ def load(
       data_dir: the directory of the prepared sets of tensorflow-datasets; default: the environment variable
         TFDS_DATA_DIR, then the default of tensorflow-datasets. Reading never writes to it; preparing a set that is
         missing does.
-      image_size: height and width to which images of a folder or of tensorflow-datasets are resized; folders need it,
-        and other sets whose images have several sizes.
+      image_size: height and width to which images of a folder are resized, and those of a set of tensorflow-datasets
+        whose images have several sizes; both need it.
       class_names: from directories of a folder to names of classes.
       unreadable: what to do with images of a folder that cannot be decoded, "refuse" or "skip".
       cache_dir: where decoded images of a folder are kept.
@@ -80,7 +80,7 @@ def load(
         whole = dataclasses.replace(rows_of(whole, sliced(len(whole))), split=split)
     positions = chosen(len(whole), lambda rows: whole.labels[rows])
     # A slice of images on disk stays on disk.
-    return rows_of(whole, slice(skip, None) if len(positions) == len(whole) - skip else positions)
+    return rows_of(whole, slice(skip, None) if num_examples is None else positions)
 
 
 def _load_whole(base: str, name: str, split: str, rest: str, options: Mapping[str, Any]) -> Dataset:

@@ -58,6 +58,8 @@ def load_tfds(
         builder = _builder(name, root)
     if image_size is not None and image_size < 1:
         raise ValueError(f"the image size must be at least 1, got {image_size}")
+    # A set that declares one size keeps it.
+    size = image_size if None in builder.info.features[image_key].shape[:2] else None
     own, part = _part(name, split, list(builder.info.splits))
     with _reading(name, root, builder):
         # Images stay encoded, so that a pass over the labels does not decode them.
@@ -84,7 +86,7 @@ def load_tfds(
     mode = _PIL_MODES[builder.info.features[image_key].shape[-1]]
     for row, example in enumerate(examples(positions, "images")):
         with _reading(name, root, builder):
-            image = _decode(example[image_key], mode, image_size)
+            image = _decode(example[image_key], mode, size)
         if row == 0:
             images = np.empty((len(positions), *image.shape), np.uint8)
         elif image.shape != images.shape[1:]:

@@ -169,6 +169,8 @@ def test_images_of_varying_sizes_are_resized(monkeypatch):
     loaded = data.load("any", "train", image_size=4)
     assert loaded.image_shape == (4, 4, 1)
     np.testing.assert_array_equal(loaded.images.reshape(2, -1), np.repeat([[7], [9]], 16, axis=1))
+    stub_builder(monkeypatch, images[:1], [0], shape=(4, 4, 1), splits=("train", "test"))
+    assert data.load("any", "train", image_size=2).image_shape == (4, 4, 1)
     with pytest.raises(ValueError, match="the image size must be at least 1, got 0"):
         data.load("any", "train", image_size=0)
 
