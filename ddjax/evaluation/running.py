@@ -75,7 +75,7 @@ class ConfiguredAttack:
             # As part of the program: whether they are finite decides about defaults.
             words["bounds"] = tuple(float(end) for end in bounds)
         elif bounds is not None:
-            given["bounds"] = tuple(np.asarray(end, np.float32) for end in bounds)
+            given["bounds"] = tuple(np.asarray(end, np.result_type(end, np.float32)) for end in bounds)
             if not all(np.isfinite(end).all() for end in given["bounds"]):
                 raise ValueError("bounds that are arrays must be finite; infinite ones are two numbers")
         if mask is not None:
