@@ -54,7 +54,7 @@ class Probe:
       many_steps: broken by PGD with the same radius.
       transfer: broken by PGD with the same radius on the substitute; None without a substitute.
       random: broken by random search with the same radius.
-      whole_box: broken by PGD with radius 1.
+      whole_box: broken by PGD with a radius that reaches the whole box.
       by_radius: broken by PGD with each radius, ascending, `[B, R]` bools.
       zeros: the share of the gradient's values that are exactly zero or not finite, `[B]` floats.
     """
@@ -71,7 +71,7 @@ class Probe:
 
 def probe(
     logits_fn: LogitsFn,
-    images: Float[Array, "B H W C"],
+    inputs: Float[Array, "B ..."],
     labels: Int[Array, " B"],
     keys: Key[Array, " B"],
     *,
@@ -81,28 +81,33 @@ def probe(
     radii: Sequence[float] = RADII,
     num_steps: int = 40,
     num_random: int = 1000,
+    mask: Bool[Array, "..."] | None = None,
+    bounds: problem.Bounds = (0.0, 1.0),
 ) -> Probe:
-    """Attacks each image in the ways whose comparison gives masked gradients away.
+    """Attacks each input in the ways whose comparison gives masked gradients away.
 
     All gradients are those of the cross-entropy, which saturates where a softmax does; PGD starts at random.
 
     Args:
       logits_fn: the classifier as attacks see it; of a random one the expectation.
-      images: within [0, 1].
+      inputs: of any shape, within the bounds.
       labels: the true classes.
-      keys: one for each image.
+      keys: one for each input.
       judge: decides what is broken. Default: `logits_fn`. For a random classifier, an expectation with another key, so
         that no attack is credited with the draws it has seen; over several draws, so that few images break by
         themselves.
       substitute: another network for the same classes, whose adversarial images are tried on this one; without masking
         of its own, or they tell nothing.
-      epsilon: the radius of the Linf ball, above 0, in the units of the images; may be traced.
+      epsilon: the radius of the Linf ball, above 0, in the units of the inputs; may be traced.
       radii: two or more radii as multiples of epsilon, ascending, with 1 among them. None goes beyond the whole box.
       num_steps: of PGD, at least 2.
       num_random: the number of uniform samples of the ball within the box, at least 1. The paper takes 1e5 or more.
+      mask: which values may change, booleans that broadcast against the inputs; None for all. With a mask, an input may
+        be safe although there is the whole box to move in, and the light of that is no sign.
+      bounds: the least and the greatest value, finite: numbers, or arrays that broadcast against one input.
 
     Raises:
-      ValueError: for images or labels that no attack takes (see `attacks.prepare`), or a setting out of its range.
+      ValueError: for inputs or labels that no attack takes (see `attacks.prepare`), or a setting out of its range.
 
     Reference:
       Athalye et al., 2018 (arXiv 1802.00420), section 3.1.
@@ -114,7 +119,7 @@ def probe(
     judge = logits_fn if judge is None else judge
     for classifier in (logits_fn, judge, substitute):
         if classifier is not None:
-            problem.prepare("the masking check", classifier, images, labels)
+            asked = problem.prepare("the masking check", classifier, inputs, labels, mask=mask, bounds=bounds)
     checks.check_number("epsilon", epsilon, above=0.0)
     checks.check_number("num_steps", num_steps, least=2.0)
     checks.check_number("num_random", num_random, least=1.0)
@@ -123,19 +128,26 @@ def probe(
         raise ValueError(f"radii must be two or more ascending multiples of epsilon with 1 among them, got {radii}")
     of_pgd, of_transfer, of_random = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
 
-    gradient = jax.grad(lambda inputs: jnp.sum(losses.cross_entropy(logits_fn(inputs), labels)))(images)
+    gradient = jax.grad(lambda inputs: jnp.sum(losses.cross_entropy(logits_fn(inputs), labels)))(inputs)
     nothing = ~jnp.isfinite(gradient) | (gradient == 0)
-    one_step = fgsm(logits_fn, images, labels, epsilon=epsilon).inputs
+    limits = {"mask": mask, "bounds": bounds}
+    one_step = fgsm(logits_fn, inputs, labels, epsilon=epsilon, **limits).inputs
 
     def climb(radius: Array) -> Array:
-        return pgd(logits_fn, images, labels, key=of_pgd, epsilon=radius, num_steps=num_steps).inputs
+        return pgd(logits_fn, inputs, labels, key=of_pgd, epsilon=radius, num_steps=num_steps, **limits).inputs
 
     # The same starts, scaled, with every radius: the comparisons are paired. One loop, so that PGD is compiled once.
-    scaled = jnp.asarray(epsilon, images.dtype) * jnp.asarray([*radii], images.dtype)
-    climbed = lax.map(climb, jnp.append(jnp.minimum(scaled, 1.0), jnp.ones_like(scaled, shape=1)))
-    candidates = [images, one_step, _random_search(logits_fn, images, labels, of_random, epsilon, num_random)]
+    scaled, whole = (jnp.asarray(each, inputs.dtype) for each in (epsilon, jnp.max(asked.width)))
+    scaled = scaled * jnp.asarray([*radii], inputs.dtype)
+    climbed = lax.map(climb, jnp.append(jnp.minimum(scaled, whole), whole))
+    candidates = [
+        inputs,
+        one_step,
+        _random_search(asked, logits_fn, of_random, epsilon, num_random).astype(inputs.dtype),
+    ]
     if substitute is not None:
-        candidates.append(pgd(substitute, images, labels, key=of_transfer, epsilon=epsilon, num_steps=num_steps).inputs)
+        steps = {"epsilon": epsilon, "num_steps": num_steps}
+        candidates.append(pgd(substitute, inputs, labels, key=of_transfer, **steps, **limits).inputs)
     logits = lax.map(judge, jnp.concatenate([jnp.stack(candidates), climbed]))
     broken = jax.vmap(lambda of_one: examples.is_adversarial(of_one, labels))(logits)
     by_radius = broken[len(candidates) : -1]
@@ -148,28 +160,29 @@ def probe(
         random=broken[2],
         whole_box=broken[-1],
         by_radius=by_radius.T,
-        zeros=jnp.mean(nothing, axis=(1, 2, 3)),
+        zeros=jnp.mean(nothing, axis=tuple(range(1, nothing.ndim))),
     )
 
 
 def _random_search(
-    logits_fn: LogitsFn, images: Array, labels: Array, keys: Array, epsilon: float | Array, num_random: int
+    asked: problem.Problem, logits_fn: LogitsFn, keys: Array, epsilon: float | Array, num_random: int
 ) -> Array:
-    """The sample of each image's ball, within the box, that comes closest to a wrong decision or is furthest in it."""
-    radius = examples.per_example(epsilon, images)
-    low, high = jnp.maximum(images - radius, 0.0), jnp.minimum(images + radius, 1.0)
+    """The sample of each input's ball, within the box, that comes closest to a wrong decision or is furthest in it."""
+    inputs, labels = asked.clean, asked.examples.labels
+    radius = examples.per_example(epsilon, inputs)
+    low, high = (asked.clip(inputs + change) for change in (-radius, radius))
 
     def step(number: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         best, least = carry
-        draw = lambda key: jax.random.uniform(jax.random.fold_in(key, number), images.shape[1:], images.dtype)
+        draw = lambda key: jax.random.uniform(jax.random.fold_in(key, number), inputs.shape[1:], inputs.dtype)
         sample = low + (high - low) * jax.vmap(draw)(keys)
         logits = logits_fn(sample)
         distance = jnp.where(examples.is_decision(logits), losses.margin(logits, labels), jnp.inf)
         better = distance < least
-        return jnp.where(better[:, None, None, None], sample, best), jnp.where(better, distance, least)
+        return jnp.where(examples.expand(better, sample), sample, best), jnp.where(better, distance, least)
 
-    like = jax.eval_shape(logits_fn, images)
-    return lax.fori_loop(0, num_random, step, (images, jnp.full_like(labels, jnp.inf, like.dtype)))[0]
+    like = jax.eval_shape(logits_fn, inputs)
+    return lax.fori_loop(0, num_random, step, (inputs, jnp.full_like(labels, jnp.inf, like.dtype)))[0]
 
 
 class Light(NamedTuple):

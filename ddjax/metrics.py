@@ -138,6 +138,14 @@ def distances(clean: Float[Array, "B ..."], adversarial: Float[Array, "B ..."]) 
     )
 
 
+def share_changed(
+    clean: Float[np.ndarray, "N ... D"], adversarial: Float[np.ndarray, "N ... D"]
+) -> Float[np.ndarray, " D"]:
+    """The share of the examples in which each feature, a place along the last axis, was changed; NaN without any."""
+    changed = (np.asarray(clean) != np.asarray(adversarial)).any(axis=tuple(range(1, np.ndim(clean) - 1)))
+    return changed.mean(axis=0) if len(changed) else np.full(changed.shape[1:], np.nan)
+
+
 class Robustness(NamedTuple):
     """The average least share of features that JSMA must change; a lower bound where images count at the cap.
 

@@ -1,5 +1,7 @@
 """The papers' networks. Images `[B, H, W, C]` in `[0, 1]` go in, logits `[B, K]` come out; none contains a softmax.
 
+Only `mlp` takes inputs of any other shape, too.
+
 A network is a `ConvNet` or a `ResNet` with the paper's numbers, made by name, as in
 `build("papernot_mnist", num_classes=10)`.
 """
@@ -30,11 +32,12 @@ class ConvNet(nn.Module):
 
     Attributes:
       num_classes: the number of logits, K.
-      stages: for each stage, the widths of its 3 x 3 convolutions.
+      stages: for each stage, the widths of its 3 x 3 convolutions. Without stages, inputs may have any shape.
       dense: the widths of the hidden dense layers.
       dropout: the dropout rate after each of them.
       feature_dropout: the dropout rate before the first of them.
-      center: subtracted from the pixels, a number or one for each channel; 0.5 centers them as the papers do.
+      center: subtracted from the inputs, a number or one for each place along the last axis; 0.5 centers pixels as the
+        papers do.
       scale: what they are divided by then.
       batch_norm: whether batches are normalized between each convolution and its ReLU. The running mean and variance
         are the collection `batch_stats`, which a training step has to carry along.
@@ -54,8 +57,10 @@ class ConvNet(nn.Module):
     lowering: str = "auto"
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B K"]:
+    def __call__(self, images: Float[Array, "B ..."], train: bool = False) -> Float[Array, "B K"]:
         """Computes the logits; `train` takes the batch's statistics, and drops out, which needs a `dropout` key."""
+        if self.stages and images.ndim != 4:
+            raise ValueError(f"convolutions need images [B, H, W, C], got inputs of the shape {images.shape}")
         hidden = (images - _for_each_channel(self.center, images)) / _for_each_channel(self.scale, images)
         for widths in self.stages:
             for width in widths:
@@ -101,8 +106,10 @@ class ResNet(nn.Module):
     lowering: str = "auto"
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W C"], train: bool = False) -> Float[Array, "B K"]:
+    def __call__(self, images: Float[Array, "B ..."], train: bool = False) -> Float[Array, "B K"]:
         """Computes the logits; `train` takes the batch's statistics."""
+        if images.ndim != 4:
+            raise ValueError(f"convolutions need images [B, H, W, C], got inputs of the shape {images.shape}")
 
         def activate(hidden: Array) -> Array:
             hidden = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-3)(hidden)
@@ -139,7 +146,7 @@ def _standardized(images: Array) -> Array:
 
 
 def _for_each_channel(values: float | tuple[float, ...], images: Array) -> Array:
-    return jnp.asarray(values, images.dtype).reshape(1, 1, 1, -1)
+    return jnp.asarray(values, images.dtype).reshape(*(1,) * (images.ndim - 1), -1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +205,8 @@ NETWORKS = (
     _network("small_cifar10", ConvNet, stages=((16, 16), (32, 32)), dense=(128,), dropout=(0.25,), padding="SAME"),
     # For 8 x 8 digits: one stage, so that some resolution is left to attack.
     _network("digits", ConvNet, stages=((16, 32),), dense=(64,), dropout=(0.0,), padding="SAME"),
+    # For tables of features.
+    _network("mlp", ConvNet, stages=(), dense=(64, 64), dropout=(0.0, 0.0)),
     # Madry et al. 2018 (arXiv 1706.06083), which names it w32-10: 3 x 5 units of two convolutions, and the stem.
     _network("madry_cifar10", ResNet, units=5, widths=(160, 320, 640), negative_slope=0.1),
     # The ResNet-20 of stochastic activation pruning (Dhillon et al. 2018, arXiv 1803.01442).

@@ -23,9 +23,13 @@ FLAGS = flags.FLAGS
 _LARGEST = 2**31 - 1
 
 flags.DEFINE_string("recipe", "digits", "The settings, by name; --help lists them.")
-flags.DEFINE_string("dataset", None, "Replaces the recipe's data set: digits, one of TFDS, or folder:PATH.")
+flags.DEFINE_string(
+    "dataset", None, "Replaces the recipe's data set: an embedded one, one of TFDS, folder:PATH, npz:PATH."
+)
 flags.DEFINE_string("data_dir", None, "Where tensorflow-datasets has its sets; default: TFDS_DATA_DIR, then its own.")
-flags.DEFINE_integer("image_size", None, "Replaces the recipe's height and width of a folder's images.", lower_bound=1)
+flags.DEFINE_integer(
+    "image_size", None, "Replaces the recipe's height and width of images of several sizes.", lower_bound=1
+)
 flags.DEFINE_list("class_names", None, "Names of a folder's classes, as DIRECTORY=NAME,...; Animals-10's are known.")
 flags.DEFINE_enum("unreadable", "refuse", data.UNREADABLE, "What to do with images of a folder that are damaged.")
 flags.DEFINE_string("cache_dir", None, "Where a folder's decoded images are kept; default: ddjax in the user's cache.")

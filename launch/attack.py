@@ -50,9 +50,12 @@ def main() -> None:
     own = {"checkpoint": str(pathlib.Path(checkpoint).resolve()), "targets": _TARGETS.value}
     flags_of_run = attacking.flags_of_run("attack", spec.recipe, dataset, num_examples, **own)
     runs.check_workdir(workdir, flags_of_run)
-    test = loading.load_split(dataset, "test", num_examples, spec.image_shape[0])
+    test = loading.load_split(
+        dataset, "test", num_examples, loading.size_of(spec.image_shape), at_most=FLAGS.num_examples is None
+    )
     logits_fn, spec, parameters = attacking.load_network(checkpoint, test)
     exporting.check_shape(spec.image_shape)
+    parsed = {text: attack.limited(**test.limits) for text, attack in parsed.items()}
     for text, attack in parsed.items():
         evaluation.check_settings(attack, logits_fn, spec.image_shape, how[text] != "none")
     resolved = dataclasses.asdict(spec) | {"parameters_fingerprint": parameters} | attacking.describe(test)
@@ -83,9 +86,12 @@ def _in_words(record: dict[str, Any]) -> str:
         )
     told = (
         f"{record['attack']}: success {record['success']:.4f} [{record['success_low']:.4f}, "
-        f"{record['success_high']:.4f}] of {record['n']}, after 8-bit rounding {record['success_8_bits']:.4f}"
+        f"{record['success_high']:.4f}] of {record['n']}"
     )
-    means = {norm: record[f"{norm}_mean"] for norm in ("l0_pixels", "l2", "linf")}
+    if "success_8_bits" in record:
+        told += f", after 8-bit rounding {record['success_8_bits']:.4f}"
+    changes = "l0_pixels" if "success_8_bits" in record else "l0_values"
+    means = {norm: record[f"{norm}_mean"] for norm in (changes, "l2", "linf")}
     norms = ", ".join(f"{norm} {mean:.4g}" for norm, mean in means.items() if mean)
     if norms:
         told += f"; mean {norms}"
@@ -107,7 +113,6 @@ def _measure(
     correct = metrics.correct(clean, test.labels)[tried.rows]
     rate = metrics.success_rate(outcome.success, correct)
     low, high = metrics.wilson_interval(*rate)
-    rounded = metrics.success_rate(outcome.success_8_bits, correct)
     summary = {}
     for norm, values in outcome.distances._asdict().items():
         of_successes = values[outcome.success & correct]
@@ -115,14 +120,16 @@ def _measure(
             summary[f"{norm}_{statistic}"] = float(function(of_successes)) if len(of_successes) else None
     if how == "all":
         # In the norms that attacks minimize.
-        summary |= attacking.case_fields(outcome, tried, {norm: norm for norm in ("l0_pixels", "l2", "linf")})
+        summary |= attacking.case_fields(outcome, tried, {norm: norm for norm in (common.counted(test), "l2", "linf")})
     name = common.file_name(str(len(run.records)), attack.attack.name)
     file = attacking.save_outcome(run, name, tried, outcome)
     exporting.save(run, name, tried, outcome.inputs, outcome.success)
     fields = {"n": rate.n, "successes": rate.successes, "success": rate.value, "success_low": low, "success_high": high}
     fields |= {"forward": attack.forward, "claimed": metrics.success_rate(outcome.claimed, correct).value}
     fields |= {"misclassified": int((~correct).sum())}
-    fields |= {"successes_8_bits": rounded.successes, "success_8_bits": rounded.value}
+    if outcome.success_8_bits is not None:
+        rounded = metrics.success_rate(outcome.success_8_bits, correct)
+        fields |= {"successes_8_bits": rounded.successes, "success_8_bits": rounded.value}
     fields |= summary | evaluation.costs(outcome)
     run.append(measure="attack", attack=attack.text, targets=how, **fields, file=file)
 
@@ -134,7 +141,10 @@ def _certify(run: runs.Run, norm: str, logits_fn: Any, test: data.Dataset, clean
         # Only what the attacks added since have found is new.
         proved, seconds, method = run.load_arrays(name)["proved"], before["seconds_per_example"], before["method"]
     else:
-        prove, started = functools.partial(certify.largest_radius, norm=norm, method=method), time.monotonic()
+        # The mask has no part in it: what holds for more changes holds for fewer.
+        bounds = {} if test.bounds is None else {"bounds": test.bounds}
+        prove = functools.partial(certify.largest_radius, norm=norm, method=method, **bounds)
+        started = time.monotonic()
         # One image already keeps the processor busy, and so the bar moves.
         settings = {"batch_size": 1, "description": f"certify {norm}"}
         proved = common.evaluate(prove, logits_fn, data.to_float(test.images), test.labels, **settings)

@@ -56,7 +56,8 @@ def flags_of_run(launcher: str, recipe: str, dataset: str, num_examples: int, **
 
 def describe(test: data.Dataset) -> dict[str, Any]:
     """What determines the numbers of such a run beyond its flags."""
-    return {"class_names": test.class_names, "test_fingerprint": common.fingerprint(test.images, test.labels)}
+    names = {"feature_names": test.feature_names} if test.feature_names else {}
+    return names | {"class_names": test.class_names, "test_fingerprint": common.fingerprint(test.images, test.labels)}
 
 
 def attempts(how: str, test: data.Dataset, logits: np.ndarray | None = None) -> Attempts:

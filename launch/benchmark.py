@@ -68,10 +68,11 @@ def main() -> None:
     flags_of_run |= common.flags_of_training() | {"largest_batch": _LARGEST.value, "checkpoint": None} | given
     begun = loading.begin(common.workdir("benchmark"), flags_of_run)
     recipe, train, test = begun.recipe, begun.train, begun.test
+    image_shape = data.check_images(test, "the benchmark")
     if max(batches, default=0) > len(test):
         raise ValueError(f"--batches={','.join(_BATCHES.value)} has more than the {len(test)} test images there are")
     state = None if _CHECKPOINT.value is None else _load(_CHECKPOINT.value, recipe, test)
-    models = {role: generative.load(given[role], role, test.image_shape) for role in _MODELS if role in given}
+    models = {role: generative.load(given[role], role, image_shape) for role in _MODELS if role in given}
     run = begun.open(cores=parallel.cores())
     if state is None:
         state = loading.trainer_of(run, recipe, train).plain(FLAGS.seed)

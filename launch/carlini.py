@@ -79,7 +79,7 @@ def main() -> None:
     begun = loading.begin(common.workdir("carlini"), flags_of_run)
     attacked = data.first(begun.test, flags_of_run["num_examples"])
     exporting.check_shape(attacked.images.shape[1:])
-    chosen = _attacks(_QUICK.value, _NUM_STEPS.value)
+    chosen = [attack.limited(**attacked.limits) for attack in _attacks(_QUICK.value, _NUM_STEPS.value)]
     run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen})
     trainer = loading.trainer_of(run, begun.recipe, begun.train)
     baseline = trainer.plain(FLAGS.seed)
@@ -102,7 +102,7 @@ def _measure(
 ) -> None:
     clean = common.classify(logits_fn, attacked.images)
     targeted = attack.attack.targets != "no"
-    norm = "l0_pixels" if attack.norm == "l0" else attack.norm
+    norm = common.counted(attacked) if attack.norm == "l0" else attack.norm
     tried = attacking.attempts("all" if targeted else "none", attacked, clean)
     outcome = attacking.run_attack(attack, logits_fn, tried, f"{where['network']} {attack.text}")
     name = f"{where['network']}_{attack.text}"
@@ -113,7 +113,9 @@ def _measure(
     fields = {"norm": norm, "targeted": targeted, "images": len(attacked), "n": len(tried.rows)}
     fields |= attacking.case_fields(outcome, tried, {norm: "distance"}, known) | evaluation.costs(outcome)
     fields |= {"misclassified": int((~metrics.correct(clean, attacked.labels)).sum())}
-    run.append(measure="carlini", **where, **fields, success_8_bits=float(np.mean(outcome.success_8_bits)))
+    if outcome.success_8_bits is not None:
+        fields["success_8_bits"] = float(np.mean(outcome.success_8_bits))
+    run.append(measure="carlini", **where, **fields)
 
 
 if __name__ == "__main__":

@@ -133,8 +133,13 @@ def key_data(indices: np.ndarray, purpose: int) -> np.ndarray:
     return evaluation.key_data(key(purpose), indices)
 
 
+def counted(dataset: data.Dataset) -> str:
+    """The distance that counts changes: of pixels, or of the values of inputs that are no images."""
+    return "l0_pixels" if len(dataset.image_shape) == 3 else "l0_values"
+
+
 def classify(logits_fn: Any, images: np.ndarray) -> np.ndarray:
-    """The logits of any number of images, bytes or in [0, 1]."""
+    """The logits of any number of inputs, bytes or floats."""
     return evaluate(_logits, logits_fn, images)
 
 

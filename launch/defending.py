@@ -108,7 +108,7 @@ def view(defense: Defense, images: np.ndarray) -> np.ndarray | None:
 
 
 def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
-    """A data set as the defended network sees it, in bytes; by one draw of each image where the defense is random.
+    """A data set as the defended network sees it, bytes as bytes; by one draw of each image where it is random.
 
     Raises:
       ValueError: for a defense that does not transform images, or images on disk, which may not fit into memory.
@@ -122,8 +122,9 @@ def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:
 
 
 def _shown(defense: Defense, images: jax.Array, key_data: jax.Array) -> jax.Array:
-    """What the transform makes of bytes, as bytes."""
-    return rounding.to_uint8(defense.transform(data.to_float(images), jax.random.wrap_key_data(key_data)))
+    """What the transform makes of bytes, as bytes, or of floats."""
+    shown = defense.transform(data.to_float(images), jax.random.wrap_key_data(key_data))
+    return rounding.to_uint8(shown) if images.dtype == np.uint8 else shown
 
 
 def detector(defense: Defense, logits_fn: Any, images: np.ndarray, labels: np.ndarray) -> Any:

@@ -7,10 +7,10 @@ attacker divides the logits by it.
 
 What counts is what the defended network makes of the images: an example is broken when it is misclassified and, where
 there is a detector, not detected; images that the defended network gets wrong as they are, or takes for adversarial,
-are broken from the start. Attacks that look for the least distance break an example only within `--budget_l2` or
-`--budget_linf`. The worst case of an example is over all attacks; for attackers who know the defense, over the images
-of both kinds, since they can still attack as if it were not there. Detectors are calibrated on `--num_calibration`
-training images and judged on test images.
+are broken from the start. Attacks break an example only within `--budget_l2` or `--budget_linf`, which is the radius
+of those that take one and are given none. The worst case of an example is over all attacks; for attackers who know the
+defense, over the images of both kinds, since they can still attack as if it were not there. Detectors are calibrated on
+`--num_calibration` training images and judged on test images.
 
 `--masking` tests for signs of masked gradients, by `ddjax.masking` with the network's own gradients
 and a substitute that is trained on its answers; each is a light, green, yellow or red.
@@ -20,6 +20,7 @@ is started again.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ _BUDGETS = {
     )
 }
 _SAMPLES = flags.DEFINE_integer("samples", 30, "The draws of an expectation.")
-_CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training images for a detector's threshold.")
+_CALIBRATION = flags.DEFINE_integer("num_calibration", 1000, "Clean training inputs for a detector, at most.")
 _EIGHT_BITS = flags.DEFINE_bool("eight_bits", False, "Rounds adversarial images to 8 bits before they are judged.")
 _MASKING = flags.DEFINE_bool("masking", False, "Tests for signs of masked gradients.")
 _QUICK = flags.DEFINE_bool("quick", False, "Takes 8 draws.")
@@ -59,6 +60,8 @@ def main() -> None:
         raise ValueError("--samples and --num_calibration must be at least 1")
     parsed = [evaluation.parse_attack(text) for text in _ATTACKS.value]
     first = checkpoints.read_spec(_CHECKPOINTS.value[0])
+    if _EIGHT_BITS.value and len(first.image_shape) != 3:
+        raise ValueError(f"--eight_bits is for images, not for inputs of the shape {first.image_shape}")
     dataset = FLAGS.dataset or first.dataset
     known = [defenses.parse(text, dataset) for text in _DEFENSES.value]
     given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
@@ -72,11 +75,12 @@ def main() -> None:
     flags_of_run = attacking.flags_of_run("evaluate", first.recipe, dataset, num_examples, **own)
     workdir = common.workdir("evaluate", first.recipe)
     runs.check_workdir(workdir, flags_of_run)
-    load = lambda split, count: loading.load_split(dataset, split, count, first.image_shape[0])
-    test = load("test", num_examples)
+    load = functools.partial(loading.load_split, dataset, image_size=loading.size_of(first.image_shape))
+    test = load("test", num_examples, at_most=FLAGS.num_examples is None)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
-    calibration = load("train", _CALIBRATION.value) if calibrated else data.rows_of(test, slice(0))
+    calibration = load("train", _CALIBRATION.value, at_most=True) if calibrated else data.rows_of(test, slice(0))
     exporting.check_shape(test.images.shape[1:])
+    parsed = [_within(attack, budgets[attack.norm]).limited(**test.limits) for attack in parsed]
     networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
     for attack in parsed:
         targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
@@ -94,6 +98,13 @@ def main() -> None:
         if _MASKING.value and row.find("masking") is None:
             row.look_for_masking(budgets["linf"])
     common.write_report(run)
+
+
+def _within(attack: ConfiguredAttack, budget: float) -> ConfiguredAttack:
+    """An attack of a fixed radius with the budget in the place of one that is not given: what is further counts not."""
+    if attack.attack.kind != "budget" or "epsilon" in attack.numbers:
+        return attack
+    return attack.replace(numbers={**attack.numbers, "epsilon": budget})
 
 
 def _samples() -> int:
@@ -135,7 +146,7 @@ class _Row(rows.Row):
     def look_for_masking(self, epsilon: float) -> None:
         """Measures the lights of the defended network; a detector beside it has no part in them."""
         spec = self.network.spec
-        recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=spec.image_shape[0])
+        recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=loading.size_of(spec.image_shape))
         queries = substitutes.queries(self.test.name, recipe)
         name = common.file_name(*self.where.values())
         self.measure_masking(self.test, substitutes.train(self.run, name, recipe, self.deployed, queries), epsilon)

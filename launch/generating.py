@@ -56,6 +56,7 @@ def train() -> None:
     skip = recipe.skip if recipe.dataset == RECIPES[FLAGS.recipe].dataset else 0
     train = loading.load_split(recipe.dataset, "train", recipe.num_train, None, skip)
     test = loading.load_split(recipe.dataset, "test", recipe.num_test, None)
+    image_shape = data.check_images(train, recipe.name)
     if train.on_disk:
         raise ValueError("a generative model needs the images in memory: give --num_train")
     training.steps_per_epoch(len(train), recipe.batch_size * recipe.training.get("critic_steps", 1))
@@ -65,7 +66,7 @@ def train() -> None:
     resolved["train_fingerprint"] = common.fingerprint(train.images)
     resolved["test_fingerprint"] = common.fingerprint(test.images)
     run = runs.Run(directory, flags_of_run, resolved)
-    state = create_state(recipe, train.image_shape, jax.random.key(FLAGS.seed))
+    state = create_state(recipe, image_shape, jax.random.key(FLAGS.seed))
     how = {name: getattr(recipe, name) for name in ("dataset", "role", "epochs", "batch_size")}
     how |= {"recipe": recipe.name, "seed": FLAGS.seed, "temperature": 1.0, "num_train": len(train)}
     how |= {"image_shape": train.image_shape, "num_classes": train.num_classes}
@@ -92,7 +93,8 @@ def _fit(
     images = jnp.asarray(train.images)
     # A function of its own, whose arguments are donated.
     compiled_epoch = layers.jit(lambda state, images: epoch_fn(recipe)(state, images), donate_argnums=0)
-    sample = functools.partial(_sample, image_shape=test.image_shape, latent=generative.latent_of(state))
+    image_shape = data.check_images(test, recipe.name)
+    sample = functools.partial(_sample, image_shape=image_shape, latent=generative.latent_of(state))
     looks = {max(1, round(part * recipe.epochs / _NUM_LOOKS)) for part in range(1, _NUM_LOOKS + 1)}
 
     def one_epoch(state: TrainState, _: np.ndarray) -> tuple[TrainState, dict[str, float]]:

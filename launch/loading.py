@@ -16,7 +16,13 @@ FLAGS = flags.FLAGS
 
 
 def load_split(
-    dataset: str, split: str, num_examples: int | None, image_size: int | None, skip: int = 0, seed: int | None = None
+    dataset: str,
+    split: str,
+    num_examples: int | None,
+    image_size: int | None,
+    skip: int = 0,
+    seed: int | None = None,
+    at_most: bool = False,
 ) -> data.Dataset:
     """A split of a data set, by the flags that all launchers have; see `data.load`. The flag's seed is the default."""
     names = None
@@ -30,6 +36,7 @@ def load_split(
         split,
         data_dir=FLAGS.data_dir,
         num_examples=num_examples,
+        at_most=at_most,
         seed=FLAGS.seed if seed is None else seed,
         skip=skip,
         image_size=image_size,
@@ -40,10 +47,18 @@ def load_split(
     )
 
 
-def load_train(dataset: str, recipe: recipes.Recipe, num_examples: int | None, seed: int | None = None) -> data.Dataset:
-    """Training images in a recipe's manner. The rows that it skips are those of its own data set."""
+def size_of(image_shape: tuple[int, ...]) -> int | None:
+    """The size to which images are brought for a network: that of square ones, and None for other inputs."""
+    is_square = len(image_shape) == 3 and image_shape[0] == image_shape[1]
+    return image_shape[0] if is_square else None
+
+
+def load_train(
+    dataset: str, recipe: recipes.Recipe, num_examples: int | None, seed: int | None = None, at_most: bool = False
+) -> data.Dataset:
+    """Training inputs in a recipe's manner. The rows that it skips are those of its own data set."""
     skip = recipe.skip if dataset == recipes.get(recipe.name).dataset else 0
-    return load_split(dataset, "train", num_examples, recipe.image_size, skip, seed)
+    return load_split(dataset, "train", num_examples, recipe.image_size, skip, seed, at_most)
 
 
 def load_data(recipe: recipes.Recipe) -> tuple[data.Dataset, data.Dataset]:
@@ -81,6 +96,7 @@ class Beginning:
         settings |= {
             "class_names": list(self.train.class_names),
             "image_shape": list(self.train.image_shape),
+            **({"feature_names": list(self.train.feature_names)} if self.train.feature_names else {}),
             "num_train": len(self.train),
             "num_test": len(self.test),
             "train_fingerprint": common.fingerprint(self.train.images, self.train.labels),
@@ -99,7 +115,7 @@ def begin(workdir: pathlib.Path, flags_of_run: dict[str, Any]) -> Beginning:
     recipe = common.recipe_from_flags()
     runs.check_workdir(workdir, flags_of_run)
     train, test = load_data(recipe)
-    module = recipes.make_network(recipe, train.num_classes, train.image_shape[2])
+    module = recipes.make_network(recipe, train.num_classes, train.image_shape[-1])
     jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, *train.image_shape)))
     training.steps_per_epoch(len(train), min(recipe.batch_size, len(train)))
     return Beginning(workdir, flags_of_run, recipe, train, test)
@@ -109,7 +125,7 @@ def trainer_of(run: runs.Run, recipe: recipes.Recipe, train: data.Dataset, folde
     """What trains the networks of a run by the flags; `folder` tells several networks of one role apart."""
     return training.Trainer(
         run.workdir / "checkpoints" / folder,
-        recipes.make_settings(recipe, train.num_classes, train.image_shape[2]),
+        recipes.make_settings(recipe, train.num_classes, train.image_shape[-1]),
         train,
         stacking=FLAGS.stacking,
         checkpoint_seconds=FLAGS.checkpoint_seconds,

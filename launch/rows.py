@@ -104,7 +104,7 @@ class Row:
         judge = defending.deployed(self.defense, self.network.logits_fn, _DRAWS)
         found = common.evaluate(
             _probe(**steps),
-            (self.naive, {"judge": judge, "substitute": substitute, "epsilon": np.float32(epsilon)}),
+            (self.naive, {"judge": judge, "substitute": substitute, "epsilon": np.float32(epsilon), **test.limits}),
             data.to_float(test.images),
             test.labels,
             common.key_data(test.indices, _MASKING),

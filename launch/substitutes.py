@@ -13,7 +13,9 @@ from ddjax import attacks, data, rounding, runs
 from . import attacking, common, loading, recipes
 
 FLAGS = flags.FLAGS
-_QUERIES = flags.DEFINE_integer("num_queries", 1000, "Images whose predictions train a substitute.", lower_bound=10)
+_QUERIES = flags.DEFINE_integer(
+    "num_queries", 1000, "Inputs whose predictions train a substitute, at most.", lower_bound=10
+)
 _ROUNDS = flags.DEFINE_integer("substitute_rounds", 1, "Doublings of images by Jacobian augmentation.", lower_bound=0)
 _EPOCHS = flags.DEFINE_integer("substitute_epochs", 10, "Epochs of each training of a substitute.", lower_bound=1)
 # Lambda: by how much augmentation moves every value.
@@ -29,7 +31,8 @@ def _recipe(of: recipes.Recipe, epochs: int) -> recipes.Recipe:
 
 
 def _augmented(shared: Any, images: jax.Array, labels: jax.Array) -> jax.Array:
-    return attacks.jacobian_augmentation(shared, images, labels, step_size=_STEP_SIZE)
+    logits_fn, limits = shared
+    return attacks.jacobian_augmentation(logits_fn, images, labels, step_size=_STEP_SIZE, **limits)
 
 
 def flags_of_run() -> dict[str, Any]:
@@ -39,7 +42,7 @@ def flags_of_run() -> dict[str, Any]:
 
 def queries(dataset: str, recipe: recipes.Recipe) -> data.Dataset:
     """Training images to ask about: another subset than what the target was trained on, as far as there are others."""
-    return loading.load_train(dataset, recipe, _QUERIES.value, seed=FLAGS.seed + 1)
+    return loading.load_train(dataset, recipe, _QUERIES.value, seed=FLAGS.seed + 1, at_most=True)
 
 
 def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries: data.Dataset) -> Any:
@@ -62,8 +65,8 @@ def train(run: runs.Run, name: str, recipe: recipes.Recipe, target: Any, queries
     logits_fn = None
     for number in range(_ROUNDS.value + 1):
         if logits_fn is not None:
-            new = common.evaluate(_augmented, logits_fn, data.to_float(asked.images), asked.labels)
-            new = rounding.to_uint8(new)
+            new = common.evaluate(_augmented, (logits_fn, asked.limits), data.to_float(asked.images), asked.labels)
+            new = rounding.to_uint8(new) if asked.images.dtype == np.uint8 else new
             asked = dataclasses.replace(
                 asked,
                 images=np.concatenate([asked.images, new]),

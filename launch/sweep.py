@@ -65,7 +65,7 @@ def _check_jsma(begun: loading.Beginning) -> None:
     recipe = begun.recipe
     if not 2 <= recipe.jsma_features <= features:
         raise ValueError(
-            f"recipe {recipe.name} lets JSMA change {recipe.jsma_features} features; images have {features}"
+            f"recipe {recipe.name} lets JSMA change {recipe.jsma_features} features; the inputs have {features}"
         )
 
 
@@ -138,6 +138,7 @@ class _Network:
     def fgsm(self) -> Outcome:
         """FGSM on the test set."""
         attack = ConfiguredAttack("fgsm", attacks.ATTACKS["fgsm"], {"epsilon": self._recipe.fgsm_epsilon})
+        attack = attack.limited(**self._test.limits)
         return attacking.run_attack(attack, self._state.logits_fn, attacking.attempts("none", self._test), "fgsm")
 
     @functools.cached_property
@@ -185,7 +186,7 @@ class _Network:
             if outcome is None or temperature != 1.0:
                 # One program for both score spaces: the tempered one at temperature 1 is that of the probabilities.
                 numbers, words = {"gamma": gamma, "temperature": temperature}, {"score_space": "tempered"}
-                attack = ConfiguredAttack("jsma", attacks.ATTACKS["jsma"], numbers, words)
+                attack = ConfiguredAttack("jsma", attacks.ATTACKS["jsma"], numbers, words).limited(**self._test.limits)
                 outcome = attacking.run_attack(attack, self._state.logits_fn, tried, f"jsma, {space}")
             if space == "probs":
                 self._save_examples(tried, outcome)
@@ -215,6 +216,7 @@ class _Network:
             jsma_images=grid,
             jsma_success=success,
             jsma_present=present,
+            jsma_changed=metrics.share_changed(tried.inputs[outcome.success], outcome.inputs[outcome.success]),
         )
 
 

@@ -49,10 +49,13 @@ def main() -> None:
     flags_of_run |= common.flags_of_training("batch_size") | dict(attack.numbers) | dict(attack.words)
     flags_of_run["num_examples"] = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     begun = loading.begin(common.workdir("transfer"), flags_of_run)
-    attacked, half = data.first(begun.test, flags_of_run["num_examples"]), len(begun.train) // 2
+    # The default asks for no more than there are.
+    count = min(100, len(begun.test)) if FLAGS.num_examples is None else FLAGS.num_examples
+    attacked, half = data.first(begun.test, count), len(begun.train) // 2
     exporting.check_shape(attacked.images.shape[1:])
     if not half:
         raise ValueError(f"{begun.train.name} has no two halves to train on: it has {len(begun.train)} images")
+    attack = attack.limited(**attacked.limits)
     run = begun.open(num_train=half)
     halves = [data.rows_of(begun.train, slice(start, start + half)) for start in (0, half)]
     source = loading.trainer_of(run, begun.recipe, halves[0]).plain(FLAGS.seed, role="source")

@@ -98,6 +98,20 @@ def test_linear_classifier_is_broken_from_its_distance_on(problem, sound):
     np.testing.assert_array_equal(sound.zeros, np.zeros(COUNT))
 
 
+def test_shape_units_and_mask(problem, sound):
+    """The same classifier of vectors in other units, each feature from another number on, is seen alike."""
+    images, labels, _ = problem
+    low = jnp.arange(-8.0, 8.0)
+    shifted = jax.tree_util.Partial(lambda low, x: linear()((x - low[None]).reshape(-1, 4, 4, 1)), low)
+    inputs, bounds = images.reshape(COUNT, 16) + low[None], (low, low + 1)
+    probe = run(shifted, inputs, labels, bounds=bounds, mask=jnp.ones(16, bool))
+    for name in ("correct", "one_step", "many_steps", "whole_box", "by_radius"):
+        assert np.mean(getattr(probe, name) == getattr(sound, name)) > 0.97, name
+    still = run(shifted, inputs, labels, bounds=bounds, mask=jnp.zeros(16, bool))
+    assert still.correct.all()
+    assert not (still.one_step | still.random | still.whole_box).any()
+
+
 def named(name, probe):
     return next(light for light in masking.lights(probe) if light.name == name)
 

@@ -59,6 +59,7 @@ PARAMETERS = {
     "small_cifar10": (32, 3, 448 + 2320 + 4640 + 9248 + (2048 + 1) * 128 + 129 * 10),
     "madry_cifar10": (32, 3, 448 + residual(5, 16, (160, 320, 640)) + 641 * 10),
     "resnet20": (32, 3, 448 + residual(3, 16, (16, 32, 64)) + 65 * 10),
+    "mlp": (8, 1, (64 + 1) * 64 + 65 * 64 + 65 * 10),
     "digits": (8, 1, 160 + 4640 + (512 + 1) * 64 + 65 * 10),
 }
 
@@ -70,6 +71,20 @@ def test_networks_have_the_papers_sizes(name):
     images = jax.ShapeDtypeStruct((1, size, size, channels), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), images)
     assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) == expected
+
+
+@pytest.mark.parametrize("shape", [(30,), (5, 2), (4, 4, 3)])
+def test_network_for_tables_takes_inputs_of_any_shape_and_convolutions_refuse_them(shape):
+    inputs = jax.random.uniform(jax.random.key(0), (3, *shape))
+    logits, variables = models.build("mlp", 2).init_with_output(jax.random.key(1), inputs)
+    flat = models.build("mlp", 2).apply(variables, inputs.reshape(3, -1))
+    np.testing.assert_allclose(logits, flat, atol=1e-6)
+    if len(shape) != 3:
+        for name in ("digits", "resnet20"):
+            with pytest.raises(
+                ValueError, match=r"convolutions need images \[B, H, W, C\], got inputs of the shape \(3, "
+            ):
+                jax.eval_shape(models.build(name, 2).init, jax.random.key(1), inputs)
 
 
 def test_output_is_logits_and_lowerings_agree():

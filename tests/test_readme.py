@@ -36,7 +36,9 @@ def test_readme_names_all_attacks():
     assert set(re.findall(r"`(\w+)`", line)) == {name for name in ddjax.attacks.ATTACKS if hasattr(ddjax, name)}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/guide/attacks.md", "docs/guide/defenses.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/guide/attacks.md", "docs/guide/defenses.md", "docs/guide/tables.md"]
+)
 def test_examples_run_as_printed(page, capsys):
     namespace = {}
     # A reader has no strict promotion rules.

@@ -57,5 +57,5 @@ def test_the_same_optimizer_object_for_the_same_recipe():
 
 
 def test_unknown_recipe_lists_the_known_ones():
-    with pytest.raises(ValueError, match="unknown recipe 'mnist'; known: digits, papernot_mnist"):
+    with pytest.raises(ValueError, match="unknown recipe 'mnist'; known: digits, breast_cancer, wine, papernot_mnist"):
         recipes.get("mnist")

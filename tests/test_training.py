@@ -250,6 +250,11 @@ def test_noise_keeps_dtype_and_range_and_has_its_deviation(dtype):
     assert far.min() >= 0
     assert far.max() <= (255 if dtype == np.uint8 else 1)
     np.testing.assert_array_equal(training.with_noise(images, 0.0, jax.random.key(0)), images)
+    if dtype == np.float32:
+        low, high = np.array([-3.0, 0.5], np.float32), np.array([2.0, 0.5], np.float32)
+        rows = np.full((100, 2), 0.5, np.float32)
+        table = training.with_noise(rows, 10.0, jax.random.key(0), (low, high))
+        np.testing.assert_array_equal((table.min(0), table.max(0)), (low, high))
     with pytest.raises(ValueError, match="std must be a finite number at least 0, got -1"):
         training.with_noise(images, -1.0, jax.random.key(0))
 

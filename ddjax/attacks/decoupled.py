@@ -59,8 +59,8 @@ def ddn(
       initial_norm: the first radius, above 0, in the units of the inputs; may be traced. None takes the range of the
         inputs. Without finite bounds, step sizes are relative to it.
       levels: the number of values that an input can have, at least 2, equally spaced inside the bounds; every iterate
-        is rounded to them, except where it is masked. 0 does not round. None takes 256 inside finite bounds, and else
-        does not round. Needs finite bounds.
+        is rounded to them, except where it is masked. 0 does not round. None takes 256 for images `[B, H, W, C]` inside
+        finite bounds, and else does not round. Needs finite bounds.
       start: where the search starts, inside the bounds; None for the input itself.
 
     Returns:
@@ -82,7 +82,7 @@ def ddn(
     if levels and not problem.is_bounded:
         raise ValueError(f"ddn cannot round to {levels} levels without finite bounds")
     if levels is None:
-        levels = 256 if problem.is_bounded else 0
+        levels = 256 if problem.is_bounded and inputs.ndim == 4 else 0
     examples, clean, keys = problem.examples, problem.clean, problem.keys
     first_radius = problem.share_of_scale("initial_norm", initial_norm, 1.0)
     range_of_steps = problem.scale if problem.is_bounded else first_radius

@@ -14,6 +14,8 @@ from ddjax.classifier import LogitsFn
 # A user's goal: from logits, labels and targets (or None) to a value that is negative where the attack has succeeded.
 Criterion = Callable[[Array, Array, Array | None], Array]
 PerExample = float | Float[Array, ""] | Float[Array, " B"]
+# Or one for each value: of as many axes as the inputs, against which it broadcasts, as `[1, D]`.
+PerValue = PerExample | Float[Array, "..."]
 
 
 def expand(values: Shaped[Array, " B"], like: Shaped[Array, "B ..."]) -> Shaped[Array, "B ..."]:

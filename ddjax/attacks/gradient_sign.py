@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.examples import Criterion, PerExample, is_dead
+from ddjax.attacks.examples import Criterion, PerValue, is_dead
 from ddjax.attacks.problem import Bounds, prepare
 from ddjax.classifier import LogitsFn
 
@@ -20,7 +20,7 @@ def fgsm(
     *,
     key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
-    epsilon: PerExample | None = None,
+    epsilon: PerValue | None = None,
     mask: Bool[Array, "..."] | None = None,
     criterion: Criterion | None = None,
     bounds: Bounds = (0.0, 1.0),
@@ -33,8 +33,8 @@ def fgsm(
     The arguments that all attacks have are described in `ddjax.attacks.contract`.
 
     Args:
-      epsilon: the step in each value, at least 0, in the units of the inputs; may be traced, and one for each example.
-        None takes 0.3 of the range of each value.
+      epsilon: the step in each value, at least 0, in the units of the inputs; may be traced, and one for each example
+        or, as an array that broadcasts against the inputs, for each value. None takes 0.3 of the range of each value.
 
     Returns:
       The inputs after the step, successful or not; within epsilon up to one unit in the last place.

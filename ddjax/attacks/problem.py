@@ -94,7 +94,7 @@ class Problem:
         return jnp.sqrt(jnp.mean(self.width**2))
 
     def share_of_range(self, setting: str, value: Any, share: float) -> Float[Array, "B ..."]:
-        """A setting of at least 0, in units of the inputs, which broadcasts against them.
+        """A setting of at least 0, in units of the inputs, which broadcasts against them: see `PerValue`.
 
         None takes a share of each value's range. A traced value that is negative or not finite counts as 0.
 
@@ -106,6 +106,12 @@ class Problem:
             self._check_range(setting)
             return jnp.broadcast_to(jnp.asarray(share, self.clean.dtype) * self.width, self.clean.shape)
         check_number(setting, value, least=0.0)
+        if np.ndim(value) == self.clean.ndim:
+            if not _fits(np.shape(value), self.clean.shape):
+                raise ValueError(
+                    f"{setting} must broadcast against the inputs of shape {self.clean.shape}, got {np.shape(value)}"
+                )
+            return positive(jnp.broadcast_to(jnp.asarray(value, self.clean.dtype), self.clean.shape))
         return positive(per_example(value, self.clean))
 
     def share_of_scale(self, setting: str, value: Any, share: float, power: int = 1) -> Array:
@@ -244,6 +250,11 @@ def prepare(
     # By name: strict promotion, where a user asks for it, refuses to widen a type.
     dtype = jnp.dtype(jnp.float64 if jnp.float64 in (inputs.dtype, outputs.dtype) else jnp.float32)
     low, high, is_bounded = box(bounds, inputs, dtype)
+    known_low, known_high = (known_values(bound) for bound in bounds)
+    # An entry whose bounds coincide is constant: no step is spent on it. In a trace, any may be.
+    if known_low is None or known_high is None or (known_low == known_high).any():
+        varies = jnp.broadcast_to(low < high, inputs.shape)
+        mask = varies if mask is None else mask & varies
     original = jnp.asarray(inputs)
     labels = jnp.asarray(labels).astype(jnp.int32)
     targets = None if targets is None else jnp.asarray(targets).astype(jnp.int32)

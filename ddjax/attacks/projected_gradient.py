@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import losses
 from ddjax.attacks.contract import AttackResult, declare, refuses_old_calls
-from ddjax.attacks.examples import Criterion, PerExample, is_dead, positive, unit
+from ddjax.attacks.examples import Criterion, PerValue, is_dead, positive, unit
 from ddjax.attacks.examples import norm as norm_of
 from ddjax.attacks.loops import select
 from ddjax.attacks.problem import Bounds, Problem, prepare
@@ -44,8 +44,8 @@ def pgd(
     *,
     key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
-    epsilon: PerExample | None = None,
-    step_size: PerExample | None = None,
+    epsilon: PerValue | None = None,
+    step_size: PerValue | None = None,
     num_steps: int = 40,
     norm: str = "linf",
     loss: str = "cross_entropy",
@@ -72,9 +72,10 @@ def pgd(
     Args:
       key: may be None without `random_start`.
       epsilon: the radius of the ball, at least 0, in the units of the inputs; may be traced, and one for each example.
-        None takes 0.3 of the range of each value.
-      step_size: the length of a step in the norm, in the units of the inputs; may be traced, and one for each example.
-        None takes `2.5 * epsilon / num_steps` (Madry et al.).
+        In Linf also one for each value, as an array that broadcasts against the inputs. None takes 0.3 of the range of
+        each value.
+      step_size: the length of a step in the norm, in the units of the inputs; may be traced, and have the shapes that
+        epsilon may have. None takes `2.5 * epsilon / num_steps` (Madry et al.).
       num_steps: of each restart.
       norm: `"linf"`, `"l2"` or `"l1"`.
       loss: what is raised; with targets, its targeted form. `"cross_entropy"`, whose gradient is exactly zero where
@@ -111,8 +112,8 @@ def bim(
     *,
     key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
-    epsilon: PerExample | None = None,
-    step_size: PerExample | None = None,
+    epsilon: PerValue | None = None,
+    step_size: PerValue | None = None,
     num_steps: int = 10,
     norm: str = "linf",
     loss: str = "cross_entropy",
@@ -142,8 +143,8 @@ def mim(
     *,
     key: Key[Array, "..."] | None = None,
     targets: Int[Array, " B"] | None = None,
-    epsilon: PerExample | None = None,
-    step_size: PerExample | None = None,
+    epsilon: PerValue | None = None,
+    step_size: PerValue | None = None,
     num_steps: int = 10,
     norm: str = "linf",
     loss: str = "cross_entropy",
@@ -168,8 +169,8 @@ def mim(
 
 def _climb(
     problem: Problem,
-    epsilon: PerExample | None,
-    step_size: PerExample | None,
+    epsilon: PerValue | None,
+    step_size: PerValue | None,
     num_steps: int,
     norm: str,
     loss: str,

@@ -6,7 +6,7 @@ substitute are then tried on the target.
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ddjax import losses
 from ddjax.attacks.problem import Bounds, prepare
@@ -19,6 +19,7 @@ def jacobian_augmentation(
     labels: Int[Array, " B"],
     *,
     step_size: float | Float[Array, ""] | None = None,
+    mask: Bool[Array, "..."] | None = None,
     bounds: Bounds = (0.0, 1.0),
 ) -> Float[Array, "B ..."]:
     """New queries for the target, in the direction in which the substitute's probability of the label changes fastest.
@@ -40,7 +41,7 @@ def jacobian_augmentation(
     Reference:
       Papernot et al., Practical Black-Box Attacks against Machine Learning, 2017 (arXiv 1602.02697), section 4.2.
     """
-    problem = prepare("jacobian_augmentation", logits_fn, inputs, labels, bounds=bounds)
+    problem = prepare("jacobian_augmentation", logits_fn, inputs, labels, mask=mask, bounds=bounds)
     step = problem.share_of_range("step_size", step_size, 0.1)
 
     def likelihood(inputs: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Image-classification data as plain arrays, by name: digits, sets of tensorflow-datasets, folders, a user's own."""
+"""Data for classification as plain arrays, by name: embedded, tensorflow-datasets, folders, files, a user's own."""
 
 import sys
 
@@ -10,15 +10,18 @@ from ddjax.data.dataset import (
     DatasetUnavailableError,
     Source,
     check_fits,
+    check_images,
     check_split,
     declare,
     first,
     from_arrays,
+    read_split,
     rows_of,
     stratified,
 )
 from ddjax.data.folders import ANIMALS10, UNREADABLE, UnreadableImageError
 from ddjax.data.loading import load
+from ddjax.data.tables import split_of_table
 from ddjax.registry import Registry
 from ddjax.rounding import to_float
 
@@ -41,13 +44,16 @@ __all__ = [
     "Source",
     "UnreadableImageError",
     "check_fits",
+    "check_images",
     "check_split",
     "declare",
     "first",
     "from_arrays",
     "load",
+    "read_split",
     "register",
     "rows_of",
+    "split_of_table",
     "stratified",
     "to_float",
 ]

@@ -1,10 +1,12 @@
 """What a data set is, how one declares itself, and subsets of it."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from ddjax.registry import Registry
 
@@ -15,16 +17,21 @@ class DatasetUnavailableError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images and labels of one split, or of a subset of it.
+    """Inputs and labels of one split, or of a subset of it: images, or rows of a table, or inputs of another shape.
 
     Attributes:
       name: the name of the data set, as given to `load`.
       split: the name of the split, such as "train" or "test".
-      images: uint8 images, 0..255, or floats in [0, 1]; a memory map where they are on disk.
+      images: the inputs, `[N, H, W, C]` for images: bytes, 0..255, or floats within `bounds`; a memory map where they
+        are on disk.
       labels: class numbers, 0..num_classes-1.
       indices: the position of each example in the full split, which is its identity: random keys are derived from it.
       class_names: the names of the classes, in the order of their numbers.
       decoded_per_second: how many images were decoded in a second when a folder was; None for other sets.
+      bounds: the least and the greatest value of each feature, as arrays that broadcast against one input; None for 0
+        and 1, the range of bytes divided by 255. A feature whose two bounds coincide is constant.
+      mask: which values an attack may change, booleans that broadcast against one input; None for all.
+      feature_names: of the columns of a table; empty for none.
 
     Raises:
       ValueError: for columns of different lengths, images of another type, or labels that are no class.
@@ -32,11 +39,14 @@ class Dataset:
 
     name: str
     split: str
-    images: UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"]
+    images: UInt8[np.ndarray, "N ..."] | Float[np.ndarray, "N ..."]
     labels: Int32[np.ndarray, "N"]
     indices: Int32[np.ndarray, "N"]
     class_names: tuple[str, ...]
     decoded_per_second: float | None = None
+    bounds: tuple[Float[np.ndarray, "..."], Float[np.ndarray, "..."]] | None = None
+    mask: Bool[np.ndarray, "..."] | None = None
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"split {self.split!r} of {self.name}"
@@ -63,10 +73,15 @@ class Dataset:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of every image."""
-        height, width, channels = self.images.shape[1:]
-        return height, width, channels
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape of every input: height, width and channels of images, the number of features of a table."""
+        return self.images.shape[1:]
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """`bounds` and `mask` as arguments of attacks, as far as they are given."""
+        given = {"bounds": self.bounds, "mask": self.mask}
+        return {name: value for name, value in given.items() if value is not None}
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,13 +90,14 @@ class Dataset:
 def from_arrays(
     name: str,
     split: str,
-    images: UInt8[np.ndarray, "N H W C"] | Float[np.ndarray, "N H W C"],
+    images: UInt8[np.ndarray, "N ..."] | Float[np.ndarray, "N ..."],
     labels: Int[np.ndarray, "N"],
     class_names: Sequence[str],
+    **fields: Any,
 ) -> Dataset:
-    """Makes a whole split of arrays; for the arguments and errors see `Dataset`."""
+    """Makes a whole split of arrays; for the arguments, the other fields and the errors see `Dataset`."""
     indices = np.arange(len(images), dtype=np.int32)
-    return Dataset(name, split, images, np.asarray(labels, np.int32), indices, tuple(class_names))
+    return Dataset(name, split, images, np.asarray(labels, np.int32), indices, tuple(class_names), **fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,21 +133,66 @@ def check_split(name: str, split: str, known: Sequence[str]) -> None:
         raise ValueError(f"{name} has no split {split!r}; it has {', '.join(known)}")
 
 
-def check_fits(dataset: Dataset, image_shape: tuple[int, ...], num_classes: int, *, network: str) -> None:
-    """Refuses images that a network cannot take; `network` is what the error calls it.
+_SLICED = re.compile(r"(?P<split>\w+)\[(?P<first>-?\d+%?)?:(?P<end>-?\d+%?)?\]")
+
+
+def read_split(text: str) -> tuple[str, Callable[[int], slice] | None]:
+    """The name of a split, and the slice of its rows that is wanted: `train[90%:]`, `train[:500]`; None for all.
+
+    The slice depends on the number of rows. Numbers count rows, or percents of them to the nearest row; negative ones
+    count from the end.
 
     Raises:
-      ValueError: when the shape, (H, W, C), or the number of classes is not that of the network.
+      ValueError: for a slice that cannot be read.
+    """
+    match = _SLICED.fullmatch(text)
+    if match is None:
+        if "[" in text:
+            raise ValueError(f"a slice of a split is SPLIT[FIRST:END] in rows or percent, as train[90%:], got {text!r}")
+        return text, None
+
+    def rows(count: int) -> slice:
+        ends = [
+            None if end is None else round(int(end[:-1]) * count / 100) if end.endswith("%") else int(end)
+            for end in match.group("first", "end")
+        ]
+        first, end, _ = slice(*ends).indices(count)
+        if first >= end:
+            raise ValueError(f"{text} holds no row: the split has {count}")
+        return slice(first, end)
+
+    return match["split"], rows
+
+
+def check_fits(dataset: Dataset, image_shape: tuple[int, ...], num_classes: int, *, network: str) -> None:
+    """Refuses inputs that a network cannot take; `network` is what the error calls it.
+
+    Raises:
+      ValueError: when their shape or the number of classes is not that of the network.
     """
     if dataset.image_shape != tuple(image_shape) or dataset.num_classes != num_classes:
         raise ValueError(
-            f"{network} takes images of shape {tuple(image_shape)} in {num_classes} classes; "
+            f"{network} takes inputs of shape {tuple(image_shape)} in {num_classes} classes; "
             f"{dataset.name} has {dataset.image_shape} in {dataset.num_classes}"
         )
 
 
+def check_images(dataset: Dataset, needed_by: str) -> tuple[int, int, int]:
+    """Height, width and channels of a set of images; refuses one of other inputs.
+
+    Raises:
+      ValueError: for inputs of another shape; `needed_by` is what needs images.
+    """
+    if len(dataset.image_shape) != 3:
+        raise ValueError(
+            f"{needed_by} needs images [N, H, W, C]; {dataset.name} has inputs of shape {dataset.image_shape}"
+        )
+    height, width, channels = dataset.image_shape
+    return height, width, channels
+
+
 def rows_of(dataset: Dataset, rows: slice | Int[np.ndarray, "n"]) -> Dataset:
-    """Some rows of a data set. A slice of images on disk stays on disk; rows by their positions come into memory."""
+    """Some rows of a data set. A slice of inputs on disk stays on disk; rows by their positions come into memory."""
     columns = {name: getattr(dataset, name)[rows] for name in ("images", "labels", "indices")}
     return dataclasses.replace(dataset, **columns)
 
@@ -186,7 +247,12 @@ def stratified(labels: Int[np.ndarray, "N"], num_examples: int, seed: int) -> In
 
 
 def choose(
-    available: int, labels_at: Callable[[np.ndarray], np.ndarray], num_examples: int | None, seed: int, skip: int
+    available: int,
+    labels_at: Callable[[np.ndarray], np.ndarray],
+    num_examples: int | None,
+    seed: int,
+    skip: int,
+    at_most: bool = False,
 ) -> Int32[np.ndarray, "n"]:
     """The sorted positions of a subset of a split of `available` rows.
 
@@ -196,7 +262,7 @@ def choose(
     if not 0 <= skip < available:
         raise ValueError(f"skip is {skip}, expected 0..{available - 1} ({available} rows in the split)")
     positions = np.arange(skip, available, dtype=np.int32)
-    if num_examples is None:
+    if num_examples is None or (at_most and num_examples >= len(positions)):
         return positions
     _check_num_examples(num_examples, len(positions))
     return positions[stratified(labels_at(positions), num_examples, seed)]

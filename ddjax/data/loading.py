@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from ddjax.data.dataset import SOURCES, Dataset, choose, rows_of
+from ddjax.data.dataset import SOURCES, Dataset, choose, read_split, rows_of
 from ddjax.data.tfds import load_tfds
 from ddjax.progress import Progress, silent
 from ddjax.registry import read_settings, settings_of
@@ -18,6 +18,7 @@ def load(
     split: str,
     *,
     num_examples: int | None = None,
+    at_most: bool = False,
     seed: int = 0,
     skip: int = 0,
     data_dir: str | os.PathLike[str] | None = None,
@@ -30,18 +31,24 @@ def load(
     """Loads a split, or a stratified subset of it.
 
     Args:
-      name: "digits" (embedded in scikit-learn, 8x8 gray, 1797 images); "folder:PATH", a directory for each class (see
-        `ddjax.data.folders.load_folder`); another registered set; the import path of a set that a module declares,
-        "package.module:name", perhaps with settings, "package.module:name:key=value"; or else an image-classification
-        set of tensorflow-datasets, such as "mnist" or "cifar10". All but a whole folder come into memory.
-      split: "train" or "test", or another split that the set has.
+      name: "digits" (embedded in scikit-learn, 8x8 gray, 1797 images); "breast_cancer" and "wine", tables that are
+        embedded there, too; "npz:PATH", arrays in a file (see `ddjax.data.npz.load_npz`); "folder:PATH", a directory
+        for each class (see `ddjax.data.folders.load_folder`); another registered set; the import path of a set that a
+        module declares, "package.module:name", perhaps with settings, "package.module:name:key=value"; or else an
+        image-classification set of tensorflow-datasets, such as "mnist" or "cifar10". All but a whole folder come into
+        memory.
+      split: "train" or "test", or another split that the set has, or a slice of one, such as "train[90%:]"; see
+        `ddjax.data.dataset.read_split`. Of a set of tensorflow-datasets without "test" it is the split "validation" or,
+        where there is one split alone, a fifth of that, drawn at random; "train" is then the rest.
       num_examples: the size of the subset, from one for each class to the number of rows after `skip`; None for all.
+      at_most: whether a split that has fewer rows than `num_examples` is taken whole, and not refused.
       seed: chooses the subset, 0 or more; the splits themselves do not depend on it.
       skip: the first rows of the split that are left out before the subset is chosen.
       data_dir: the directory of the prepared sets of tensorflow-datasets; default: the environment variable
         TFDS_DATA_DIR, then the default of tensorflow-datasets. Reading never writes to it; preparing a set that is
         missing does.
-      image_size: height and width to which images of a folder are resized; folders need it.
+      image_size: height and width to which images of a folder are resized, and those of a set of tensorflow-datasets
+        whose images have several sizes; both need it.
       class_names: from directories of a folder to names of classes.
       unreadable: what to do with images of a folder that cannot be decoded, "refuse" or "skip".
       cache_dir: where decoded images of a folder are kept.
@@ -55,10 +62,10 @@ def load(
       DatasetUnavailableError: if the set is not on this machine and cannot be prepared here, is damaged, or a folder
         cannot be decoded.
     """
-    chosen = functools.partial(choose, num_examples=num_examples, seed=seed, skip=skip)
+    chosen = functools.partial(choose, num_examples=num_examples, seed=seed, skip=skip, at_most=at_most)
     base, rest = SOURCES.split(name)
     if base not in SOURCES and ":" not in base:
-        return load_tfds(name, split, chosen, data_dir=data_dir, progress=progress)
+        return load_tfds(name, split, chosen, data_dir=data_dir, image_size=image_size, progress=progress)
     options: dict[str, Any] = {
         "data_dir": data_dir,
         "image_size": image_size,
@@ -67,7 +74,10 @@ def load(
         "cache_dir": cache_dir,
         "progress": progress,
     }
-    whole = _load_whole(base, name, split, rest, options)
+    split_name, sliced = read_split(split)
+    whole = _load_whole(base, name, split_name, rest, options)
+    if sliced is not None:
+        whole = dataclasses.replace(rows_of(whole, sliced(len(whole))), split=split)
     positions = chosen(len(whole), lambda rows: whole.labels[rows])
     # A slice of images on disk stays on disk.
     return rows_of(whole, slice(skip, None) if num_examples is None else positions)

@@ -21,10 +21,12 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from ddjax.data.dataset import SOURCES, Dataset, DatasetUnavailableError, check_split
+from ddjax.data.dataset import SOURCES, Dataset, DatasetUnavailableError, check_split, read_split
 from ddjax.progress import Progress, silent
 
 _ROWS_PER_READ = 1024
+# Of the only split of a set: as much as folders have.
+_TEST_SHARE = 0.2
 _PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -34,6 +36,7 @@ def load_tfds(
     chosen: Callable[[int, Callable[[np.ndarray], np.ndarray]], np.ndarray],
     *,
     data_dir: str | os.PathLike[str] | None = None,
+    image_size: int | None = None,
     progress: Progress = silent,
 ) -> Dataset:
     """Loads a subset of a split, which comes into memory; see `ddjax.data.load`.
@@ -53,11 +56,16 @@ def load_tfds(
     if not builder.is_prepared():
         _prepare(name, root, builder)
         builder = _builder(name, root)
-    check_split(name, split, list(builder.info.splits))
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"the image size must be at least 1, got {image_size}")
+    # A set that declares one size keeps it.
+    size = image_size if None in builder.info.features[image_key].shape[:2] else None
+    own, part = _part(name, split, list(builder.info.splits))
     with _reading(name, root, builder):
         # Images stay encoded, so that a pass over the labels does not decode them.
-        source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-        available = len(source)
+        source = builder.as_data_source(own, decoders={image_key: tfds.decode.SkipDecoding()})
+        available = np.arange(len(source), dtype=np.int32)
+    available = available[part(len(available))]
 
     def examples(positions: np.ndarray, what: str) -> Iterator[dict[str, Any]]:
         """Yields rows, read in batches, which is several times faster than one by one."""
@@ -72,24 +80,43 @@ def load_tfds(
     def labels_at(positions: np.ndarray) -> np.ndarray:
         return np.fromiter((row[label_key] for row in examples(positions, "labels")), np.int32, len(positions))
 
-    positions = chosen(available, labels_at)
+    positions = available[chosen(len(available), lambda places: labels_at(available[places]))]
     labels = np.empty(len(positions), np.int32)
     images = np.empty(0, np.uint8)
     mode = _PIL_MODES[builder.info.features[image_key].shape[-1]]
     for row, example in enumerate(examples(positions, "images")):
         with _reading(name, root, builder):
-            image = _decode(example[image_key], mode)
+            image = _decode(example[image_key], mode, size)
         if row == 0:
             images = np.empty((len(positions), *image.shape), np.uint8)
         elif image.shape != images.shape[1:]:
             raise ValueError(
                 f"{name} has images of varying sizes, which one array cannot hold: {images.shape[1:]} at row"
-                f" {positions[0]}, {image.shape} at row {positions[row]}"
+                f" {positions[0]}, {image.shape} at row {positions[row]}; give the size to bring them to (image_size)"
             )
         images[row], labels[row] = image, example[label_key]
     if labels.min() < 0:
         raise ValueError(f"{name}: {np.count_nonzero(labels < 0)} examples of split {split!r} have no label")
     return Dataset(name, split, images, labels, positions, tuple(builder.info.features[label_key].names))
+
+
+def _part(name: str, split: str, known: list[str]) -> tuple[str, Callable[[int], Any]]:
+    """The split of the set that holds the rows of `split`, and which of its rows these are, by their number."""
+    own, sliced = read_split(split)
+    if sliced is None and own in ("train", "test") and len(known) == 1:
+        return known[0], lambda count: _drawn(count, own)
+    if own == "test" and "test" not in known and "validation" in known:
+        own = "validation"
+    check_split(name, own, known)
+    return own, sliced or (lambda count: slice(None))
+
+
+def _drawn(count: int, split: str) -> np.ndarray:
+    """The rows of the training and the test split that the only split of a set is divided into."""
+    # Doubles are sorted for the same reason as in `stratified`.
+    order = np.argsort(np.random.Generator(np.random.PCG64(0)).random(count), kind="stable")
+    test = max(1, round(_TEST_SHARE * count))
+    return np.sort(order[:test] if split == "test" else order[test:])
 
 
 def _root(data_dir: str | os.PathLike[str] | None) -> str:
@@ -117,10 +144,13 @@ def _reading(name: str, root: str, builder: Any) -> Iterator[None]:
         raise _damaged(name, root, builder.data_dir, error) from error
 
 
-def _decode(encoded: bytes, mode: str) -> UInt8[np.ndarray, "H W C"]:
+def _decode(encoded: bytes, mode: str, size: int | None) -> UInt8[np.ndarray, "H W C"]:
     # Pillow directly: TFDS's own decoder gives other JPEG pixels where OpenCV happens to be installed.
     with Image.open(io.BytesIO(encoded)) as image:
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        found = image if image.mode == mode else image.convert(mode)
+        if size is not None and found.size != (size, size):
+            found = found.resize((size, size), Image.Resampling.BILINEAR)
+        pixels = np.asarray(found)
     return pixels.reshape(*pixels.shape[:2], -1)
 
 

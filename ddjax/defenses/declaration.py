@@ -53,6 +53,7 @@ class Declaration:
         it has. Default: the outputs.
       published: from the name of a data set to the settings that were published for it; empty for none.
       check: takes the settings and raises ValueError for bad ones, before any work is done.
+      images: whether it works on images `[B, H, W, C]` only, since it is about pixels, blocks or windows.
       settings: defaults in the place of the function's or of `prepare`'s, by name.
     """
 
@@ -67,6 +68,7 @@ class Declaration:
     view: Callable[..., Array] | None = None
     published: Callable[[str], dict[str, Any]] | None = None
     check: Callable[..., None] | None = None
+    images: bool = False
     settings: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
@@ -158,8 +160,9 @@ class Defense:
         """The defense with what it takes in addition: patches of training images, or a trained model.
 
         `inputs` are for training; none of the same shape are enough for a defense that only loads a model. `key` is a
-        single one. The errors are those of `prepare`.
+        single one. The errors are those of `prepare`, and ValueError for inputs that are no images where it needs them.
         """
+        self._check_shape(np.shape(inputs)[1:])
         if self.declaration.prepare is None or self.given is not None:
             return dataclasses.replace(self, given=self.given or ())
         given, settings = self.declaration.prepare(inputs, key, **_taken(self.declaration.prepare, self.settings))
@@ -206,8 +209,10 @@ class Defense:
         """Refuses a network, or a setting, that does not fit inputs of this shape `[...]`; runs nothing.
 
         Raises:
-          ValueError: where the transform gives inputs that the network does not take, or as the defense itself does.
+          ValueError: for inputs that are no images where it needs them; where the transform gives inputs that the
+            network does not take; or as the defense itself does.
         """
+        self._check_shape(input_shape)
         inputs, key = jax.ShapeDtypeStruct((1, *input_shape), np.float32), jax.random.key(0)
         if self.is_transform:
             seen = jax.eval_shape(lambda inputs: self.transform(inputs, jax.random.split(key, 1)), inputs)
@@ -220,6 +225,12 @@ class Defense:
                         f"{seen.shape[1:]}, which this network does not take"
                     ) from error
         jax.eval_shape(self.naive(logits_fn, key), inputs)
+        if self.is_detector:
+            jax.eval_shape(lambda inputs: self.view(inputs, key), inputs)
+
+    def _check_shape(self, input_shape: tuple[int, ...]) -> None:
+        if self.declaration.images and len(input_shape) != 3:
+            raise ValueError(f"{self.text} works on images [B, H, W, C], got inputs of the shape {tuple(input_shape)}")
 
     def view(self, inputs: Float[Array, "B ..."], key: Key[Array, ""]) -> Array | None:
         """Inputs as the defended network sees them, by one draw; None where it sees them as they are."""

@@ -282,6 +282,7 @@ DEFENSES = (
     declare(
         reconstruct,
         name="defense_gan",
+        images=True,
         prepare=load_generator,
         gradient="straight-through",
         random=True,

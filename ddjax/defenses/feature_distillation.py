@@ -147,10 +147,15 @@ def distort(images: Images, keys: Keys, *, grid: str = "jitter", limit: float = 
 
 
 DEFENSES = (
-    declare(distill_features, name="feature_distillation", gradient="straight-through"),
+    declare(distill_features, name="feature_distillation", images=True, gradient="straight-through"),
     declare(
-        distill_and_distort, name="feature_distillation_grid", gradient="substitute", substitute=distort, random=True
+        distill_and_distort,
+        name="feature_distillation_grid",
+        images=True,
+        gradient="substitute",
+        substitute=distort,
+        random=True,
     ),
-    declare(random_grid, random=True, gradient="own"),
-    declare(random_jitter, random=True, gradient="own"),
+    declare(random_grid, images=True, random=True, gradient="own"),
+    declare(random_jitter, images=True, random=True, gradient="own"),
 )

@@ -4,6 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 Images = Float[Array, "B H W C"]
+# For a defense that takes inputs of any shape.
+Inputs = Float[Array, "B ..."]
 # One for each image.
 Keys = Key[Array, " B"]
 Labels = Int[Array, " B"]

@@ -317,10 +317,11 @@ def crop_ensemble(logits_fn: LogitsFn, *, size: int, num_crops: int = 30) -> Ran
 
 DEFENSES = (
     declare(truncate_bit_depth, gradient="straight-through"),
-    declare(total_variation, gradient="straight-through", random=True),
+    declare(total_variation, images=True, gradient="straight-through", random=True),
     declare(
         quilt,
         name="quilting",
+        images=True,
         prepare=prepare_patches,
         # Which patch is near a tile depends on no single pixel. With the identity an attack would spend its budget on
         # changes that quilting removes.
@@ -328,5 +329,5 @@ DEFENSES = (
         substitute=local_means,
         random=True,
     ),
-    declare(crop_ensemble, kind="wrapper", gradient="own", averages=True, size=24),
+    declare(crop_ensemble, images=True, kind="wrapper", gradient="own", averages=True, size=24),
 )

@@ -175,4 +175,4 @@ def _upsample(planes: Int32[Array, "B h w c"]) -> Int32[Array, "B H W c"]:
     return (planes + bias[None, None, :, None]) >> 4
 
 
-DEFENSES = (declare(jpeg, gradient="substitute", substitute=without_rounding),)
+DEFENSES = (declare(jpeg, images=True, gradient="substitute", substitute=without_rounding),)

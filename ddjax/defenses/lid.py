@@ -33,7 +33,7 @@ from ddjax.classifier import LogitsFn, as_pytree
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.detector import Detector as FittedDetector
 from ddjax.defenses.detector import calibrated_threshold, call
-from ddjax.defenses.images import Images, Keys
+from ddjax.defenses.images import Inputs, Keys
 
 # The modules whose outputs count as layers; pooling, flattening and dropout are left out.
 LAYERS: tuple[type[nn.Module], ...] = (layers.Conv, nn.Conv, nn.Dense, nn.BatchNorm, layers.ReLU)
@@ -81,7 +81,7 @@ def local_intrinsic_dimensionality(
 
 
 def activations(
-    logits_fn: LogitsFn, images: Images, *, after: tuple[type[nn.Module], ...] = LAYERS
+    logits_fn: LogitsFn, images: Inputs, *, after: tuple[type[nn.Module], ...] = LAYERS
 ) -> collections.OrderedDict[str, Float[Array, "B _"]]:
     """The images, and each layer's activations: one row of values for each image.
 
@@ -110,8 +110,8 @@ def activations(
 
 def features(
     logits_fn: LogitsFn,
-    queries: Images,
-    references: Float[Array, "M H W C"],
+    queries: Inputs,
+    references: Float[Array, "M ..."],
     *,
     neighbors: int = 20,
     after: tuple[type[nn.Module], ...] = LAYERS,
@@ -130,7 +130,7 @@ def features(
     return jnp.stack(columns, axis=1)
 
 
-def noisy(images: Images, like: Images, keys: Keys) -> Images:
+def noisy(images: Inputs, like: Inputs, keys: Keys) -> Inputs:
     """Images with Gaussian noise of the same L2 norm as an attack's change; the detector must not flag noise.
 
     Both are within [0, 1]; `like` are the images after the attack. Clipping to [0, 1] shortens the noise.
@@ -211,7 +211,7 @@ def fit_detector(
 
 
 def detector_scores(
-    logits_fn: LogitsFn, detector: Detector, images: Images, references: Float[Array, "M H W C"], **settings: Any
+    logits_fn: LogitsFn, detector: Detector, images: Inputs, references: Float[Array, "M ..."], **settings: Any
 ) -> Float[Array, " B"]:
     """The detector's probabilities that images are adversarial, differentiable from the images on.
 

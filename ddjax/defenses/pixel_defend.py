@@ -89,4 +89,4 @@ def load_density(
     return (generative.model_fn(models.load(model, "density", images.shape[1:])),), {}
 
 
-DEFENSES = (declare(purify, name="pixel_defend", prepare=load_density, gradient="straight-through"),)
+DEFENSES = (declare(purify, name="pixel_defend", images=True, prepare=load_density, gradient="straight-through"),)

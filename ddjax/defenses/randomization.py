@@ -97,4 +97,4 @@ def _scaled(length: int, wanted: Any, side: int) -> Any:
     return (2 * length * wanted + side) // (2 * side)
 
 
-DEFENSES = (declare(resize_and_pad, gradient="own", random=True),)
+DEFENSES = (declare(resize_and_pad, images=True, gradient="own", random=True),)

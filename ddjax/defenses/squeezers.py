@@ -130,7 +130,7 @@ def squeezer(name: str) -> Transform:
 DEFENSES = (
     declare(reduce_bit_depth, name="bit_depth", gradient="straight-through"),
     declare(binarize, name="binary", gradient="straight-through"),
-    declare(median_filter, name="median", gradient="own"),
-    declare(non_local_means, gradient="own"),
-    declare(resample, gradient="own"),
+    declare(median_filter, name="median", images=True, gradient="own"),
+    declare(non_local_means, images=True, gradient="own"),
+    declare(resample, images=True, gradient="own"),
 )

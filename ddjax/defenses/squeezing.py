@@ -24,7 +24,7 @@ from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn, Transform, as_pytree, at_temperature, bpda
 from ddjax.defenses.declaration import declare
 from ddjax.defenses.detector import Detector, calibrated_threshold, call
-from ddjax.defenses.images import Images, Labels, Scalar
+from ddjax.defenses.images import Inputs, Labels, Scalar
 from ddjax.defenses.squeezers import squeezer
 
 # How steeply the logit of detected images rises with the detector's score, in `guarded_classifier`.
@@ -52,7 +52,7 @@ def _distances(views: list[Array], temperature: float | Array = 1.0) -> Float[Ar
     return jnp.stack([jnp.sum(jnp.abs(probs - other), axis=1) for other in squeezed])
 
 
-def detector_scores(logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Images) -> Float[Array, " B"]:
+def detector_scores(logits_fn: LogitsFn, squeezers: Sequence[Transform], images: Inputs) -> Float[Array, " B"]:
     """The joint detector's score: the largest L1 distance by which a squeezer moves the probabilities of an image.
 
     It is from 0 to 2; an image counts as adversarial when its score exceeds the threshold.
@@ -87,7 +87,7 @@ def joint_classifier(logits_fn: LogitsFn, squeezers: Sequence[Transform]) -> Log
 
 def adaptive_attack(
     logits_fn: LogitsFn,
-    images: Images,
+    images: Inputs,
     labels: Labels,
     squeezers: Sequence[Transform],
     threshold: Scalar,
@@ -154,7 +154,7 @@ def guarded_classifier(
 def attack_detector(
     attack: Callable[..., contract.AttackResult],
     logits_fn: LogitsFn,
-    images: Images,
+    images: Inputs,
     labels: Labels,
     squeezers: Sequence[Transform],
     threshold: Scalar,
@@ -262,9 +262,10 @@ def _squeezers(names: str) -> tuple[Transform, ...]:
     return tuple(squeezer(name) for name in names.split("+"))
 
 
-def _first_view(images: Images, *, squeezers: str) -> Images:
-    """The images as the first squeezer shows them."""
-    return _squeezers(squeezers)[0](images)
+def _first_view(images: Inputs, *, squeezers: str) -> Inputs:
+    """The images as the first squeezer shows them. All of them look, so that each can refuse inputs of no use to it."""
+    first, *_ = (squeeze(images) for squeeze in _squeezers(squeezers))
+    return first
 
 
 def _published(dataset: str) -> dict[str, Any]:

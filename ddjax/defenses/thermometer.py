@@ -320,5 +320,7 @@ def _result(
     return asked.result(images, logits, steps=count, gradients=count, queries=count + 1, zero_gradients=zero_gradients)
 
 
-DEFENSES = (declare(encode, name="thermometer", gradient="substitute", substitute=ramp, view=decode, levels=16),)
+DEFENSES = (
+    declare(encode, name="thermometer", images=True, gradient="substitute", substitute=ramp, view=decode, levels=16),
+)
 ADVERSARIES = (DeclaredAdversary("ls_pga", ls_pga_examples),)

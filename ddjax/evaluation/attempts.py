@@ -18,7 +18,7 @@ class Attempts(NamedTuple):
 
     Attributes:
       rows: which of the test inputs.
-      inputs: in [0, 1].
+      inputs: floats.
       labels: the true classes.
       targets: the classes to reach, or None.
       indices: positions of the test inputs in their data set, from which keys are derived.
@@ -60,7 +60,7 @@ def make_attempts(
 
     Args:
       how: `"none"` for untargeted, or `"all"`, `"random"`, `"next"` or `"least_likely"`; no target is the label.
-      inputs: the test inputs, in [0, 1].
+      inputs: the test inputs, floats.
       labels: their true classes.
       logits: of the clean inputs; needed for targets alone.
       indices: their positions in their data set. Default: 0 to N - 1.

@@ -16,7 +16,10 @@ _L0_SHARE = 1 / 7
 
 
 def default_budgets(input_shape: tuple[int, ...]) -> dict[str, float]:
-    """The common budgets in each norm: those of gray images, or of photographs where an input has three channels."""
+    """The common budgets in each norm: those of photographs where an image has three channels, else of gray images.
+
+    They are for inputs in [0, 1], as tables are that `ddjax.data` scales.
+    """
     is_photograph = len(input_shape) == 3 and input_shape[2] == 3
     return (_PHOTOGRAPHS if is_photograph else _GRAY) | {"l0": float(int(_L0_SHARE * np.prod(input_shape)))}
 

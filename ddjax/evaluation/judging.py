@@ -50,7 +50,7 @@ def judge(
 
     Args:
       classifier: from inputs to logits, or a `Randomized`.
-      inputs: any number of them, bytes or in [0, 1].
+      inputs: any number of them, bytes or floats.
       labels: the true classes.
       targets: the classes to reach; None for misclassification.
       key: for a `Randomized`: another one than the attack had.
@@ -85,5 +85,5 @@ def decisions(logits: Float[np.ndarray, "N K"]) -> Int[np.ndarray, " N"]:
 
 
 def _logits(classifier: Any, inputs: Array, *keys: Array) -> Array:
-    """The logits of inputs, bytes or in [0, 1]; by one draw where there are keys, as integers."""
+    """The logits of inputs, bytes or floats; by one draw where there are keys, as integers."""
     return classifier(to_float(inputs), *map(jax.random.wrap_key_data, keys))

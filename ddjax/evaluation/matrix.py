@@ -74,7 +74,7 @@ class MatrixRow:
 
     Attributes:
       classifier: the defended network as it is deployed; a `Randomized` is judged by one fresh draw.
-      inputs: the test inputs, in [0, 1].
+      inputs: the test inputs, floats.
       labels: their true classes.
       indices: their positions in their data set, from which keys are derived.
       key: of the judge's draws: another one than attacks have.

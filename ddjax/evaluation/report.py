@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import metrics
+from ddjax.attacks.problem import Bounds
 from ddjax.binding import check_classifier, takes_logarithm
 from ddjax.checks import check_choice, check_number
 from ddjax.classifier import Randomized, expectation
@@ -121,6 +122,8 @@ def evaluate(
     attacks: Sequence[str | ConfiguredAttack] | None = None,
     num_samples: int = 30,
     num_draws: int = 1,
+    bounds: Bounds | None = None,
+    mask: Bool[Array, "..."] | Bool[np.ndarray, "..."] | None = None,
     evaluator: Evaluator | None = None,
 ) -> Report:
     """Attacks a classifier within a budget, and reports what survived.
@@ -130,7 +133,7 @@ def evaluate(
 
     Args:
       classifier: from inputs `[B, ...]` to logits `[B, K]`, or a `Randomized`.
-      inputs: in [0, 1].
+      inputs: of any shape, within the bounds.
       labels: the true classes.
       norm: of the budget, `"linf"`, `"l2"`, `"l1"` or `"l0"` (changed values).
       epsilon: the budget, above 0, in the units of the inputs.
@@ -140,6 +143,9 @@ def evaluate(
       num_samples: of the expectation through which a random classifier is attacked.
       num_draws: by which it is judged; an input counts as broken by the share of draws in which it is, of one half or
         more.
+      bounds: the least and the greatest value of an input, numbers or arrays that broadcast against one input, such as
+        one for each feature; None for 0 and 1.
+      mask: which values the attacks may change, booleans that broadcast against one input; None for all.
       evaluator: applies programs to many inputs. Default: `Evaluator()`.
 
     Returns:
@@ -147,8 +153,8 @@ def evaluate(
 
     Raises:
       TypeError: for arguments of a wrong type.
-      ValueError: for an unknown norm or attack, an attack of another norm, a setting out of its range, no inputs, or what
-        `check_classifier` refuses.
+      ValueError: for an unknown norm or attack, an attack of another norm, a setting out of its range, no inputs, or
+        what `check_classifier` refuses.
     """
     check_choice("norm", norm, tuple(ATTACKS_OF_NORM))
     check_number("epsilon", epsilon, above=0.0)
@@ -159,7 +165,7 @@ def evaluate(
     judging = {"num_draws": num_draws, "evaluate": evaluator or Evaluator()}
     is_random = isinstance(classifier, Randomized)
     seen = expectation(classifier, attack_key, num_samples=num_samples) if is_random else classifier
-    chosen = [_configured(each, norm, epsilon) for each in (attacks or ATTACKS_OF_NORM[norm])]
+    chosen = [_configured(each, norm, epsilon).limited(bounds, mask) for each in (attacks or ATTACKS_OF_NORM[norm])]
     attempts = make_attempts("none", inputs, labels)
     for each in chosen:
         check_settings(each, seen, inputs.shape[1:], targeted=False)

@@ -14,11 +14,12 @@ from jaxtyping import Array, Key
 
 from ddjax import classifier, metrics, registry
 from ddjax.attacks import ATTACKS, Attack, AttackResult
+from ddjax.attacks.problem import Bounds
 from ddjax.checks import check_choice
 from ddjax.evaluation.attempts import Attempts, key_data
 from ddjax.evaluation.judging import judge
 from ddjax.parallel import Evaluator
-from ddjax.rounding import round_to_8_bits
+from ddjax.rounding import round_to_levels
 
 FORWARDS = ("float32", "bfloat16")
 # Arguments of an attack that are no settings of a user.
@@ -41,7 +42,7 @@ class ConfiguredAttack:
       words: all other settings: part of the program.
       temperature: what the logits are divided by for the attack; None leaves the classifier as it is.
       forward: the precision in which the attack sees the classifier, one of `FORWARDS`.
-      given: further arguments that are made of arrays, such as a generator.
+      given: further arguments that are made of arrays, such as a generator, bounds or a mask.
     """
 
     text: str
@@ -61,6 +62,29 @@ class ConfiguredAttack:
         """A copy with other fields."""
         return dataclasses.replace(self, **changes)
 
+    def limited(self, bounds: Bounds | None = None, mask: Any = None) -> "ConfiguredAttack":
+        """A copy that moves inputs within bounds and a mask, as the contract of attacks has them; None for any.
+
+        Both broadcast against one input. Bounds that are arrays are finite.
+
+        Raises:
+          ValueError: for arrays with infinite bounds, and for an attack that takes no mask.
+        """
+        words, given = dict(self.words), dict(self.given)
+        if bounds is not None and all(np.ndim(end) == 0 for end in bounds):
+            # As part of the program: whether they are finite decides about defaults.
+            words["bounds"] = tuple(float(end) for end in bounds)
+        elif bounds is not None:
+            given["bounds"] = tuple(np.asarray(end, np.result_type(end, np.float32)) for end in bounds)
+            if not all(np.isfinite(end).all() for end in given["bounds"]):
+                raise ValueError("bounds that are arrays must be finite; infinite ones are two numbers")
+        if mask is not None:
+            parameters = inspect.signature(self.attack.function).parameters.values()
+            if not any(each.name == "mask" or each.kind is each.VAR_KEYWORD for each in parameters):
+                raise ValueError(f"{self.text} takes no mask, and some values must not change")
+            given["mask"] = jnp.asarray(mask)
+        return self.replace(words=words, given=given)
+
 
 class Outcome(NamedTuple):
     """What an attack did, for N attempts; measured from outside, except for `claimed`.
@@ -71,7 +95,8 @@ class Outcome(NamedTuple):
       success: whether these are what was wanted.
       success_rate: the share of the judge's draws in which they are.
       claimed: what the attack says of its success, by the classifier as it saw it.
-      success_8_bits: `success` after the inputs are rounded to what an 8-bit file holds.
+      success_8_bits: `success` after images are rounded to what an 8-bit file holds; None for inputs that are no images
+        `[N, H, W, C]` within finite bounds.
       distances: from the clean inputs.
       steps, gradients, queries, zero_gradients: as returned.
       seconds: for one attempt, without compilation.
@@ -82,7 +107,7 @@ class Outcome(NamedTuple):
     success: np.ndarray
     success_rate: np.ndarray
     claimed: np.ndarray
-    success_8_bits: np.ndarray
+    success_8_bits: np.ndarray | None
     distances: metrics.Distances
     steps: np.ndarray
     gradients: np.ndarray
@@ -137,7 +162,7 @@ def check_settings(configured: ConfiguredAttack, logits_fn: Any, input_shape: tu
       TypeError: as the attack.
       ValueError: as the attack.
     """
-    settings = {**configured.numbers, **configured.words}
+    settings = {**configured.numbers, **configured.words, **configured.given}
     jax.eval_shape(
         lambda f, x, y, t, k: configured.attack.function(f, x, y, key=k, targets=t if targeted else None, **settings),
         classifier.as_pytree(logits_fn),
@@ -213,14 +238,18 @@ def run_attack(
         seconds = time.monotonic() - started
     settings = {"key": jax.random.fold_in(key, 0x1D6E), "indices": attempts.indices, "evaluate": evaluate}
     judgement = judge(judged, result.inputs, attempts.labels, attempts.targets, num_draws=num_draws, **settings)
-    rounded = judge(judged, round_to_8_bits(result.inputs), attempts.labels, attempts.targets, **settings)
+    rounded = None
+    low, high = configured.words.get("bounds") or configured.given.get("bounds", (0.0, 1.0))
+    if result.inputs.ndim == 4 and np.isfinite(np.subtract(high, low)).all() and np.less(low, high).all():
+        stored = round_to_levels(result.inputs, 256, low, high)
+        rounded = judge(judged, stored, attempts.labels, attempts.targets, **settings)
     return Outcome(
         inputs=result.inputs,
         predictions=judgement.predictions[0],
         success=judgement.success[0],
         success_rate=judgement.mean(),
         claimed=result.success,
-        success_8_bits=rounded.success[0],
+        success_8_bits=None if rounded is None else rounded.success[0],
         distances=jax.tree.map(np.asarray, metrics.distances(jnp.asarray(attempts.inputs), jnp.asarray(result.inputs))),
         steps=result.steps,
         gradients=result.gradients,

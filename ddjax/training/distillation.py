@@ -7,6 +7,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, Num
 
+from ddjax.attacks.problem import Bounds
 from ddjax.checks import check_number
 from ddjax.classifier import LogitsFn
 from ddjax.rounding import to_float
@@ -40,16 +41,19 @@ def soft_labels_of_batch(shared: Any, inputs: Num[Array, "B ..."]) -> Float[Arra
     return jax.nn.softmax(logits_fn(to_float(inputs)) / temperature)
 
 
-def with_noise(images: Num[np.ndarray, "N ..."], std: float, key: Key[Array, ""]) -> Num[np.ndarray, "N ..."]:
-    """Images with small random noise, for soft labels that also describe the surroundings of an image.
+def with_noise(
+    images: Num[np.ndarray, "N ..."], std: float, key: Key[Array, ""], bounds: Bounds = (0.0, 1.0)
+) -> Num[np.ndarray, "N ..."]:
+    """Inputs with small random noise, for soft labels that also describe the surroundings of an input.
 
-    The noise is normal, with a standard deviation of at least 0 on images in [0, 1]. The results are on the host, in
-    the range of the images and of their dtype; uint8 ones are rounded.
+    The noise is normal, with a standard deviation of at least 0 on inputs within `bounds`, numbers or arrays that
+    broadcast against one input. The results are on the host, within the bounds and of the dtype of the inputs; uint8
+    ones are rounded.
 
     Raises:
       ValueError: when the standard deviation is negative or not finite.
     """
     check_number("std", std, least=0.0)
     noise = np.asarray(jax.random.normal(key, images.shape, np.float32))
-    noisy = np.clip(np.asarray(to_float(images)) + np.float32(std) * noise, 0, 1)
+    noisy = np.clip(np.asarray(to_float(images)) + np.float32(std) * noise, *bounds)
     return np.rint(255 * noisy).astype(np.uint8) if images.dtype == np.uint8 else noisy.astype(images.dtype)

@@ -145,7 +145,8 @@ class Trainer:
         if self.train.on_disk:
             raise ValueError("training on noisy images needs the images in memory: take a subset of the training set")
         teacher = self.plain(seed, temperature, "teacher")
-        noisy = distillation.with_noise(self.train.images, noise, jax.random.fold_in(jax.random.key(seed), _NOISE))
+        key, bounds = jax.random.fold_in(jax.random.key(seed), _NOISE), self.train.bounds or (0.0, 1.0)
+        noisy = distillation.with_noise(self.train.images, noise, key, bounds)
         inputs = _placed(noisy)
         labels = lambda: self._soft_labels([teacher], [temperature], inputs)
         (student,) = self._train_all([Network("noisy_student", seed, temperature)], labels, inputs=inputs)

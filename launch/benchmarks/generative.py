@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddjax import checkpoints, generative, layers, metrics, rounding
+from ddjax import checkpoints, data, generative, layers, metrics, rounding
 from ddjax.defenses import defense_gan, models, pixel_defend
 from ddjax.generative import pixelcnn
 
@@ -59,7 +59,8 @@ def _model(context: Context, role: str) -> _Model:
     }
     if state is None:
         recipe = generative_recipes.RECIPES[name]
-        state = generative_recipes.create_state(recipe, context.test.image_shape, jax.random.key(context.seed))
+        image_shape = data.check_images(context.test, name)
+        state = generative_recipes.create_state(recipe, image_shape, jax.random.key(context.seed))
     return _Model(name, generative.model_fn(state), generative.latent_of(state), fields)
 
 

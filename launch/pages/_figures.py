@@ -31,6 +31,8 @@ LOOKS: tuple[Look, ...] = (
 PUBLISHED: Look = {"markerfacecolor": "white", "linewidth": 0.9, "linestyle": ":"}
 # Of more classes, the first are shown.
 _MAX_CLASSES = 10
+# Of more features, those that are changed most often.
+_MAX_FEATURES = 20
 _STYLE = {
     "font.family": "DejaVu Sans", "font.size": 9.5,
     "axes.titlesize": 10.5, "axes.titleweight": "bold", "axes.titlelocation": "left",
@@ -182,13 +184,16 @@ def image_grid(
     """Images in rows and columns.
 
     Args:
-      rows: names and images [H, W, C], of uint8 or in [0, 1]; None leaves a place empty.
+      rows: names and images [H, W, C], of uint8 or in [0, 1]; None leaves a place empty. Other inputs are not
+        shown.
       columns: the names of the columns, if any.
       won: row and column to whether an attack succeeded: a solid green frame, or a dashed red one.
       **settings: properties of the axes.
     """
     shown = {(y, x): image for y, (_, images) in enumerate(rows) for x, image in enumerate(images) if image is not None}
     if not shown:
+        return None
+    if next(iter(shown.values())).ndim != 3:
         return None
     height, width = next(iter(shown.values())).shape[:2]
     count = 1 + max(column for _, column in shown)
@@ -213,6 +218,24 @@ def image_grid(
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
+
+
+def changed_features(shares: Mapping[str, np.ndarray], names: Sequence[str] | None) -> Figure | None:
+    """How often each feature was changed.
+
+    Args:
+      shares: of what is compared, by its name: for each feature, the share of the successes in which it was changed;
+        NaN where there was no success.
+      names: of the features, if they have any.
+    """
+    known = {name: values for name, values in shares.items() if _is_any(values)}
+    if not known:
+        return None
+    order = np.argsort(-np.max([*known.values()], axis=0), kind="stable")[:_MAX_FEATURES]
+    named = list(names or ()) or [f"feature {number}" for number in range(1 + order.max())]
+    rows = [(named[place], name, [100 * values[place]]) for place in order for name, values in known.items()]
+    looks = dict(zip(known, LOOKS, strict=False))
+    return dots(rows, looks, "successes in which it was changed (%)", xlim=(-3, 103))
 
 
 def attempts_grid(

@@ -209,6 +209,23 @@ def text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+_FEATURES_CAPTION = (
+    "How often each feature was changed, in percent of the successful attempts; of many features, those that were "
+    "changed most often."
+)
+
+
+def examples(
+    run: Run, clean: Mapping[str, np.ndarray], attempts: Mapping[str, np.ndarray], title: str, caption: str
+) -> tuple[Figure | None, str]:
+    """`_figures.attempts_grid` with its caption; of inputs that are no images, the features that were changed."""
+    if not clean or not attempts or clean["images"].ndim == 4:
+        return _figures.attempts_grid(clean, attempts, run.setting("class_names"), title), caption
+    won = attempts["success"]
+    share = metrics.share_changed(clean["images"][attempts["rows"][won]], attempts["images"][won])
+    return _figures.changed_features({title: share}, run.setting("feature_names")), _FEATURES_CAPTION
+
+
 def plain_files(run: Run) -> dict[str, list[Row]]:
     """`table.csv` with all records, without what a second run of the same command would measure differently."""
     rows = [{name: value for name, value in record.items() if not name.startswith("seconds")} for record in run.records]

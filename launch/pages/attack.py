@@ -70,14 +70,19 @@ def sections(run: _page.Run) -> list[_page.Section]:
 def table(run: _page.Run) -> pd.DataFrame:
     """A row for each attack."""
     attacks, norms = run.of("attack"), dict(_NORMS)
-    # Where a pixel is one value, the two counts are the same.
-    if all(record.get("l0_values_mean") == record.get("l0_pixels_mean") for record in attacks):
+    if not any("success_8_bits" in record for record in attacks):
+        # Inputs that are no images have no pixels.
+        del norms["l0_pixels"]
+    elif all(record.get("l0_values_mean") == record.get("l0_pixels_mean") for record in attacks):
+        # Where a pixel is one value, the two counts are the same.
         del norms["l0_values"]
     columns = {
         "attack": field("attack", _page.in_lines),
         "targets": field("targets", _TARGETS),
         "success": counts("successes"),
-        "after 8-bit rounding": lambda record: percent(record["success_8_bits"]) if record["n"] else "",
+        "after 8-bit rounding": lambda record: (
+            percent(record["success_8_bits"]) if record["n"] and "success_8_bits" in record else ""
+        ),
         "claimed": _claimed,
         **{title: _distances(norm) for norm, title in norms.items()},
         **COSTS,
@@ -108,7 +113,7 @@ def _cases(run: _page.Run) -> pd.DataFrame:
                 rows.append({name.removeprefix(f"{case}_"): record[name] for name in of_case})
                 rows[-1] |= {"case": case, "attack": record["attack"]}
     columns = {"attack": field("attack"), "case": field("case"), "success": counts("successes")}
-    columns |= {_NORMS[norm]: field(norm, number) for norm in ("l0_pixels", "l2", "linf")}
+    columns |= {_NORMS[norm]: field(norm, number) for norm in ("l0_pixels", "l0_values", "l2", "linf")}
     return _page.table_of(rows, columns)
 
 
@@ -135,6 +140,6 @@ def _gallery(run: _page.Run) -> dict[str, tuple[Figure | None, str]]:
     clean, drawn = run.arrays("images/clean.npz"), {}
     for record in run.of("attack"):
         title = f"{record['attack']}, {_TARGETS.get(record['targets'], record['targets'])}"
-        figure = _figures.attempts_grid(clean, run.arrays(record["file"]), run.setting("class_names"), title)
-        drawn[f"gallery_{record['file'].rpartition('/')[2].removesuffix('.npz')}"] = (figure, _GALLERY_CAPTION)
+        figure = _page.examples(run, clean, run.arrays(record["file"]), title, _GALLERY_CAPTION)
+        drawn[f"gallery_{record['file'].rpartition('/')[2].removesuffix('.npz')}"] = figure
     return drawn

@@ -20,7 +20,7 @@ _ATTACKS = {
     "deepfool": "DeepFool", "carlini_wagner_linf": "C&W Linf", "fgsm": "FGSM", "bim": "iterative FGSM",
 }  # fmt: skip
 _STRONG = ("carlini_wagner_l0", "carlini_wagner_l2", "carlini_wagner_linf")
-_NORMS = {"l0_pixels": "L0, pixels", "l2": "L2", "linf": "Linf"}
+_NORMS = {"l0_pixels": "L0, pixels", "l0_values": "L0, values", "l2": "L2", "linf": "Linf"}
 _NETWORKS = {"baseline": "undistilled", "student": "distilled"}
 # The temperature of the published distilled networks.
 _PUBLISHED_TEMPERATURE = 100
@@ -67,8 +67,7 @@ def sections(run: _page.Run) -> list[_page.Section]:
     for attack, (network, name) in itertools.product(_STRONG, _NETWORKS.items()):
         attempts = run.arrays(f"images/{network}_{attack}.npz")
         title = f"{_ATTACKS[attack]}, {name} network"
-        figure = _figures.attempts_grid(clean, attempts, run.setting("class_names"), title)
-        grids[f"grid_{network}_{attack}"] = (figure, _GRID_CAPTION)
+        grids[f"grid_{network}_{attack}"] = _page.examples(run, clean, attempts, title, _GRID_CAPTION)
     comparison = (comparison_figure(pairs, run.setting("dataset")), _COMPARISON_CAPTION)
     return [
         _page.Section("Distances", table(run), _DISTANCES_NOTE),

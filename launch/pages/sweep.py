@@ -101,6 +101,8 @@ _CAPTIONS = {
     "gradients": "Share of the test images by the mean absolute entry of the Jacobian of the T=1 probabilities, after "
     "Fig. 9 of Papernot et al. It is computed in log space, so that it does not underflow. Last row: share of the "
     "images whose whole Jacobian is exactly zero in float32.",
+    "jsma_features": "How often JSMA changed each feature, in percent of its successes; of many features, those that "
+    "it changed most often. A network that it never succeeds on is missing.",
     "jsma_grid": _GRID_CAPTION,
     "jsma_grid_distilled": _GRID_CAPTION,
 }
@@ -109,10 +111,12 @@ _CAPTIONS = {
 def sections(run: _page.Run) -> list[_page.Section]:
     """Rates by temperature, figures and examples."""
     rows = summarize(run)
+    last = f"T{temperature_name(rows[-1]['temperature'])}"
     drawn = {name: figure(rows, panels) for name, panels in _PANELS.items()} | {
         "gradients": gradients_figure(run),
+        "jsma_features": features_figure(run, ("none", last)),
         "jsma_grid": jsma_figure(run, "none"),
-        "jsma_grid_distilled": jsma_figure(run, f"T{temperature_name(rows[-1]['temperature'])}"),
+        "jsma_grid_distilled": jsma_figure(run, last),
     }
     figures = {name: (drawn[name], caption) for name, caption in _CAPTIONS.items()}
     return [_page.Section("Results", table(run), _NOTE), _page.Section("Figures", figures=figures)]
@@ -220,10 +224,23 @@ def gradients_figure(run: _page.Run) -> Figure | None:
     return _figures.heat_map(shares, [*names, "exactly 0 in float32"], [*columns], "images (%)")
 
 
+def features_figure(run: _page.Run, networks: Sequence[str]) -> Figure | None:
+    """How often JSMA changed each feature, on some networks; None for images, which have no features to name."""
+    seed, shares = _first_seed(run), {}
+    for network in networks:
+        arrays = run.arrays(f"examples/seed{seed}_{network}.npz")
+        if arrays and arrays["jsma_images"].ndim != 5:
+            shares["undistilled network" if network == "none" else network] = arrays["jsma_changed"]
+    return _figures.changed_features(shares, run.setting("feature_names"))
+
+
+def _first_seed(run: _page.Run) -> int:
+    return min((record["seed"] for record in run.of("jsma")), default=0)
+
+
 def jsma_figure(run: _page.Run, network: str) -> Figure | None:
     """The grid of JSMA's examples from each source class to each target class; None without examples."""
-    seed = min((record["seed"] for record in run.of("jsma")), default=0)
-    arrays = run.arrays(f"examples/seed{seed}_{network}.npz")
+    arrays = run.arrays(f"examples/seed{_first_seed(run)}_{network}.npz")
     if not arrays:
         return None
     images, success, present = (arrays[f"jsma_{name}"] for name in ("images", "success", "present"))

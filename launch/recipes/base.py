@@ -67,7 +67,7 @@ class Recipe(BaseRecipe):
       class_weights: see `training.Settings`.
       image_size: height and width to which images of a folder are resized.
       jsma_features: the largest number of features JSMA may change.
-      fgsm_epsilon: the radius for FGSM, in [0, 1].
+      fgsm_epsilon: the radius for FGSM, in [0, 1], where tables have the range of each feature.
     """
 
     network: str
@@ -100,7 +100,7 @@ def make_network(recipe: Recipe, num_classes: int, channels: int) -> nn.Module:
     Args:
       recipe: the settings.
       num_classes: the number of logits, at least 2.
-      channels: of the images.
+      channels: of the images; of other inputs the places along the last axis.
 
     Raises:
       ValueError: for an unknown network or fewer than two classes.

@@ -16,6 +16,26 @@ _DIGITS = Recipe(
     jsma_features=12, fgsm_epsilon=0.3,
 )  # fmt: skip
 
+_BREAST_CANCER = Recipe(
+    name="breast_cancer",
+    description="""Distillation on a table: scikit-learn's breast cancer set, 30 features of 569 rows in 2 classes.
+
+    python -m launch.sweep --recipe=breast_cancer. Under a minute on two CPU cores for nine temperatures. Each feature
+    is scaled by its training rows. JSMA may change 12 of the 30 features.""",
+    dataset="breast_cancer", network="mlp", epochs=40, batch_size=32, optimizer="adam", learning_rate=3e-3,
+    jsma_features=12, fgsm_epsilon=0.1,
+)  # fmt: skip
+
+_WINE = dataclasses.replace(
+    _BREAST_CANCER,
+    name="wine",
+    description="""Distillation on a table: scikit-learn's wine set, 13 features of 178 rows in 3 classes.
+
+    python -m launch.sweep --recipe=wine. Under a minute on two CPU cores for nine temperatures. Each feature is scaled
+    by its training rows. JSMA may change 6 of the 13 features.""",
+    dataset="wine", epochs=80, jsma_features=6,
+)  # fmt: skip
+
 _PAPERNOT_MNIST = Recipe(
     name="papernot_mnist",
     description="""The distillation paper's MNIST setting, with one addition: an epoch at temperature 1 to start from.
@@ -142,6 +162,16 @@ def _defended(undefended: Recipe) -> list[Recipe]:
 
 
 RECIPES = (
-    *(_DIGITS, _PAPERNOT_MNIST, _CARLINI_MNIST, _SMALL_MNIST, _MNIST_QUICK, _PAPERNOT_CIFAR10, _CIFAR10_QUICK),
+    *(
+        _DIGITS,
+        _BREAST_CANCER,
+        _WINE,
+        _PAPERNOT_MNIST,
+        _CARLINI_MNIST,
+        _SMALL_MNIST,
+        _MNIST_QUICK,
+        _PAPERNOT_CIFAR10,
+        _CIFAR10_QUICK,
+    ),
     *(_UNDEFENDED, _UNDEFENDED_QUICK, *_defended(_UNDEFENDED), *_defended(_UNDEFENDED_QUICK), _ANIMALS10),
 )

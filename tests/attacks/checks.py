@@ -152,11 +152,19 @@ def check_bad_rows_in_a_trace_come_back_unchanged_as_failures(attack: Attack):
 
 
 def check_mask(attack: Attack):
-    mask = jnp.arange(18).reshape(SHAPE) % 3 > 0
-    result = run(attack, mask=mask[None])
-    moved = result.inputs != INPUTS
-    assert not moved[:, ~np.asarray(mask)].any()
+    """Masked entries never move; nor does a constant one, whose bounds coincide. All entries have their own ranges."""
+    places = np.arange(18).reshape(SHAPE)
+    mask, constant = places % 3 > 0, places == 4
+    low, width = places - 9.0, np.geomspace(0.1, 100, 18, dtype=np.float32).reshape(SHAPE)
+    inputs = jnp.asarray(np.where(constant, low, low + np.asarray(INPUTS) * width), jnp.float32)
+    labels = jnp.argmax(network(low, width)(inputs)[:, :3], axis=1).astype(jnp.int32)
+    high = np.float32(low + np.where(constant, 0.0, width))
+    result = run(attack, network(low, width), inputs, labels, (labels + 1) % 3, mask=mask[None], low=low, high=high)
+    moved = result.inputs != inputs
+    assert not moved[:, ~mask | constant].any()
     assert moved.any()
+    assert result.success.any()
+    assert ((result.inputs >= low) & (result.inputs <= high)).all()
 
 
 def check_bounds_are_units(attack: Attack):
@@ -209,7 +217,7 @@ def check_without_finite_bounds(attack: Attack):
 
 
 def check_shapes_types_and_criterion(attack: Attack):
-    """`[B, D]` in float16 with logits in float32, and `[B, T, D]` in float32 with logits in bfloat16."""
+    """`[B, D]` in float16 with logits in float32, and `[B, T, D]` in float32 with logits in bfloat16; with a mask."""
     for shape, dtype, of_logits in (((18,), jnp.float16, jnp.float32), ((9, 2), jnp.float32, jnp.bfloat16)):
         inputs = INPUTS.reshape(BATCH, *shape).astype(dtype)
 
@@ -223,11 +231,14 @@ def check_shapes_types_and_criterion(attack: Attack):
             is_label = jnp.arange(CLASSES)[None, :] == labels[:, None]
             return of_label - jnp.max(jnp.where(is_label, -jnp.inf, logits), axis=1) + 0.01
 
+        mask = jnp.arange(18).reshape(shape) != 5
+        settings = {"criterion": criterion, "mask": mask}
         result = jax.jit(
-            lambda x, labels, f=logits_fn: call(
-                attack, f, x, labels, targets=_others(attack, labels), criterion=criterion
+            lambda x, labels, f=logits_fn, more=settings: call(
+                attack, f, x, labels, targets=_others(attack, labels), **more
             )
         )(inputs, labels)
+        np.testing.assert_array_equal(result.inputs[:, ~mask], inputs[:, ~mask])
         assert result.inputs.dtype == dtype
         assert result.inputs.shape == inputs.shape
         assert result.success.any()

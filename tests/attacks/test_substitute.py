@@ -19,6 +19,9 @@ def test_moves_along_the_sign_of_the_jacobian_and_stays_in_the_box():
     np.testing.assert_allclose(found, images + 0.1 * np.sign(slope), atol=1e-6)
     far = attacks.jacobian_augmentation(logits_fn, images, labels, step_size=9.0)
     assert set(np.unique(far)) == {0.0, 1.0}
+    mask = jnp.arange(4)[:, None, None] > 0
+    kept = attacks.jacobian_augmentation(logits_fn, images, labels, step_size=0.1, mask=mask)
+    np.testing.assert_array_equal(kept, jnp.where(mask[None], found, images))
 
 
 def test_an_image_goes_its_own_way(network, batch):

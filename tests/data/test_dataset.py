@@ -81,5 +81,5 @@ def test_first_takes_no_more_than_there_are():
 def test_images_that_do_not_fit_a_network_are_refused():
     data.check_fits(small(), (2, 2, 1), 2, network="it")
     for shape, classes in (((2, 2, 3), 2), ((2, 2, 1), 10)):
-        with pytest.raises(ValueError, match=r"it takes images of shape .*; small has \(2, 2, 1\) in 2"):
+        with pytest.raises(ValueError, match=r"it takes inputs of shape .*; small has \(2, 2, 1\) in 2"):
             data.check_fits(small(), shape, classes, network="it")

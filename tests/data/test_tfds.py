@@ -10,7 +10,7 @@ from ddjax import data
 from ddjax.data import tfds as tfds_sets
 
 
-def stub_builder(monkeypatch, images, labels, *, shape=(None, None, 1), extra=None):
+def stub_builder(monkeypatch, images, labels, *, shape=(None, None, 1), extra=None, splits=("train", "test")):
     """Stands for a prepared set that holds the given arrays as PNG."""
     import tensorflow_datasets as tfds
 
@@ -28,7 +28,7 @@ def stub_builder(monkeypatch, images, labels, *, shape=(None, None, 1), extra=No
             return [rows[key] for key in keys]
 
     features = {"image": tfds.features.Image(shape=shape), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
-    info = SimpleNamespace(features=tfds.features.FeaturesDict(features | (extra or {})), splits={"train": None})
+    info = SimpleNamespace(features=tfds.features.FeaturesDict(features | (extra or {})), splits=dict.fromkeys(splits))
     builder = SimpleNamespace(
         info=info, is_prepared=lambda: True, as_data_source=lambda split, decoders: Source(), data_dir="SOMEWHERE"
     )
@@ -70,7 +70,7 @@ def test_mnist_test_through_the_environment():
 def test_unknown_name(tmp_path):
     with pytest.raises(
         ValueError,
-        match=r"unknown data set 'mnits'; known: digits, folder, .* close matches: mnist, .*package.module:name",
+        match=r"unknown data set 'mnits'; known: digits, folder, npz, .* close matches: mnist, .*package.module:name",
     ) as info:
         data.load("mnits", "train", data_dir=str(tmp_path))
     assert len(str(info.value)) < 350
@@ -161,6 +161,39 @@ def test_unlabeled_split(monkeypatch):
     stub_builder(monkeypatch, np.zeros((2, 4, 4), np.uint8), [0, -1])
     with pytest.raises(ValueError, match="1 examples of split 'train' have no label"):
         data.load("any", "train")
+
+
+def test_images_of_varying_sizes_are_resized(monkeypatch):
+    images = [np.full((4, 4), 7, np.uint8), np.full((4, 5), 9, np.uint8)]
+    stub_builder(monkeypatch, images, [0, 1])
+    loaded = data.load("any", "train", image_size=4)
+    assert loaded.image_shape == (4, 4, 1)
+    np.testing.assert_array_equal(loaded.images.reshape(2, -1), np.repeat([[7], [9]], 16, axis=1))
+    stub_builder(monkeypatch, images[:1], [0], shape=(4, 4, 1), splits=("train", "test"))
+    assert data.load("any", "train", image_size=2).image_shape == (4, 4, 1)
+    with pytest.raises(ValueError, match="the image size must be at least 1, got 0"):
+        data.load("any", "train", image_size=0)
+
+
+def test_set_with_one_split_is_divided(monkeypatch):
+    images = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((1, 2, 2), np.uint8)
+    stub_builder(monkeypatch, images, np.arange(20) % 2, splits=("train",))
+    train, test, whole = (data.load("any", split) for split in ("train", "test", "train[:]"))
+    assert (len(train), len(test), len(whole)) == (16, 4, 20)
+    assert sorted([*train.indices.tolist(), *test.indices.tolist()]) == list(range(20))
+    for part in (train, test):
+        np.testing.assert_array_equal(part.images[:, 0, 0, 0], part.indices)
+        np.testing.assert_array_equal(part.labels, part.indices % 2)
+    some = data.load("any", "train[50%:]", num_examples=4, skip=2)
+    assert some.indices.min() >= 12
+    np.testing.assert_array_equal(some.images[:, 0, 0, 0], some.indices)
+
+
+def test_validation_split_serves_where_there_is_no_test_split(monkeypatch):
+    stub_builder(monkeypatch, np.zeros((2, 4, 4), np.uint8), [0, 1], splits=("train", "validation"))
+    assert len(data.load("any", "test")) == len(data.load("any", "validation")) == 2
+    with pytest.raises(ValueError, match="any has no split 'other'; it has train, validation"):
+        data.load("any", "other")
 
 
 @pytest.fixture

@@ -170,11 +170,16 @@ def test_other_shapes_pass_or_are_refused_in_a_sentence(name, monkeypatch):
     defense = prepared(name)
     # Without the type hints that tests have and users do not.
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    # What a declaration says, a launcher refuses before any work.
+    assert defense.declaration.images == (name not in ELEMENTWISE)
     if name in ELEMENTWISE:
         assert defense.transform(inputs, keys()).shape == inputs.shape
         return
     with pytest.raises(ValueError, match=r"\[B, H, W, C\], got inputs of the shape \(2, 6\)"):
         defense.transform(inputs, keys())
+    for refused in (lambda: defense.check_fits(lambda x: x, (6,)), lambda: defense.prepared(inputs, keys()[0])):
+        with pytest.raises(ValueError, match=r"works on images \[B, H, W, C\], got inputs of the shape \(6,\)"):
+            refused()
 
 
 @pytest.mark.parametrize("name", list(defenses.DEFENSES))

@@ -44,6 +44,27 @@ def test_report_on_a_linear_classifier_has_the_true_robust_accuracy(norm, dual):
     assert f"robust accuracy  {(39 - gap) / 40:.4f}" in str(report)
 
 
+def test_table_is_attacked_within_its_bounds_and_its_mask():
+    """Features of ranges of their own, of which one is masked and one is constant: what is left counts."""
+    low, width = np.linspace(-9, 6, 16, dtype=np.float32), np.float32(1)
+    constant = np.arange(16) == 3
+    shifted = lambda x: LINEAR(jnp.asarray(np.where(constant, INPUTS[0].ravel(), 0.0))[None] + (x - low[None]))
+    inputs = low + np.where(constant, 0, INPUTS.reshape(40, 16))
+    labels = np.asarray(shifted(jnp.asarray(inputs))).argmax(1).astype(np.int32)
+    bounds, mask = (low, low + np.where(constant, 0, width)), jnp.arange(16) != 5
+    settings = {"bounds": bounds, "mask": mask, "attacks": ["deepfool:norm=linf"], "key": KEY}
+    report = ddjax.evaluate(shifted, inputs, labels, norm="linf", epsilon=0.05, **settings)
+    free = np.asarray(mask) & ~constant
+    logits, distances = np.asarray(shifted(jnp.asarray(inputs)), np.float64), np.full((40, 3), np.inf)
+    for row, label in enumerate(labels):
+        for other in {0, 1, 2} - {int(label)}:
+            slope = (WEIGHTS[:, label] - WEIGHTS[:, other]).astype(np.float64)[free]
+            distances[row, other] = (logits[row, label] - logits[row, other]) / np.abs(slope).sum()
+    np.testing.assert_allclose(report.distances, distances.min(1), rtol=0.03)
+    with pytest.raises(ValueError, match="bounds that are arrays must be finite"):
+        ddjax.evaluate(shifted, inputs, labels, norm="linf", epsilon=0.05, **settings | {"bounds": (low, low + np.inf)})
+
+
 def test_successes_outside_the_budget_do_not_count():
     distances = _true_distances(1)
     epsilon = float(np.sort(distances)[5])

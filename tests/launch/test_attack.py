@@ -80,7 +80,7 @@ def test_a_data_set_that_does_not_fit_the_network(launch, distilled, tmp_path, t
         f"--workdir={tmp_path / 'run'}",
         ok=False,
     )
-    assert "takes images of shape (8, 8, 1) in 10 classes; mnist has (28, 28, 1) in 10" in done.stderr
+    assert "takes inputs of shape (8, 8, 1) in 10 classes; mnist has (28, 28, 1) in 10" in done.stderr
 
 
 def test_all_targets_give_cases_and_a_proof_brackets_the_truth(launch, tmp_path_factory, tmp_path):

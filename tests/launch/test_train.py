@@ -27,7 +27,7 @@ def test_distill_trains_teacher_and_student(distilled):
 @pytest.mark.parametrize(
     ("launcher", "arguments", "message"),
     [
-        ("train", ["--recipe=lenet"], "unknown recipe 'lenet'; known: digits, papernot_mnist"),
+        ("train", ["--recipe=lenet"], "unknown recipe 'lenet'; known: digits, breast_cancer, wine"),
         ("train", ["--dataset=no_such_set"], "no_such_set"),
         # What a recipe skips of its own data set is not skipped of another one, which may be smaller.
         (
