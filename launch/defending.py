@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import classifier, data, rounding
+from ddjax import classifier, data, layers, rounding
 from ddjax.defenses import Defense, models, squeezing
 from ddjax.evaluation import ConfiguredAttack
 
@@ -103,8 +103,14 @@ def _key(purpose: int) -> jax.Array:
 
 def view(defense: Defense, images: np.ndarray) -> np.ndarray | None:
     """Images as the defended network, or the detector's first squeezer, sees them; None where they are unchanged."""
-    seen = defense.view(jax.numpy.asarray(images), _key(_JUDGING))
+    seen = _compiled_view()(defense, jax.numpy.asarray(images), _key(_JUDGING))
     return None if seen is None else np.asarray(seen)
+
+
+@functools.cache
+def _compiled_view() -> Any:
+    """`Defense.view` as one program; operation by operation, a search or a density was compiled at each call."""
+    return layers.jit(Defense.view)
 
 
 def transformed(defense: Defense, dataset: data.Dataset) -> data.Dataset:

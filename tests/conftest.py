@@ -23,6 +23,8 @@ jax.config.update("jax_include_full_tracebacks_in_locations", False)
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# On accelerators, products in reduced precision are too far from closed forms.
+jax.config.update("jax_default_matmul_precision", "highest")
 # A developer's cache must not decide what is tested.
 jax.config.update("jax_compilation_cache_dir", None)
 

@@ -95,38 +95,47 @@ def test_a_device_goes_through_its_share_in_parts(monkeypatch):
     assert sizes == [24]
 
 
+@pytest.fixture(scope="module")
+def alone():
+    """Images, networks to be trained on them, and each with its loss after an epoch alone."""
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.integers(0, 256, (20, 6, 6, 1)), jnp.uint8)
+    labels = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 20)]
+    with jax.numpy_dtype_promotion("standard"):
+        create = jax.jit(lambda key: training.create_state(MODULE, optax.adam(1e-2), (6, 6, 1), key))
+        states = [create(jax.random.key(seed)) for seed in range(3)]
+        train = jax.jit(functools.partial(training.train_epoch, batch_size=8))
+        temperatures = [np.float32(t) for t in (1, 10, 100)]
+        # The second is not live: it stays as it was.
+        members = [training.Member(s, labels, t, np.bool_(t != 10)) for s, t in zip(states, temperatures, strict=True)]
+        trained = [
+            train(m.state, images, jnp.asarray(labels), jnp.asarray(m.temperature)) if m.live else (m.state, np.nan)
+            for m in members
+        ]
+    return images, members, trained
+
+
 @pytest.mark.usefixtures("optax_promotion")
 @pytest.mark.parametrize("stacking", ["map", "unroll", "vmap"])
 @pytest.mark.parametrize("devices", [1, 2])
-def test_a_stack_of_networks_trains_as_each_alone_by_one_trace(stacking, devices):
+def test_a_stack_of_networks_trains_as_each_alone_by_one_trace(alone, stacking, devices):
+    images, members, expected = alone
     traces = []
-    optimizer = optax.adam(1e-2)
-    images = jnp.asarray(RNG.integers(0, 256, (20, 6, 6, 1)), jnp.uint8)
-    labels = np.eye(3, dtype=np.float32)[RNG.integers(0, 3, 20)]
-    states = [training.create_state(MODULE, optimizer, (6, 6, 1), jax.random.key(seed)) for seed in range(3)]
-    temperatures = [np.float32(t) for t in (1, 10, 100)]
 
     def train(images, member):
         traces.append(1)
         return training.train_member(images, member, batch_size=8)
 
     mesh = parallel.make_mesh("sweep") if devices == 2 else jax.make_mesh((1,), ("sweep",), devices=jax.devices()[:1])
-    members = [
-        training.Member(state, labels, t, np.bool_(t != 10)) for state, t in zip(states, temperatures, strict=True)
-    ]
     stacked = parallel.stack(members, mesh)
     trained, losses = jax.jit(parallel.over_members(train, mesh, stacking))(parallel.replicate(images, mesh), stacked)
     if stacking != "unroll":
         assert len(traces) == 1
-    alone = jax.jit(functools.partial(training.train_epoch, batch_size=8))
-    for i, (got, state, t) in enumerate(zip(parallel.unstack(trained, 3), states, temperatures, strict=True)):
-        expected, loss = alone(state, images, jnp.asarray(labels), jnp.asarray(t))
-        if t == 10:  # not live: as it was
-            expected, loss = state, np.nan
+    for i, (got, (state, loss)) in enumerate(zip(parallel.unstack(trained, 3), expected, strict=True)):
         np.testing.assert_allclose(losses[i], loss, rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(expected.params), strict=True):
+        for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(state.params), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-        np.testing.assert_array_equal(jax.random.key_data(got.key), jax.random.key_data(expected.key))
+        np.testing.assert_array_equal(jax.random.key_data(got.key), jax.random.key_data(state.key))
 
 
 def test_one_process_does_what_it_is_told():
