@@ -77,7 +77,7 @@ def main():
                     holds = holds and programs == 1
                     wrong += not holds
                     print(
-                        f"{np.dtype(dtype).name} {name} {framework}: inputs {largest:.1e}, equal successes {equal:.3f}, "
+                        f"{np.dtype(dtype).name} {name} {framework}: inputs {largest:.1e}, successes {equal:.3f}, "
                         f"median distance {median:.1e}, programs {programs}{'' if holds else '  WRONG'}",
                         flush=True,
                     )
