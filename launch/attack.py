@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from ddjax import certify, checkpoints, data, evaluation, metrics, runs
+from ddjax import certify, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
-from . import attacking, common, exporting, loading
+from . import attacking, common, exporting, loading, networks
 
 FLAGS = flags.FLAGS
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "The directory of one network's checkpoints.")
@@ -40,20 +40,22 @@ _CERTIFIED_NORMS = ("linf", "l2")
 
 def main() -> None:
     """Runs the attacks."""
-    attacking.check_named(_CHECKPOINT.value, _ATTACKS.value)
+    checkpoint = networks.chosen(_CHECKPOINT.value)
+    attacking.check_named(checkpoint or networks.is_own(), _ATTACKS.value)
     parsed = {text: evaluation.parse_attack(text) for text in _ATTACKS.value}
     how = {text: evaluation.resolve_targets(_TARGETS.value, attack.attack) for text, attack in parsed.items()}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
-    checkpoint = str(_CHECKPOINT.value)
-    spec = checkpoints.read_spec(checkpoint)
-    dataset, workdir = FLAGS.dataset or spec.dataset, common.workdir("attack", spec.recipe)
-    own = {"checkpoint": str(pathlib.Path(checkpoint).resolve()), "targets": _TARGETS.value}
+    spec = networks.read_spec(checkpoint)
+    dataset, workdir = FLAGS.dataset or spec.dataset, common.workdir("attack", networks.run_name(spec))
+    own = {"targets": _TARGETS.value} | networks.flags_of_run()
+    if checkpoint is not None:
+        own["checkpoint"] = str(pathlib.Path(checkpoint).resolve())
     flags_of_run = attacking.flags_of_run("attack", spec.recipe, dataset, num_examples, **own)
     runs.check_workdir(workdir, flags_of_run)
     test = loading.load_split(
-        dataset, "test", num_examples, loading.size_of(spec.image_shape), at_most=FLAGS.num_examples is None
+        dataset, "test", num_examples, networks.size_for(spec), at_most=FLAGS.num_examples is None
     )
-    logits_fn, spec, parameters = attacking.load_network(checkpoint, test)
+    logits_fn, spec, parameters = networks.load(checkpoint, test)
     exporting.check_shape(spec.image_shape)
     parsed = {text: attack.limited(**test.limits) for text, attack in parsed.items()}
     for text, attack in parsed.items():
@@ -69,6 +71,8 @@ def main() -> None:
         # Once there is a proof, every attack is compared with it.
         if _CERTIFY.value or _last(run, norm) is not None:
             _certify(run, norm, logits_fn, test, clean)
+    rate = metrics.accuracy(clean, test.labels)
+    print(f"clean accuracy: {rate.value:.4f}, {rate.successes} of {rate.n}")
     for record in run.records:
         if record["measure"] == "attack" or record == _last(run, record["norm"]):
             print(_in_words(record))

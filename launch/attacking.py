@@ -20,7 +20,7 @@ JUDGING = 0x1D6E
 def check_named(networks: Any, chosen: Any) -> None:
     """Refuses a command that names no network or no attack."""
     if not networks:
-        raise ValueError("--checkpoint must name the directory of a network's checkpoints")
+        raise ValueError("--checkpoint must name the directory of a network's checkpoints, or --model your own network")
     if not chosen:
         raise ValueError(f"--attack must name at least one attack; known: {', '.join(attacks.ATTACKS)}")
 

@@ -20,7 +20,7 @@ from absl import flags
 from ddjax import attacks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
-from . import attacking, common, exporting, loading
+from . import attacking, common, exporting, loading, networks
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -73,6 +73,7 @@ def main() -> None:
     classifier.check_temperature(_TEMPERATURE.value)
     flags_of_run = {"launcher": "carlini", "temperature": _TEMPERATURE.value, "quick": _QUICK.value}
     flags_of_run |= common.flags_of_training("batch_size")
+    flags_of_run |= networks.flags_of_run()
     flags_of_run["num_examples"] = 20 if FLAGS.num_examples is None else FLAGS.num_examples
     if _NUM_STEPS.value is not None:
         flags_of_run["num_steps"] = _NUM_STEPS.value
@@ -80,20 +81,24 @@ def main() -> None:
     attacked = data.first(begun.test, flags_of_run["num_examples"])
     exporting.check_shape(attacked.images.shape[1:])
     chosen = [attack.limited(**attacked.limits) for attack in _attacks(_QUICK.value, _NUM_STEPS.value)]
+    own = networks.load(None, begun.test) if networks.is_own() else None
     run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen})
-    trainer = loading.trainer_of(run, begun.recipe, begun.train)
-    baseline = trainer.plain(FLAGS.seed)
-    teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
-    networks = {"baseline": (baseline, None), "teacher": (teacher, _TEMPERATURE.value)}
-    networks |= {"student": (student, _TEMPERATURE.value)}
-    common.record_accuracies(run, networks, begun.test)
+    if own is not None:
+        compared: dict[str, tuple[Any, float | None]] = {networks.OWN: (own.logits_fn, None)}
+    else:
+        trainer = loading.trainer_of(run, begun.recipe, begun.train)
+        baseline = trainer.plain(FLAGS.seed)
+        teacher, student = (state.logits_fn for state in trainer.distilled(FLAGS.seed, _TEMPERATURE.value))
+        compared = {"baseline": (baseline.logits_fn, None), "teacher": (teacher, _TEMPERATURE.value)}
+        compared |= {"student": (student, _TEMPERATURE.value)}
+    common.record_accuracies(run, compared, begun.test)
     for attack in chosen:
-        for network in ("baseline", "student"):
-            state, temperature = networks[network]
+        for network in [name for name in compared if name != "teacher"]:
+            logits_fn, temperature = compared[network]
             where = {"network": network, "temperature": temperature, "attack": attack.text}
             if run.find(measure="carlini", **where) is None:
-                _measure(run, where, attack, state.logits_fn, attacked)
-    attacking.save_clean(run, attacked, common.classify(baseline.logits_fn, attacked.images))
+                _measure(run, where, attack, logits_fn, attacked)
+    attacking.save_clean(run, attacked, common.classify(next(iter(compared.values()))[0], attacked.images))
     common.write_report(run)
 
 

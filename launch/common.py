@@ -15,7 +15,7 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from ddjax import checkpoints, checks, data, evaluation, metrics, parallel, runs, training
+from ddjax import checkpoints, checks, data, evaluation, metrics, parallel, runs
 
 from . import _setup, recipes
 
@@ -147,19 +147,17 @@ def _logits(logits_fn: Any, images: jax.Array) -> jax.Array:
     return logits_fn(data.to_float(images))
 
 
-def record_accuracy(run: runs.Run, where: dict[str, Any], state: training.TrainState, test: data.Dataset) -> None:
+def record_accuracy(run: runs.Run, where: dict[str, Any], logits_fn: Any, test: data.Dataset) -> None:
     """Measures a network's accuracy, unless it is on disk."""
     if run.find(measure="accuracy", **where) is None:
-        rate = metrics.accuracy(classify(state.logits_fn, test.images), test.labels)
+        rate = metrics.accuracy(classify(logits_fn, test.images), test.labels)
         run.append(**where, measure="accuracy", correct=rate.successes, n=rate.n, accuracy=rate.value)
 
 
-def record_accuracies(
-    run: runs.Run, networks: Mapping[str, tuple[training.TrainState, float | None]], test: data.Dataset
-) -> None:
-    """Measures the accuracies of networks of the flag's seed, by their names, each with its temperature."""
-    for name, (state, temperature) in networks.items():
-        record_accuracy(run, {"seed": FLAGS.seed, "temperature": temperature, "network": name}, state, test)
+def record_accuracies(run: runs.Run, networks: Mapping[str, tuple[Any, float | None]], test: data.Dataset) -> None:
+    """Measures the accuracies of classifiers of the flag's seed, by their names, each with its temperature."""
+    for name, (logits_fn, temperature) in networks.items():
+        record_accuracy(run, {"seed": FLAGS.seed, "temperature": temperature, "network": name}, logits_fn, test)
 
 
 def print_accuracies(run: runs.Run) -> None:

@@ -34,8 +34,9 @@ def main() -> None:
         teacher, student = trainer.distilled_with_noise(*chosen, _LABEL_NOISE.value, _FINETUNE_EPOCHS.value)
     else:
         teacher, student = trainer.distilled(*chosen)
-    networks = {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
-    common.record_accuracies(run, networks, begun.test)
+    networks = {"teacher": teacher.logits_fn, "student": student.logits_fn}
+    with_temperature = {name: (logits_fn, _TEMPERATURE.value) for name, logits_fn in networks.items()}
+    common.record_accuracies(run, with_temperature, begun.test)
     common.print_accuracies(run)
 
 

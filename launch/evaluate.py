@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from ddjax import checkpoints, checks, data, defenses, evaluation, rounding, runs
+from ddjax import checks, data, defenses, evaluation, rounding, runs
 from ddjax.evaluation import Attempts, ConfiguredAttack
 
-from . import attacking, common, defending, exporting, loading, recipes, rows, substitutes
+from . import attacking, common, defending, exporting, loading, networks, rows, substitutes
 
 FLAGS = flags.FLAGS
 _CHECKPOINTS = flags.DEFINE_multi_string("checkpoint", [], "The directory of one network's checkpoints; repeats.")
@@ -54,41 +54,44 @@ _QUICK_SAMPLES = 8
 
 def main() -> None:
     """Fills the matrix."""
-    attacking.check_named(_CHECKPOINTS.value, _ATTACKS.value or _MASKING.value)
+    attacking.check_named(_CHECKPOINTS.value or networks.is_own(), _ATTACKS.value or _MASKING.value)
     common.check_different("checkpoint", "defense", "attack")
     if _SAMPLES.value < 1 or _CALIBRATION.value < 1:
         raise ValueError("--samples and --num_calibration must be at least 1")
     parsed = [evaluation.parse_attack(text) for text in _ATTACKS.value]
-    first = checkpoints.read_spec(_CHECKPOINTS.value[0])
-    if _EIGHT_BITS.value and len(first.image_shape) != 3:
-        raise ValueError(f"--eight_bits is for images, not for inputs of the shape {first.image_shape}")
+    # None is one's own.
+    chosen = [*_CHECKPOINTS.value, *([None] if networks.is_own() else [])]
+    first = networks.read_spec(chosen[0])
     dataset = FLAGS.dataset or first.dataset
     known = [defenses.parse(text, dataset) for text in _DEFENSES.value]
     given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
-    budgets = evaluation.default_budgets(first.image_shape) | given
-    for norm, budget in budgets.items():
+    for norm, budget in given.items():
         checks.check_number(f"--budget_{norm}", budget, above=0.0)
+    load = functools.partial(loading.load_split, dataset, image_size=networks.size_for(first))
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
+    test = load("test", num_examples, at_most=FLAGS.num_examples is None)
+    if _EIGHT_BITS.value and len(test.image_shape) != 3:
+        raise ValueError(f"--eight_bits is for images, not for inputs of the shape {test.image_shape}")
+    budgets = evaluation.default_budgets(test.image_shape) | given
     # Attacks, defenses and networks may be added to a run.
     own = {"num_calibration": _CALIBRATION.value, "samples": _samples(), "eight_bits": _EIGHT_BITS.value}
     own |= {f"budget_{norm}": budget for norm, budget in budgets.items()} | substitutes.flags_of_run()
+    own |= networks.flags_of_run()
     flags_of_run = attacking.flags_of_run("evaluate", first.recipe, dataset, num_examples, **own)
-    workdir = common.workdir("evaluate", first.recipe)
+    workdir = common.workdir("evaluate", networks.run_name(first))
     runs.check_workdir(workdir, flags_of_run)
-    load = functools.partial(loading.load_split, dataset, image_size=loading.size_of(first.image_shape))
-    test = load("test", num_examples, at_most=FLAGS.num_examples is None)
     calibrated = any(defense.is_detector or defense.declaration.prepare for defense in known)
     calibration = load("train", _CALIBRATION.value, at_most=True) if calibrated else data.rows_of(test, slice(0))
     exporting.check_shape(test.images.shape[1:])
     parsed = [_within(attack, budgets[attack.norm]).limited(**test.limits) for attack in parsed]
-    networks = [attacking.load_network(directory, test) for directory in _CHECKPOINTS.value]
+    loaded = [networks.load(directory, test) for directory in chosen]
     for attack in parsed:
         targeted = evaluation.resolve_targets("auto", attack.attack) != "none"
-        evaluation.check_settings(attack, networks[0].logits_fn, first.image_shape, targeted)
+        evaluation.check_settings(attack, loaded[0].logits_fn, test.image_shape, targeted)
     known = [defending.prepared(defense, calibration.images) for defense in known]
     table = [
         _Row({"network": _name(network), "defense": defense.text}, network, defense, test, calibration)
-        for network in networks
+        for network in loaded
         for defense in known
     ]
     run = runs.Run(workdir, flags_of_run, attacking.describe(test))
@@ -146,7 +149,7 @@ class _Row(rows.Row):
     def look_for_masking(self, epsilon: float) -> None:
         """Measures the lights of the defended network; a detector beside it has no part in them."""
         spec = self.network.spec
-        recipe = dataclasses.replace(recipes.get(spec.recipe), image_size=loading.size_of(spec.image_shape))
+        recipe = networks.recipe_for(spec, self.test.name)
         queries = substitutes.queries(self.test.name, recipe)
         name = common.file_name(*self.where.values())
         self.measure_masking(self.test, substitutes.train(self.run, name, recipe, self.deployed, queries), epsilon)

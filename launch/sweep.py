@@ -90,7 +90,7 @@ def _measure(run: runs.Run, begun: loading.Beginning, rows: list[tuple[int, floa
             if temperature is not None:
                 teacher, student = distilled[seed, temperature]
                 network = _Network(run, begun, _where(seed, temperature), student, network)
-                common.record_accuracy(run, network.where | {"network": "teacher"}, teacher, begun.test)
+                common.record_accuracy(run, network.where | {"network": "teacher"}, teacher.logits_fn, begun.test)
             network.measure()
             bar.update()
 
@@ -112,7 +112,7 @@ class _Network:
 
     def measure(self) -> None:
         """Makes all measurements."""
-        common.record_accuracy(self._run, self.where, self._state, self._test)
+        common.record_accuracy(self._run, self.where, self._state.logits_fn, self._test)
         self._measure_gradients()
         self._measure_fgsm("fgsm", self.fgsm.predictions)
         if self._undistilled is not self:

@@ -30,7 +30,7 @@ def main() -> None:
     trainer = loading.trainer_of(run, begun.recipe, begun.train)
     name, temperature = ("baseline", None) if _TEMPERATURE.value == 1.0 else ("teacher", _TEMPERATURE.value)
     state = trainer.plain(FLAGS.seed, _TEMPERATURE.value, name)
-    common.record_accuracies(run, {name: (state, temperature)}, begun.test)
+    common.record_accuracies(run, {name: (state.logits_fn, temperature)}, begun.test)
     common.print_accuracies(run)
     rates = trainer.rates()
     if rates is not None:

@@ -22,7 +22,7 @@ from absl import flags
 from ddjax import attacks, checks, classifier, data, evaluation, metrics, runs
 from ddjax.evaluation import ConfiguredAttack
 
-from . import attacking, common, exporting, loading
+from . import attacking, common, exporting, loading, networks
 
 FLAGS = flags.FLAGS
 _TEMPERATURE = flags.DEFINE_float("temperature", 100.0, "The temperature of the distilled network.")
@@ -47,6 +47,7 @@ def main() -> None:
         checks.check_number(f"--{name}", value, above=0.0)
     flags_of_run = {"launcher": "transfer", "temperature": _TEMPERATURE.value, "kappas": kappas}
     flags_of_run |= common.flags_of_training("batch_size") | dict(attack.numbers) | dict(attack.words)
+    flags_of_run |= networks.flags_of_run()
     flags_of_run["num_examples"] = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     begun = loading.begin(common.workdir("transfer"), flags_of_run)
     # The default asks for no more than there are.
@@ -56,16 +57,22 @@ def main() -> None:
     if not half:
         raise ValueError(f"{begun.train.name} has no two halves to train on: it has {len(begun.train)} images")
     attack = attack.limited(**attacked.limits)
+    own = networks.load(None, begun.test) if networks.is_own() else None
     run = begun.open(num_train=half)
     halves = [data.rows_of(begun.train, slice(start, start + half)) for start in (0, half)]
     source = loading.trainer_of(run, begun.recipe, halves[0]).plain(FLAGS.seed, role="source")
-    trainer = loading.trainer_of(run, begun.recipe, halves[1])
-    plain = trainer.plain(FLAGS.seed, role="plain")
-    teacher, student = trainer.distilled(FLAGS.seed, _TEMPERATURE.value)
-    networks = {"source": (source, None), "plain": (plain, None)}
-    networks |= {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
-    common.record_accuracies(run, networks, begun.test)
-    shown = {"plain": plain.logits_fn, "distilled": student.logits_fn}
+    trained: dict[str, tuple[Any, float | None]] = {"source": (source.logits_fn, None)}
+    if own is not None:
+        trained[networks.OWN] = (own.logits_fn, None)
+        shown = {networks.OWN: own.logits_fn}
+    else:
+        trainer = loading.trainer_of(run, begun.recipe, halves[1])
+        plain = trainer.plain(FLAGS.seed, role="plain")
+        teacher, student = (state.logits_fn for state in trainer.distilled(FLAGS.seed, _TEMPERATURE.value))
+        trained |= {"plain": (plain.logits_fn, None)}
+        trained |= {"teacher": (teacher, _TEMPERATURE.value), "student": (student, _TEMPERATURE.value)}
+        shown = {"plain": plain.logits_fn, "distilled": student}
+    common.record_accuracies(run, trained, begun.test)
     for targeted in (False, True):
         _measure(run, attack, kappas, targeted, source.logits_fn, shown, attacked)
     common.write_report(run)
@@ -105,7 +112,7 @@ def _measure(
             rate = metrics.success_rate(fooled[rows], counted)
             low, high = metrics.wilson_interval(*rate)
             distances = outcome.distances.l2[rows][counted]
-            fields = {"temperature": None if name == "plain" else _TEMPERATURE.value, "sources": int(correct.sum())}
+            fields = {"temperature": _TEMPERATURE.value if name == "distilled" else None, "sources": int(correct.sum())}
             fields |= {"source_successes": int((outcome.success[rows] & correct).sum())}
             fields |= {"n": rate.n, "transferred": rate.successes, "rate": rate.value, "low": low, "high": high}
             run.append(**where, **fields, mean_l2=float(distances.mean()) if len(distances) else None)

@@ -21,12 +21,13 @@ _ATTACKS = {
 }  # fmt: skip
 _STRONG = ("carlini_wagner_l0", "carlini_wagner_l2", "carlini_wagner_linf")
 _NORMS = {"l0_pixels": "L0, pixels", "l0_values": "L0, values", "l2": "L2", "linf": "Linf"}
-_NETWORKS = {"baseline": "undistilled", "student": "distilled"}
+_NETWORKS = {"baseline": "undistilled", "student": "distilled", "model": "your network"}
 # The temperature of the published distilled networks.
 _PUBLISHED_TEMPERATURE = 100
 _LOOKS: dict[str, Look] = {
     "undistilled": {"color": BLUE, "marker": "o"},
     "undistilled, published": {"color": BLUE, "marker": "D", **PUBLISHED},
+    "your network": {"color": BLUE, "marker": "o"},
     "distilled": {"color": RED, "marker": "s"},
     "distilled, published": {"color": RED, "marker": "D", **PUBLISHED},
 }
@@ -64,7 +65,7 @@ def sections(run: _page.Run) -> list[_page.Section]:
     pairs = _pairs(run)
     successes = _page.table_of([record for pair in pairs for record in pair.values()], _SUCCESS)
     clean, grids = run.arrays("images/clean.npz"), {}
-    for attack, (network, name) in itertools.product(_STRONG, _NETWORKS.items()):
+    for attack, (network, name) in itertools.product(_STRONG, _attacked(run).items()):
         attempts = run.arrays(f"images/{network}_{attack}.npz")
         title = f"{_ATTACKS[attack]}, {name} network"
         grids[f"grid_{network}_{attack}"] = _page.examples(run, clean, attempts, title, _GRID_CAPTION)
@@ -82,9 +83,11 @@ def table(run: _page.Run) -> pd.DataFrame:
     """The distances, published values below ours."""
     dataset = run.setting("dataset")
     columns: dict[str, Cell] = {"attack": lambda pair: _attack(_any(pair)), "distance": lambda pair: _norm(_any(pair))}
-    for case, (network, name) in itertools.product(CASES, _NETWORKS.items()):
+    for case, (network, name) in itertools.product(CASES, _attacked(run).items()):
         columns[f"{case} case, {name}"] = functools.partial(_distance, network, case, dataset)
-    return _page.table_of(_pairs(run), {**columns, "ratio": lambda pair: _ratio(pair, dataset)})
+    if len(_attacked(run)) == 2:
+        columns["ratio"] = lambda pair: _ratio(pair, dataset)
+    return _page.table_of(_pairs(run), columns)
 
 
 def files(run: _page.Run) -> dict[str, list[Row]]:
@@ -94,6 +97,12 @@ def files(run: _page.Run) -> dict[str, list[Row]]:
         for case, (distance, share) in _published(row, run.setting("dataset")).items():
             row |= {f"{case}_published_distance": distance, f"{case}_published_success": share / 100}
     return files
+
+
+def _attacked(run: _page.Run) -> dict[str, str]:
+    """The networks that were attacked, and their names."""
+    found = {record["network"] for record in run.of("carlini")}
+    return {network: name for network, name in _NETWORKS.items() if network in found}
 
 
 def _pairs(run: _page.Run) -> list[dict[str, Record]]:

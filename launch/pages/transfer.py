@@ -15,8 +15,10 @@ _LOOKS: dict[str, Look] = {
     "plain, targeted": {"color": BLUE, "marker": "^", "linestyle": "--"},
     "distilled, untargeted": {"color": RED, "marker": "o"},
     "distilled, targeted": {"color": RED, "marker": "^", "linestyle": "--"},
+    "model, untargeted": {"color": BLUE, "marker": "o"},
+    "model, targeted": {"color": BLUE, "marker": "^", "linestyle": "--"},
 }
-_NETWORKS = {"source": "source", "plain": "plain target", "student": "distilled target"}
+_NETWORKS = {"source": "source", "plain": "plain target", "student": "distilled target", "model": "your network"}
 # The temperature of the published distilled network.
 _PUBLISHED_TEMPERATURE = 100
 

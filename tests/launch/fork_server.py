@@ -36,6 +36,8 @@ def become(order: dict) -> None:
     """Turns this process into the launcher, as `python -m launch.NAME` would."""
     signal.alarm(order["timeout"] or TIMEOUT)
     os.chdir(order["cwd"])
+    # As `python -m` has it.
+    sys.path.insert(0, order["cwd"])
     for descriptor, path, flags in (
         (0, os.devnull, os.O_RDONLY),
         (1, order["stdout"], os.O_WRONLY | os.O_APPEND),
