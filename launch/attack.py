@@ -46,7 +46,7 @@ def main() -> None:
     how = {text: evaluation.resolve_targets(_TARGETS.value, attack.attack) for text, attack in parsed.items()}
     num_examples = 100 if FLAGS.num_examples is None else FLAGS.num_examples
     spec = networks.read_spec(checkpoint)
-    dataset, workdir = FLAGS.dataset or spec.dataset, common.workdir("attack", networks.run_name(spec))
+    dataset, workdir = networks.dataset_for(spec), common.workdir("attack", networks.run_name(spec))
     own = {"targets": _TARGETS.value} | networks.flags_of_run()
     if checkpoint is not None:
         own["checkpoint"] = str(pathlib.Path(checkpoint).resolve())

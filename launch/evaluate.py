@@ -62,7 +62,7 @@ def main() -> None:
     # None is one's own.
     chosen = [*_CHECKPOINTS.value, *([None] if networks.is_own() else [])]
     first = networks.read_spec(chosen[0])
-    dataset = FLAGS.dataset or first.dataset
+    dataset = networks.dataset_for(first)
     known = [defenses.parse(text, dataset) for text in _DEFENSES.value]
     given = {norm: flag.value for norm, flag in _BUDGETS.items() if flag.value is not None}
     for norm, budget in given.items():

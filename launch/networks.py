@@ -77,17 +77,14 @@ def read_spec(checkpoint: str | None) -> checkpoints.NetworkSpec:
     """What is known of a network before its data are loaded: of a checkpoint, or of one's own, for None.
 
     Raises:
-      ValueError: for one's own network without `--dataset`.
       CheckpointError: for a checkpoint that is none.
     """
     if checkpoint is not None:
         return checkpoints.read_spec(checkpoint)
-    if FLAGS.dataset is None:
-        raise ValueError("a network of your own needs --dataset, the data set on which it is attacked")
     return checkpoints.NetworkSpec(
         network=_MODEL.value or _TORCH_MODEL.value or "",
         arguments={},
-        dataset=FLAGS.dataset,
+        dataset=FLAGS.dataset or "",
         num_classes=0,
         image_shape=(),
         role=OWN,
@@ -97,6 +94,17 @@ def read_spec(checkpoint: str | None) -> checkpoints.NetworkSpec:
         num_train=0,
         batch_size=0,
     )
+
+
+def dataset_for(spec: checkpoints.NetworkSpec) -> str:
+    """The data set on which a network is attacked: the flag's, else the one that it was trained on.
+
+    Raises:
+      ValueError: for one's own network without the flag.
+    """
+    if not (FLAGS.dataset or spec.dataset):
+        raise ValueError("a network of your own needs --dataset, the data set on which it is attacked")
+    return FLAGS.dataset or spec.dataset
 
 
 def run_name(spec: checkpoints.NetworkSpec) -> str:
