@@ -32,14 +32,7 @@ def bind_linen(module: nn.Module, *collections: Any, **static: Any) -> Partial:
     name = type(module).__name__
     if len(collections) != 1:
         raise ValueError(f'bind needs the variables of {name} as one dictionary: bind(module, {{"params": ...}})')
-    for attribute in dataclasses.fields(cast("Any", module)):
-        try:
-            hash(getattr(module, attribute.name, None))
-        except TypeError:
-            raise ValueError(
-                f"the attribute {attribute.name} of {name} cannot be hashed; use tuples and not lists, and flax's "
-                "FrozenDict for dictionaries, such as nn.Sequential((...))"
-            ) from None
+    module = _hashable(module)
     variables = of_state(collections[0])
     if not isinstance(variables, Mapping):
         raise ValueError(f'bind needs the variables as {{"params": ...}}, got a {type(variables).__name__}')
@@ -53,6 +46,25 @@ def bind_linen(module: nn.Module, *collections: Any, **static: Any) -> Partial:
     found = modes.static_arguments(name, call, own, first)
     kept = {key: value for key, value in static.items() if key in _OF_APPLY}
     return Partial(_Apply(module, tuple(sorted({**dict(found), **kept}.items()))), variables)
+
+
+def _hashable(module: nn.Module) -> nn.Module:
+    """The module with tuples in the place of lists, as those of `nn.Sequential([...])`, which programs cannot hold.
+
+    Raises:
+      ValueError: for another attribute that cannot be hashed.
+    """
+    values = {each.name: getattr(module, each.name, None) for each in dataclasses.fields(cast("Any", module))}
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    for name, value in (values | lists).items():
+        try:
+            hash(value)
+        except TypeError:
+            raise ValueError(
+                f"the attribute {name} of {type(module).__name__} cannot be hashed, and programs are told apart by it; "
+                "use tuples in the place of lists, and flax's FrozenDict for dictionaries"
+            ) from None
+    return module.clone(**lists) if lists else module
 
 
 def of_state(state: Any) -> Any:

@@ -54,9 +54,9 @@ BIND = {
     ),
     "no variables": (lambda: ddjax.bind(frameworks.Linen()), "needs the variables of Linen"),
     "a class": (lambda: ddjax.bind(frameworks.Linen, VARIABLES), r"not its class: bind\(Linen\(...\), ...\)"),
-    "a list of layers": (
-        lambda: ddjax.bind(nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(3)]), {"params": {}}),
-        "the attribute layers of Sequential cannot be hashed; use tuples and not lists",
+    "an attribute that cannot be hashed": (
+        lambda: ddjax.bind(nn.Sequential([nn.Sequential([nn.Dense(3)])]), {"params": {}}),
+        "the attribute layers of Sequential cannot be hashed, .*; use tuples in the place of lists",
     ),
     "an nnx module with variables": (
         lambda: ddjax.bind(frameworks.nnx_module(WEIGHTS), VARIABLES),
@@ -226,3 +226,19 @@ def test_evaluate_refuses_probabilities_and_tells_of_their_logarithm():
         ddjax.evaluate(softmax, INPUTS, LABELS, **settings)
     report = ddjax.evaluate(ddjax.bind(softmax, outputs="probabilities"), INPUTS, LABELS, **settings)
     assert any("the attacks saw their logarithm" in warning for warning in report.warnings)
+
+
+def test_sequential_of_a_list_is_bound_and_shares_a_program():
+    traces = []
+
+    @jax.jit
+    def logits(logits_fn):
+        traces.append(1)
+        return logits_fn(INPUTS)
+
+    flatten = lambda x: x.reshape(len(x), -1)
+    for seed in range(2):
+        module = nn.Sequential([flatten, nn.Dense(4), nn.relu, nn.Dense(3)])
+        variables = module.init(jax.random.key(seed), INPUTS)
+        np.testing.assert_allclose(logits(ddjax.bind(module, variables)), module.apply(variables, INPUTS), atol=1e-5)
+    assert len(traces) == 1
