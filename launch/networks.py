@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
 import ddjax
@@ -201,11 +202,13 @@ def _of_torch(make: Any, name: str, inputs: jax.Array) -> Any:
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"{name} makes a {type(module).__name__}, no torch.nn.Module")
     if _WEIGHTS.value is not None:
-        state = weights.load_state_dict(_WEIGHTS.value)
+        state = weights.load_weights(_WEIGHTS.value)
         counters = ("num_batches_tracked",)
         own = {key: value for key, value in module.state_dict().items() if not key.endswith(counters)}
         weights.check_match(state, own, what=name)
-        module.load_state_dict({key: torch.from_numpy(value.copy()) for key, value in state.items()}, strict=False)
+        # PyTorch takes no bfloat16 of NumPy's.
+        as_float = lambda value: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value.copy()
+        module.load_state_dict({key: torch.from_numpy(as_float(value)) for key, value in state.items()}, strict=False)
     return ddjax.from_torch(module, inputs)
 
 

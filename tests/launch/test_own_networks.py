@@ -38,6 +38,13 @@ def normalized(weights):
 def five_classes(weights):
     return lambda weights, x: two_layers(weights, x)[:, :5], weights
 
+def torch_stack():
+    import torch
+    stack = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.Linear(24, 10))
+    # Between the two, so that the names of the parameters are those of the file.
+    stack.forward = lambda x: stack[1](torch.relu(stack[0](x.flatten(1))))
+    return stack
+
 def broken():
     raise RuntimeError("no such layer")
 
@@ -103,6 +110,19 @@ def test_one_network_in_five_forms_gives_one_result(launch, own):
     assert all(lines == told["stack"] for lines in told.values()), told
     again = launch("attack", given[0], "--weights=linen.npz", *more, given[-1], *ATTACK, cwd=own, ok=False)
     assert "--weights: " in again.stderr
+
+
+def test_pytorch_module_gives_the_same(launch, own):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    found = []
+    for flag, name in (("torch_model", "torch_stack"), ("model", "stack")):
+        given = [f"--{flag}=own_networks:{name}", "--weights=weights.npz", f"--workdir={name}"]
+        found.append(launch("attack", *given, *ATTACK, cwd=own).stdout.splitlines()[:2])
+    assert found[0] == found[1]
+    done = launch("attack", "--torch_model=own_networks:stack", *ATTACK, "--workdir=wrong", cwd=own, ok=False)
+    assert "raised TypeError" in done.stderr
+    given = ["--torch_model=own_networks:torch_stack", "--weights=linen.npz", "--workdir=wrong"]
+    assert "missing" in launch("attack", *given, *ATTACK, cwd=own, ok=False).stderr
 
 
 def test_own_network_behind_a_defense(launch, own):
