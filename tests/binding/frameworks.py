@@ -21,16 +21,18 @@ FLAT = (SHAPE[0] - 2) * (SHAPE[1] - 2) * WIDTH
 
 def make_weights(seed, dtype=np.float32):
     draw = np.random.default_rng(seed)
-    normal = lambda *shape: draw.normal(size=shape).astype(dtype)
-    return {
+    # Numbers of float32 in either type: a network of PyTorch is imported in it.
+    normal = lambda *shape: draw.normal(size=shape).astype(np.float32)
+    weights = {
         "conv": {"kernel": 0.5 * normal(3, 3, SHAPE[2], WIDTH), "bias": 0.1 * normal(WIDTH)},
         "scale": 1 + 0.1 * normal(WIDTH),
         "offset": 0.1 * normal(WIDTH),
         "mean": 0.3 * normal(WIDTH),
         "var": 0.5 + normal(WIDTH) ** 2,
         "hidden": {"kernel": normal(FLAT, HIDDEN) / 4, "bias": 0.1 * normal(HIDDEN)},
-        "output": {"kernel": normal(HIDDEN, CLASSES), "bias": normal(CLASSES) * 0.1},
+        "output": {"kernel": normal(HIDDEN, CLASSES), "bias": 0.1 * normal(CLASSES)},
     }
+    return jax.tree.map(lambda leaf: leaf.astype(np.float32).astype(dtype), weights)
 
 
 class Linen(nn.Module):
@@ -217,6 +219,27 @@ def keras(weights):
     return ddjax.bind(model)
 
 
+def torch_(weights):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(SHAPE[2], WIDTH, 3), torch.nn.BatchNorm2d(WIDTH), torch.nn.Dropout(), torch.nn.ReLU(),
+        torch.nn.Flatten(), torch.nn.Linear(FLAT, HIDDEN), torch.nn.ReLU(), torch.nn.Linear(HIDDEN, CLASSES),
+    )  # fmt: skip
+    state = {
+        "0.weight": weights["conv"]["kernel"].transpose(3, 2, 0, 1),
+        "0.bias": weights["conv"]["bias"],
+        **{f"1.{name}": weights[own] for name, own in (("weight", "scale"), ("bias", "offset"))},
+        **{f"1.running_{name}": weights[name] for name in ("mean", "var")},
+        "5.weight": channels_first(weights["hidden"]["kernel"]).T,
+        "5.bias": weights["hidden"]["bias"],
+        "7.weight": weights["output"]["kernel"].T,
+        "7.bias": weights["output"]["bias"],
+    }
+    to_tensor = lambda value: torch.from_numpy(np.array(value, np.float32))
+    network.load_state_dict({name: to_tensor(value) for name, value in state.items()}, strict=False)
+    return ddjax.from_torch(network, SHAPE)
+
+
 NETWORKS = {
     "linen": linen,
     "nnx": nnx_,
@@ -225,4 +248,5 @@ NETWORKS = {
     "keras": keras,
     "exported": exported,
     "function": function,
+    "torch": torch_,
 }
