@@ -11,7 +11,8 @@ parameters and, to rounding, the same values are therefore kept:
   XLA:CPU hands to its fast multi-threaded kernel, with half the multiplications where Winograd's algorithm pays. The
   same holds for the gradients of gradients. Pooling is a reshape and a maximum.
 
-`"auto"` chooses by the platform for which the program is lowered. Nothing outside this file knows about any of it.
+`"auto"` chooses by the platform for which the program is lowered. Nothing outside this file, and `windows.py` for other
+strides and windows, knows about any of it.
 `python -m launch.benchmark --work=layers` measures the choice, which is worth repeating with each new jaxlib: on two
 cores `"plain"` took 49 times as long to train MNIST's network, and 12 times as long for input gradients, with jaxlib
 0.10.2, and 59 and 19 times with 0.12.0.1.
@@ -63,10 +64,15 @@ _grows = jax.make_user_context(True)
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _in_lowering(
+def in_lowering(
     lowering: str, plain: Callable[..., Array], canonical: Callable[..., Array], *arguments: Array
 ) -> Array:
-    """Calls one of the two forms of an operation."""
+    """Calls one of the two forms of an operation of arrays; see the head of this file.
+
+    Raises:
+      ValueError: for an unknown lowering.
+    """
+    check_choice("lowering", lowering, LOWERINGS)
     if lowering == "auto":
         return by_platform(*arguments, cpu=canonical, default=plain)
     return plain(*arguments) if lowering == "plain" else canonical(*arguments)
@@ -76,7 +82,9 @@ def _plain_conv(inputs: Array, kernel: Array, padding: Padding) -> Array:
     return lax.conv_general_dilated(inputs, kernel, (1, 1), padding, dimension_numbers=_LAYOUT)
 
 
-def _resolve_padding(padding: str, kernel_size: Sequence[int]) -> Padding:
+def _resolve_padding(padding: str | Padding, kernel_size: Sequence[int]) -> Padding:
+    if not isinstance(padding, str):
+        return padding
     check_choice("padding", padding, ("VALID", "SAME"))
     height, width = kernel_size if padding == "SAME" else (1, 1)
     return ((height - 1) // 2, height // 2), ((width - 1) // 2, width // 2)
@@ -291,31 +299,37 @@ def _patch_product(patches: Array, kernel: Array) -> Any:
 
 
 def conv(
-    inputs: Float[Array, "B H W C"], kernel: Float[Array, "h w C F"], *, padding: str = "VALID", lowering: str = "auto"
+    inputs: Float[Array, "B H W C"],
+    kernel: Float[Array, "h w C F"],
+    *,
+    padding: str | Padding = "VALID",
+    lowering: str = "auto",
 ) -> Float[Array, "B H2 W2 F"]:
     """Convolves with stride 1.
 
     Args:
       inputs: a batch of images or feature maps.
       kernel: the filters, no larger than the padded input.
-      padding: `"VALID"` or `"SAME"`.
+      padding: `"VALID"`, `"SAME"`, or how many zeros stand `((above, below), (left, right))`.
       lowering: `"auto"`, `"plain"` or `"canonical"`; see the head of this file. Values agree to rounding.
         `"canonical"`, and therefore `"auto"`, has reverse-mode derivatives only.
 
     Raises:
       ValueError: for an unknown padding or lowering, or when the channels of inputs and kernel differ.
     """
-    check_choice("lowering", lowering, LOWERINGS)
     pads = _resolve_padding(padding, kernel.shape[:2])
     if inputs.shape[-1] != kernel.shape[2]:
         raise ValueError(f"the kernel takes {kernel.shape[2]} channels, the input has {inputs.shape[-1]}")
+    if any(pad >= taps for taps, edges in zip(kernel.shape, pads, strict=False) for pad in edges):
+        # The padding of the input gradient would be negative.
+        inputs, pads = jnp.pad(inputs, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
     if math.prod(kernel.shape[:3]) <= _FEW_INPUTS:
         canonical = _patch_conv
     elif _is_worth_mixing(inputs, kernel):
         canonical = _winograd_conv
     else:
         canonical = _canonical_conv
-    return _in_lowering(lowering, _padded_by(_plain_conv, pads), _padded_by(canonical, pads), inputs, kernel)
+    return in_lowering(lowering, _padded_by(_plain_conv, pads), _padded_by(canonical, pads), inputs, kernel)
 
 
 @functools.cache
@@ -352,9 +366,8 @@ def max_pool(inputs: Float[Array, "B H W C"], *, lowering: str = "auto") -> Floa
     Raises:
       ValueError: for an unknown lowering.
     """
-    check_choice("lowering", lowering, LOWERINGS)
     height, width = (size // 2 * 2 for size in inputs.shape[1:3])
-    return _in_lowering(lowering, _plain_max_pool, _reshape_max_pool, inputs[:, :height, :width])
+    return in_lowering(lowering, _plain_max_pool, _reshape_max_pool, inputs[:, :height, :width])
 
 
 def _plain_max_pool(inputs: Array) -> Array:
