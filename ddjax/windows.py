@@ -59,9 +59,7 @@ def _with(form: Callable[..., Array], *settings: Any) -> Callable[..., Array]:
     return lambda *arrays: form(*arrays, *settings)
 
 
-def _plain_conv(
-    inputs: Array, kernel: Array, padding: Padding, strides: Pair, dilation: Pair, groups: int
-) -> Array:
+def _plain_conv(inputs: Array, kernel: Array, padding: Padding, strides: Pair, dilation: Pair, groups: int) -> Array:
     numbers = ("NHWC", "HWIO", "NHWC")
     return lax.conv_general_dilated(inputs, kernel, strides, padding, None, dilation, numbers, groups)
 
