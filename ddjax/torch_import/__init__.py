@@ -5,5 +5,6 @@ description of a plain stack of layers and its weights, and needs no PyTorch. `o
 """
 
 from ddjax.torch_import.exporting import from_torch
+from ddjax.torch_import.stack import sequential
 
-__all__ = ["from_torch"]
+__all__ = ["from_torch", "sequential"]

@@ -40,9 +40,7 @@ def _convolution(
 ) -> Array:  # fmt: skip
     axes = weight.ndim - 2
     if transposed or axes > 2:
-        raise ValueError(
-            f"only convolutions in one or two dimensions are supported, and none that is transposed: {axes}"
-        )
+        raise ValueError("only convolutions in one or two dimensions are supported, and none that is transposed")
     if axes == 1:  # As of images of one row.
         inputs, weight = inputs[:, :, None], weight[:, :, None]
         stride, padding, dilation = (1, *stride), (0, *padding), (1, *dilation)
@@ -69,9 +67,8 @@ def _instance_norm(
 def _pad(inputs: Array, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Array:
     """The sizes begin with those of the last axis; negative ones cut off."""
     pairs = [(0, 0)] * (inputs.ndim - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
-    kept = tuple(
-        slice(max(-low, 0), size - max(-high, 0)) for size, (low, high) in zip(inputs.shape, pairs, strict=True)
-    )
+    ends = zip(inputs.shape, pairs, strict=True)
+    kept = tuple(slice(max(-low, 0), size - max(-high, 0)) for size, (low, high) in ends)
     edges = [(max(low, 0), max(high, 0)) for low, high in pairs]
     if mode == "constant":
         return jnp.pad(inputs[kept], edges, constant_values=0 if value is None else value)
@@ -85,17 +82,14 @@ def _divide(inputs: Any, other: Any, *, rounding_mode: str | None = None) -> Arr
 
 
 def _variance(
-    inputs: Array, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: float | None = None
+    inputs: Array, dim: Any = None, unbiased: bool = True, keepdim: bool = False, *, correction: Any = None
 ) -> Array:
     return jnp.var(inputs, _axes(dim), ddof=int(unbiased) if correction is None else correction, keepdims=keepdim)
 
 
-def _span(inputs: Array, dim: int, start: int | None, end: int | None, step: int) -> tuple[slice, ...]:
-    return (slice(None),) * (dim % inputs.ndim) + (slice(start, None if end is None else min(end, _LARGEST), step),)
-
-
 def _slice(inputs: Array, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1) -> Array:
-    return inputs[_span(inputs, dim, start, end, step)]
+    span = slice(start, None if end is None else min(end, _LARGEST), step)
+    return inputs[(slice(None),) * (dim % inputs.ndim) + (span,)]
 
 
 def _split(inputs: Array, sizes: int | Sequence[int], dim: int = 0) -> tuple[Array, ...]:
@@ -253,7 +247,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "repeat": lambda inputs, repeats: jnp.tile(inputs, repeats),
     "reshape": jnp.reshape,
     "roll": lambda inputs, shifts, dims=(): jnp.roll(inputs, shifts, _axes(dims)),
-    "select": lambda inputs, dim, index: inputs[_span(inputs, dim, None, None, 1)[:-1] + (index,)],
+    "select": lambda inputs, dim, index: jax.lax.index_in_dim(inputs, index, dim, keepdims=False),
     "slice": _slice,
     "split": _split,
     "split_with_sizes": _split,
@@ -278,5 +272,8 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "scalar_tensor": lambda value, *, dtype=None: jnp.asarray(value, dtype),
     "sym_size": lambda inputs, dim: inputs.shape[dim],
     "zeros": functools.partial(_full, value=0.0),
-    **{f"operator.{name}": getattr(operator, name) for name in ("add", "floordiv", "getitem", "mod", "mul", "neg", "sub")},
+    **{
+        f"operator.{name}": getattr(operator, name)
+        for name in ("add", "floordiv", "getitem", "mod", "mul", "neg", "sub")
+    },
 }  # fmt: skip

@@ -66,10 +66,13 @@ def from_torch(module: Any, example: Any) -> Partial:
     with warnings.catch_warnings(), torch.no_grad():
         # PyTorch warns of its own deprecations.
         warnings.simplefilter("ignore")
-        module = copy.deepcopy(module).cpu().float().eval()
-        program = _export(torch, module, _to_tensor(torch, batches[0]))
+        try:
+            module = copy.deepcopy(module).cpu().float().eval()
+            program = _export(torch, module, _to_tensor(torch, batches[0]))
+        except Exception as error:  # whatever the user's module and the exporter raise
+            raise ValueError(f"PyTorch cannot export the module: {first_line(error)}") from error
         classifier = _translate(torch, program)
-        expected = [module(_to_tensor(torch, batch)).numpy() for batch in batches]
+        expected = [module(_to_tensor(torch, batch)) for batch in batches]
     _check(classifier, batches, expected)
     return classifier
 
@@ -96,11 +99,12 @@ def _export(torch: Any, module: Any, inputs: Any) -> Any:
     for packet in (getattr(torch.ops.aten, name) for name in _WHOLE):
         for overload in packet.overloads():
             table.pop(getattr(packet, overload), None)
-    try:
-        program = torch.export.export(module, (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
-        program = program.run_decompositions(table)
-    except Exception as error:  # whatever the user's module and the exporter raise
-        raise ValueError(f"PyTorch cannot export the module: {first_line(error)}") from error
+    program = torch.export.export(module, (inputs,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    return program.run_decompositions(table)
+
+
+def _translate(torch: Any, program: Any) -> Partial:
+    """The classifier of an exported program."""
     signature = program.graph_signature
     if signature.buffers_to_mutate:
         names = ", ".join(signature.buffers_to_mutate.values())
@@ -110,16 +114,7 @@ def _export(torch: Any, module: Any, inputs: Any) -> Any:
             "the module must take one tensor and return the logits alone, but it has "
             f"{len(signature.user_inputs)} inputs and {len(signature.user_outputs)} outputs"
         )
-    return program
-
-
-def _translate(torch: Any, program: Any) -> Partial:
-    signature = program.graph_signature
-    names = {
-        **signature.inputs_to_parameters,
-        **signature.inputs_to_buffers,
-        **signature.inputs_to_lifted_tensor_constants,
-    }
+    names = signature.inputs_to_parameters | signature.inputs_to_buffers | signature.inputs_to_lifted_tensor_constants
     stored = {**program.constants, **program.state_dict}
     nodes, unknown, used = [], set(), set()
     (input_name,) = signature.user_inputs
@@ -132,17 +127,13 @@ def _translate(torch: Any, program: Any) -> Partial:
             return Ref(names[argument.name], is_parameter=True)
         if isinstance(argument, list | tuple):
             return tuple(translated(each) for each in argument)
-        return str(argument).removeprefix("torch.") if isinstance(argument, torch.dtype) else argument
+        if isinstance(argument, torch.dtype):
+            return _dtype(str(argument).removeprefix("torch."))
+        return argument
 
     for node in program.graph.nodes:
-        if (
-            node.op == "placeholder"
-            and node.name == input_name
-            and not isinstance(node.meta["val"].shape[0], torch.SymInt)
-        ):
-            raise ValueError(
-                f"the module fixes the size of its batch at {node.meta['val'].shape[0]}: it may not write it as a number"
-            )
+        if node.name == input_name and not isinstance(node.meta["val"].shape[0], torch.SymInt):
+            raise ValueError("the module fixes the size of its batch; take it from the input, as x.shape[0]")
         if node.op != "call_function":
             continue
         is_aten = isinstance(node.target, torch._ops.OpOverload)
@@ -159,27 +150,30 @@ def _translate(torch: Any, program: Any) -> Partial:
             f"{', '.join(sorted(OPERATIONS))}"
         )
     (output_name,) = signature.user_outputs
-    return Partial(
-        Graph(tuple(nodes), input_name, output_name), {name: _to_array(stored[name]) for name in sorted(used)}
-    )
+    parameters = {name: _to_array(stored[name]) for name in sorted(used)}
+    return Partial(Graph(tuple(nodes), input_name, output_name), parameters)
 
 
 def _to_array(tensor: Any) -> jax.Array:
-    array = tensor.detach().numpy()
-    # Floats of 64 bits, and integers where JAX has none of 64 bits.
-    return jnp.asarray(array, jnp.float32 if tensor.is_floating_point() else jax.dtypes.canonicalize_dtype(array.dtype))
+    return jnp.asarray(tensor.detach().numpy(), _dtype(str(tensor.dtype).removeprefix("torch.")))
 
 
-def _check(classifier: Partial, batches: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+def _dtype(name: str) -> str:
+    """Floats have 32 bits, and integers where JAX is not told to have 64."""
+    dtype = jnp.dtype(name)
+    return "float32" if jnp.issubdtype(dtype, jnp.floating) else str(jax.dtypes.canonicalize_dtype(dtype))
+
+
+def _check(classifier: Partial, batches: Sequence[np.ndarray], expected: Sequence[Any]) -> None:
     """Compares logits."""
     apply = jax.jit(lambda classifier, inputs: classifier(inputs))
     found = []
     for inputs, logits in zip(batches, expected, strict=True):
-        if logits.ndim != 2:
-            raise ValueError(f"the module must return logits [B, K], got {logits.shape}")
+        if getattr(logits, "ndim", None) != 2:
+            raise ValueError(f"the module must return logits [B, K], got {getattr(logits, 'shape', type(logits))}")
         with jax.default_matmul_precision("highest"):
             found.append(np.asarray(apply(classifier, jnp.asarray(inputs))))
-        _compare("of the imported network and of PyTorch", found[-1], logits)
+        _compare("of the imported network and of PyTorch", found[-1], logits.numpy())
     _compare("of an example alone and in a batch", found[1], found[0][:1])
 
 

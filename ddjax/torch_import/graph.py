@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ddjax.checks import first_line
 from ddjax.torch_import.aten import OPERATIONS
 
 
@@ -49,6 +50,8 @@ class Node:
 class Graph:
     """A network without its weights: a function of these, by name, and of inputs.
 
+    It raises ValueError, with the operation, for inputs or weights of other shapes.
+
     Attributes:
       nodes: in the order in which they are computed.
       input_name: of the input.
@@ -72,5 +75,8 @@ class Graph:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             for node in self.nodes:
                 keywords = {name: filled(value) for name, value in node.keywords}
-                values[node.name] = OPERATIONS[node.operation](*filled(node.arguments), **keywords)
+                try:
+                    values[node.name] = OPERATIONS[node.operation](*filled(node.arguments), **keywords)
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{node.operation}, {node.name}: {first_line(error)}") from error
         return jnp.asarray(values[self.output_name])
