@@ -321,7 +321,7 @@ def conv(
     if inputs.shape[-1] != kernel.shape[2]:
         raise ValueError(f"the kernel takes {kernel.shape[2]} channels, the input has {inputs.shape[-1]}")
     if any(pad >= taps for taps, edges in zip(kernel.shape, pads, strict=False) for pad in edges):
-        # The padding of the input gradient would be negative.
+        # The gradient would have negative padding, for which XLA:CPU (jaxlib 0.10.2) returns arbitrary numbers.
         inputs, pads = jnp.pad(inputs, ((0, 0), *pads, (0, 0))), ((0, 0), (0, 0))
     if math.prod(kernel.shape[:3]) <= _FEW_INPUTS:
         canonical = _patch_conv

@@ -11,8 +11,8 @@ LONGEST, MEDIAN = 500, 200
 # Imports point one way: a part imports from its own layer or from one before.
 LAYERS = (
     ("version", "rounding", "platforms", "checks", "registry", "progress", "files"),
-    ("layers", "losses", "jacobian", "metrics", "classifier", "models", "parallel", "binding", "state"),
-    ("attacks", "certify"),
+    ("layers", "windows", "losses", "jacobian", "metrics", "classifier", "models", "parallel", "binding", "state"),
+    ("attacks", "certify", "torch_import"),
     ("checkpoints", "old_checkpoints", "runs"),
     ("data", "defenses", "generative", "training"),
     ("evaluation", "masking"),

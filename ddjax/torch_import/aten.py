@@ -50,21 +50,21 @@ def _convolution(
 
 
 def _batch_norm(
-    inputs: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, momentum: float, eps: float
+    inputs: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, momentum: Any, eps: Any
 ) -> tuple[Array]:
     return (operations.batch_norm(inputs, weight, bias, mean, var, eps=eps),)
 
 
 def _instance_norm(
     inputs: Array, weight: Array | None, bias: Array | None, mean: Array | None, var: Array | None,
-    use_input_stats: bool, momentum: float, eps: float, cudnn_enabled: bool,
+    use_input_stats: bool, momentum: Any, eps: Any, cudnn_enabled: bool,
 ) -> Array:  # fmt: skip
     if use_input_stats or mean is None or var is None:
         return operations.group_norm(inputs, inputs.shape[1], weight, bias, eps=eps)
     return operations.batch_norm(inputs, weight, bias, mean, var, eps=eps)
 
 
-def _pad(inputs: Array, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Array:
+def _pad(inputs: Array, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Array:
     """The sizes begin with those of the last axis; negative ones cut off."""
     pairs = [(0, 0)] * (inputs.ndim - len(pad) // 2) + list(zip(pad[::2], pad[1::2], strict=True))[::-1]
     ends = zip(inputs.shape, pairs, strict=True)
@@ -118,11 +118,11 @@ def _arange(*bounds: Any, dtype: str | None = None) -> Array:
     return jnp.arange(*bounds, dtype=dtype)
 
 
-def _full(size: Sequence[int], value: float, *, dtype: str | None = None) -> Array:
+def _full(size: Sequence[int], value: Any, *, dtype: str | None = None) -> Array:
     return jnp.full(size, value, dtype)
 
 
-def _full_like(inputs: Array, value: float, *, dtype: str | None = None) -> Array:
+def _full_like(inputs: Array, value: Any, *, dtype: str | None = None) -> Array:
     return jnp.full_like(inputs, value, dtype)
 
 
@@ -135,8 +135,8 @@ def _upsample_nearest(inputs: Array, output_size: Sequence[int] | None, scale_fa
 
 
 def _attention(
-    query: Array, key: Array, value: Array, attn_mask: Array | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, *, scale: float | None = None, enable_gqa: bool = False,
+    query: Array, key: Array, value: Array, attn_mask: Array | None = None, dropout_p: Any = 0.0,
+    is_causal: bool = False, *, scale: Any = None, enable_gqa: bool = False,
 ) -> Array:  # fmt: skip
     if enable_gqa:
         raise ValueError("attention with grouped queries is not supported")

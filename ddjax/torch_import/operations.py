@@ -21,6 +21,7 @@ from ddjax import windows
 from ddjax.checks import check_choice
 
 Size = int | Sequence[int]
+Number = int | float
 # The names of `jnp.pad` for those of PyTorch.
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 APPROXIMATIONS = ("none", "tanh")
@@ -50,7 +51,7 @@ def _by_channel(values: Array, inputs: Array) -> Array:
 
 
 def conv2d(
-    inputs: Float[Array, "B C H W"],
+    inputs: Float[Array, "..."],
     weight: Float[Array, "F G h w"],
     bias: Float[Array, " F"] | None = None,
     *,
@@ -60,7 +61,7 @@ def conv2d(
     groups: int = 1,
     padding_mode: str = "zeros",
 ) -> Float[Array, "B F H2 W2"]:
-    """Convolves.
+    """Convolves feature maps `[B, C, H, W]`.
 
     `padding` is how much stands on both sides, down and across, `"valid"` for none, or `"same"`, for stride 1: an odd
     rest of it stands below and on the right. `padding_mode` is one of `PADDING_MODES`.
@@ -92,7 +93,7 @@ def conv2d(
 
 
 def linear(
-    inputs: Float[Array, "*B N"], weight: Float[Array, "M N"], bias: Float[Array, " M"] | None = None
+    inputs: Float[Array, "*B N"], weight: Float[Array, "M D"], bias: Float[Array, " M"] | None = None
 ) -> Float[Array, "*B M"]:
     """The product with the transposed weight, and the bias.
 
@@ -106,14 +107,14 @@ def linear(
 
 
 def batch_norm(
-    inputs: Float[Array, "B C *S"],
+    inputs: Float[Array, "B F *S"],
     weight: Float[Array, " C"] | None,
     bias: Float[Array, " C"] | None,
     running_mean: Float[Array, " C"],
     running_var: Float[Array, " C"],
     *,
-    eps: float = 1e-5,
-) -> Float[Array, "B C *S"]:
+    eps: Number = 1e-5,
+) -> Float[Array, "B F *S"]:
     """Normalizes each channel by statistics from training.
 
     Raises:
@@ -142,7 +143,7 @@ def layer_norm(
     weight: Float[Array, "..."] | None = None,
     bias: Float[Array, "..."] | None = None,
     *,
-    eps: float = 1e-5,
+    eps: Number = 1e-5,
 ) -> Float[Array, "..."]:
     """Normalizes the last axes, which have `normalized_shape`, of each example."""
     rest = inputs.ndim - len(normalized_shape)
@@ -157,7 +158,7 @@ def group_norm(
     weight: Float[Array, " C"] | None = None,
     bias: Float[Array, " C"] | None = None,
     *,
-    eps: float = 1e-5,
+    eps: Number = 1e-5,
 ) -> Float[Array, "B C *S"]:
     """Normalizes groups of channels of each example. As many groups as channels: instance normalization."""
     groups = inputs.reshape(inputs.shape[0], num_groups, -1)
@@ -188,7 +189,7 @@ def _pool_edges(
 
 
 def max_pool2d(
-    inputs: Float[Array, "B C H W"],
+    inputs: Float[Array, "..."],
     kernel_size: Size,
     stride: Size | None = None,
     padding: Size = 0,
@@ -211,7 +212,7 @@ def max_pool2d(
 
 
 def avg_pool2d(
-    inputs: Float[Array, "B C H W"],
+    inputs: Float[Array, "..."],
     kernel_size: Size,
     stride: Size | None = None,
     padding: Size = 0,
@@ -252,7 +253,7 @@ def _adaptive_windows(inputs: Array, output_size: int | Sequence[int | None]) ->
 
 
 def adaptive_avg_pool2d(
-    inputs: Float[Array, "B C H W"], output_size: int | Sequence[int | None]
+    inputs: Float[Array, "..."], output_size: int | Sequence[int | None]
 ) -> Float[Array, "B C H2 W2"]:
     """Takes the mean over as many windows as `output_size` says, for each axis; None keeps its size.
 
@@ -271,7 +272,7 @@ def adaptive_avg_pool2d(
 
 
 def adaptive_max_pool2d(
-    inputs: Float[Array, "B C H W"], output_size: int | Sequence[int | None]
+    inputs: Float[Array, "..."], output_size: int | Sequence[int | None]
 ) -> Float[Array, "B C H2 W2"]:
     """Takes the maximum over as many windows as `output_size` says; see `adaptive_avg_pool2d`."""
     rows, columns = _adaptive_windows(inputs, output_size)
@@ -295,7 +296,7 @@ def attention(
     mask: Array | None = None,
     *,
     is_causal: bool = False,
-    scale: float | None = None,
+    scale: Number | None = None,
 ) -> Float[Array, "*B T V"]:
     """Scaled dot-product attention; `mask` is boolean, of what takes part, or is added to the products."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
@@ -315,7 +316,7 @@ def clamp(inputs: Array, min: Any = None, max: Any = None) -> Array:
     return outputs if max is None else jnp.where(outputs > max, max, outputs)
 
 
-def hardtanh(inputs: Array, min_val: float = -1.0, max_val: float = 1.0) -> Array:
+def hardtanh(inputs: Array, min_val: Number = -1.0, max_val: Number = 1.0) -> Array:
     """Limits values from both sides; the gradient at a limit is zero."""
     return jnp.where(inputs <= min_val, min_val, jnp.where(inputs >= max_val, max_val, inputs))
 
@@ -326,17 +327,17 @@ def gelu(inputs: Array, approximate: str = "none") -> Array:
     return jax.nn.gelu(inputs, approximate=approximate == "tanh")
 
 
-def softplus(inputs: Array, beta: float = 1.0, threshold: float = 20.0) -> Array:
+def softplus(inputs: Array, beta: Number = 1.0, threshold: Number = 20.0) -> Array:
     """`log(1 + exp(beta x)) / beta`; the identity where `beta x` is above the threshold."""
     return jnp.where(inputs * beta > threshold, inputs, jax.nn.softplus(inputs * beta) / beta)
 
 
-def leaky_relu(inputs: Array, negative_slope: float = 0.01) -> Array:
+def leaky_relu(inputs: Array, negative_slope: Number = 0.01) -> Array:
     """The identity above zero, and the product with the slope at zero and below."""
     return jnp.where(inputs > 0, inputs, inputs * negative_slope)
 
 
-def elu(inputs: Array, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Array:
+def elu(inputs: Array, alpha: Number = 1.0, scale: Number = 1.0, input_scale: Number = 1.0) -> Array:
     """The exponential linear unit, `alpha (exp(x) - 1)` below zero."""
     below = alpha * jnp.expm1(jnp.where(inputs > 0, 0, inputs) * input_scale)
     return scale * jnp.where(inputs > 0, inputs, below)
