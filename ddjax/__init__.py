@@ -32,6 +32,7 @@ from ddjax.classifier import (
 )
 from ddjax.evaluation import evaluate, judge
 from ddjax.jacobian import amplitude
+from ddjax.torch_import import from_torch, sequential
 from ddjax.training import TrainState, distill, soft_labels, train, train_epoch, train_step
 from ddjax.version import __version__
 
@@ -58,6 +59,7 @@ __all__ = [
     "expectation",
     "fgsm",
     "from_probabilities",
+    "from_torch",
     "in_bfloat16",
     "jacobian_augmentation",
     "jsma",
@@ -67,6 +69,7 @@ __all__ = [
     "pgd",
     "randomized",
     "reparameterized",
+    "sequential",
     "single_draw",
     "smallest_epsilon",
     "soft_labels",

@@ -66,13 +66,18 @@ def from_torch(module: Any, example: Any) -> Partial:
     with warnings.catch_warnings(), torch.no_grad():
         # PyTorch warns of its own deprecations.
         warnings.simplefilter("ignore")
+        expected = []
         try:
             module = copy.deepcopy(module).cpu().float().eval()
             program = _export(torch, module, _to_tensor(torch, batches[0]))
         except Exception as error:  # whatever the user's module and the exporter raise
             raise ValueError(f"PyTorch cannot export the module: {first_line(error)}") from error
+        try:
+            for batch in batches:
+                expected.append(module(_to_tensor(torch, batch)))
+        except Exception as error:
+            raise ValueError(f"the module fails for a batch of {len(batch)}: {first_line(error)}") from error
         classifier = _translate(torch, program)
-        expected = [module(_to_tensor(torch, batch)) for batch in batches]
     _check(classifier, batches, expected)
     return classifier
 
