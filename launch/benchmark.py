@@ -31,11 +31,11 @@ from jax.experimental.compilation_cache import compilation_cache
 from ddjax import checkpoints, data, evaluation, layers, parallel, training
 
 from . import common, loading, recipes
-from .benchmarks import attacks, generative, growth, measure, peers
+from .benchmarks import attacks, generative, growth, imported, measure, peers
 from .benchmarks import training as training_works
 
 FLAGS = flags.FLAGS
-_WORK = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK}
+_WORK = {**training_works.WORK, **attacks.WORK, **growth.WORK, **generative.WORK, **imported.WORK}
 # Left out by --quick: they take longest.
 _SLOW = ("carlini_wagner_linf",)
 _WORKS = flags.DEFINE_multi_enum("work", [], list(_WORK), "What to measure; default: everything.")

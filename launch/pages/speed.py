@@ -20,6 +20,7 @@ INSIDE = {
     "layers_training": "lowerings, training", "layers_gradient": "lowerings, input gradient",
     "compaction": "shrinking batches", "precision": "precision", "jsma_step": "JSMA, a step",
     "purify": "purification by PixelDefend", "reconstruct": "reconstruction by Defense-GAN",
+    "imported_pgd": "imported network, PGD", "imported_jsma": "imported network, JSMA",
 }  # fmt: skip
 # Comparisons of sizes.
 GROWTH = {f"growth_{axis}": axis for axis in ("examples", "steps", "features", "classes", "temperatures")}
