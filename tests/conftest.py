@@ -3,6 +3,7 @@
 import gc
 import importlib.metadata
 import os
+import pathlib
 
 import jax
 import pytest
@@ -32,6 +33,20 @@ jax.config.update("jax_compilation_cache_dir", None)
 gc.set_threshold(200_000, 100, 100)
 
 install_import_hook("ddjax", "beartype.beartype")
+
+
+# Each compiled program takes a few of the mappings of memory that Linux grants a process, 65,530 by default. XLA ends the
+# process when there are none left.
+_MAPPINGS, _MOST_MAPPINGS = pathlib.Path("/proc/self/maps"), 25_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_programs():
+    """Forgets compiled programs, after a file of tests, when they have become many."""
+    yield
+    if _MAPPINGS.exists() and _MAPPINGS.read_bytes().count(b"\n") > _MOST_MAPPINGS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

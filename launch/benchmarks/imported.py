@@ -86,7 +86,7 @@ def _jsma(logits_fn: Any, images: Array, labels: Array, targets: Array) -> Any:
     return jsma_without_success(_JSMA_STEPS, "probs", logits_fn, images, labels, targets)
 
 
-def _side(attack: Callable[..., Any], classifiers: list[Any], arguments: tuple[Array, ...]) -> Side:
+def _side(network: str, attack: Callable[..., Any], classifiers: list[Any], arguments: tuple[Array, ...]) -> Side:
     """An attack on the first classifier; the second one, of the same form, must not be compiled for."""
     traces = 0
 
@@ -99,7 +99,7 @@ def _side(attack: Callable[..., Any], classifiers: list[Any], arguments: tuple[A
 
     def describe(result: Any) -> dict[str, Any]:
         jax.block_until_ready(compiled(classifiers[1], *arguments))
-        return {"note": f"{traces} compiled for two sets of weights", "traces": traces}
+        return {"note": f"{network}; programs for two sets of weights: {traces}", "traces": traces}
 
     return Side(lambda: jax.block_until_ready(compiled(classifiers[0], *arguments)), len(arguments[0]), describe)
 
@@ -118,7 +118,7 @@ def _measure(context: Context, attack: Callable[..., Any], work: str) -> None:
         for batch in context.batches:
             arguments = context.first(batch)
             sides = {
-                side: functools.partial(_side, attack, classifiers, arguments)
+                side: functools.partial(_side, name, attack, classifiers, arguments)
                 for side, classifiers in (("linen", in_linen), ("imported", imported))
             }
             measure.compare(context, work, sides, network=name, batch=batch)
