@@ -35,8 +35,8 @@ gc.set_threshold(200_000, 100, 100)
 install_import_hook("ddjax", "beartype.beartype")
 
 
-# Each compiled program takes a few of the mappings of memory that Linux grants a process, 65,530 by default. XLA ends the
-# process when there are none left.
+# Each compiled program takes a few of the mappings of memory that Linux grants a process, 65,530 by default. XLA ends
+# the process when there are none left.
 _MAPPINGS, _MOST_MAPPINGS = pathlib.Path("/proc/self/maps"), 25_000
 
 
