@@ -64,7 +64,7 @@ def _hashable(module: nn.Module) -> nn.Module:
                 f"the attribute {name} of {type(module).__name__} cannot be hashed, and programs are told apart by it; "
                 "use tuples in the place of lists, and flax's FrozenDict for dictionaries"
             ) from None
-    return module.clone(**lists) if lists else module
+    return module.clone(**cast("Any", lists)) if lists else module
 
 
 def of_state(state: Any) -> Any:
