@@ -146,6 +146,8 @@ def _load_own(test: data.Dataset) -> Any:
         mean, std = _normalization()
         logits_fn = ddjax.normalized(logits_fn, mean, std)
     binding.check_classifier(logits_fn, inputs, name)
+    if binding.takes_logarithm(logits_fn):
+        print(f"note: {binding.LOGARITHM}")
     count = jax.eval_shape(logits_fn, inputs).shape[1]
     if count != test.num_classes:
         raise ValueError(f"{name} returns {count} logits, and {test.name} has {test.num_classes} classes")

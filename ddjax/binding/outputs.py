@@ -12,6 +12,8 @@ from ddjax.checks import check_choice
 from ddjax.classifier import LogitsFn, as_pytree
 
 OUTPUTS = ("logits", "probabilities")
+# What reports say of a classifier that is made of probabilities.
+LOGARITHM = "the model returns probabilities; the attacks saw their logarithm, which has no gradient where one is 0"
 # How far logits of one input may differ between a batch of one and of two, relative to the largest: some programs
 # round differently by batch size, in units of the type. Dropout and batch normalization change them by far more.
 _ROUNDING, _UNITS = 1e-3, 16.0
@@ -95,5 +97,5 @@ def check_classifier(
     if not takes_logarithm(logits_fn) and (found >= 0).all() and np.abs(found.sum(axis=1) - 1).max() < error:
         raise ValueError(
             f"{name} returns probabilities, and attacks need logits: leave out its last softmax, or say "
-            'bind(..., outputs="probabilities")'
+            'bind(..., outputs="probabilities"), or --outputs=probabilities to a launcher'
         )

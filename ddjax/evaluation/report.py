@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from ddjax import metrics
 from ddjax.attacks.problem import Bounds
-from ddjax.binding import check_classifier, takes_logarithm
+from ddjax.binding import LOGARITHM, check_classifier, takes_logarithm
 from ddjax.checks import check_choice, check_number
 from ddjax.classifier import Randomized, expectation
 from ddjax.evaluation.attempts import make_attempts
@@ -26,7 +26,6 @@ ATTACKS_OF_NORM = {
     "l1": ("pgd:norm=l1,loss=margin", "pgd:norm=l1,loss=cross_entropy"),
     "l0": ("carlini_wagner_l0",),
 }
-LOGARITHM = "the model returns probabilities; the attacks saw their logarithm, which has no gradient where one is 0"
 # A larger share of exactly zero gradients is warned of.
 ZERO_SHARE = 0.01
 # Radii of the curve, as multiples of the budget.
