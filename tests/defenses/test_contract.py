@@ -148,15 +148,18 @@ def test_deployed_classifier_is_random_as_declared_and_naive_is_one_draw(name):
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_outputs_have_the_dtype_of_the_inputs(name, dtype):
-    expected = np.asarray(through(name, False)(images()), np.float64)
+    def shown_and_gradient(x):
+        """What is deployed, what an aware attack sees, and its gradient."""
+        gradient = jax.grad(lambda x: jnp.sum(through(name, True)(x).astype(jnp.float32)))
+        return through(name, False)(x), through(name, True)(x), gradient(x)
+
+    expected = np.asarray(deployed(name)(images()), np.float64)
     with jax.enable_x64(dtype == "float64"):
-        inputs = jnp.asarray(np.asarray(images())).astype(dtype)
-        for aware in (False, True):
-            found = through(name, aware)(inputs)
+        *shown, gradient = jax.jit(shown_and_gradient)(jnp.asarray(np.asarray(images())).astype(dtype))
+        for found in shown:
             assert found.dtype == dtype
             assert found.shape == expected.shape
             assert np.isfinite(np.asarray(found, np.float64)).all()
-        gradient = jax.grad(lambda x: jnp.sum(through(name, True)(x).astype(jnp.float32)))(inputs)
         assert gradient.dtype == dtype
         assert np.isfinite(np.asarray(gradient, np.float64)).all()
         if dtype == "float64" and not defenses.DEFENSES[name].random:
