@@ -27,7 +27,7 @@ def distance(result, images, norm):
 
 
 def margins(logits_fn, images, classes):
-    logits = np.asarray(logits_fn(images), np.float64)
+    logits = np.asarray(linear.evaluate(logits_fn, images), np.float64)
     own = np.take_along_axis(logits, np.asarray(classes)[:, None], axis=1)[:, 0]
     return own - np.where(np.arange(logits.shape[1])[None] == np.asarray(classes)[:, None], -np.inf, logits).max(1)
 
@@ -196,15 +196,16 @@ def test_l2_is_not_worse_with_more_searches(small):
 
 
 @every_attack
-def test_unreachable_targets_fail_and_misclassified_inputs_stay(small, norm):
-    logits_fn, images, labels, _ = small
-    # The target is never above the label.
-    walled = jax.tree_util.Partial(_walled, logits_fn)
-    at_wall = jnp.argmax(walled(images), axis=1).astype(jnp.int32)
-    result = QUICK[norm](walled, images, at_wall, targets=jnp.full(8, 3, jnp.int32))
+def test_unreachable_targets_fail_and_misclassified_inputs_stay(network, batch, small, norm):
+    # Thirty-two, as in the next test: one program for both. The target is never above the label.
+    walled = jax.tree_util.Partial(_walled, network)
+    images = jnp.concatenate([batch[0], batch[0][:8]])
+    at_wall = jnp.argmax(linear.evaluate(walled, images), axis=1).astype(jnp.int32)
+    result = QUICK[norm](walled, images, at_wall, targets=jnp.full(32, 3, jnp.int32), confidence=0.0)
     assert (at_wall != 3).all()
     assert not result.success.any()
     np.testing.assert_array_equal(result.inputs, images)
+    logits_fn, images, labels, _ = small
     wrong = (labels + 1) % 4
     result = QUICK[norm](logits_fn, images, wrong, confidence=0.0)
     assert result.success.all()
@@ -222,7 +223,7 @@ def test_easy_hard_and_failing_examples_of_a_batch_do_not_wait_for_each_other(ne
     # A hundred and sixty, so that those that are done leave the others to a smaller batch.
     images, labels, targets = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 7)[:160], batch)
     walled = jax.tree_util.Partial(_walled, network)
-    labels = jnp.argmax(walled(images), axis=1).astype(jnp.int32)
+    labels = jnp.argmax(linear.evaluate(walled, images), axis=1).astype(jnp.int32)
     kind = np.arange(160) % 5
     # Three of five towards another class, one that is wrong already, and one towards what cannot be reached.
     targets = jnp.where(kind == 4, 3, (labels + 1) % 3)

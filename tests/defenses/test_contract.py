@@ -87,38 +87,58 @@ def behind(name):
     return network(seen.shape)
 
 
-def through(name, aware):
-    """The transform, as deployed or as a defense-aware attack differentiates it, as a function of inputs."""
+@functools.cache
+def program(name):
+    """What a transform shows as deployed and as a defense-aware attack differentiates it, each with its gradient."""
     defense = prepared(name)
     exact = ddjax.transform(defense.declaration.function, **dict(defense.settings))
-    chosen = defenses.aware(exact) if aware else exact
+    seen = defenses.aware(exact)
     drawn = (keys(),) if defense.declaration.random else ()
-    return lambda x: chosen(x, *drawn, *defense.given)
+
+    @jax.jit
+    def run(inputs, weights):
+        def of(function):
+            def loss(x):
+                shown = function(x, *drawn, *defense.given)
+                return jnp.sum(weights * shown.astype(jnp.float32)), shown
+
+            gradient, shown = jax.grad(loss, has_aux=True)(inputs)
+            return shown, gradient
+
+        deployed = of(exact)
+        return deployed, deployed if seen is exact else of(seen)
+
+    return run
+
+
+def weights_of(name):
+    defense = prepared(name)
+    shown = jax.eval_shape(lambda x: defense.transform(x, keys()), images())
+    return jax.random.normal(jax.random.key(4), shown.shape, jnp.float32)
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_gradient_is_as_declared(name):
     declared = defenses.DEFENSES[name].gradient
-    deployed, aware = (jax.jit(through(name, aware)) for aware in (False, True))
-    shown = deployed(images())
-    np.testing.assert_array_equal(aware(images()), shown)
-    weights = jax.random.normal(jax.random.key(4), shown.shape)
-    gradient = lambda function: np.asarray(jax.jit(jax.grad(lambda x: jnp.sum(weights * function(x))))(images()))
-    seen = gradient(aware)
+    weights = weights_of(name)
+    (shown, own), (seen, gradient) = jax.tree.map(np.asarray, program(name)(images(), weights))
+    np.testing.assert_array_equal(seen, shown)
     # An attack has a gradient for every example.
-    assert np.isfinite(seen).all()
-    assert (np.abs(seen).max((1, 2, 3)) > 1e-3).all()
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).max((1, 2, 3)) > 1e-3).all()
     if declared != "own":
         # A gradient of its own must be declared.
-        np.testing.assert_array_equal(gradient(deployed), 0)
+        np.testing.assert_array_equal(own, 0)
         return
-    np.testing.assert_array_equal(gradient(deployed), seen)
+    np.testing.assert_array_equal(own, gradient)
     direction = np.asarray(jax.random.normal(jax.random.key(5), SHAPE))
     step = 2e-4
-    ends = [np.asarray(deployed(images() + sign * step * direction), np.float64) for sign in (1, -1)]
+    ends = [
+        np.asarray(program(name)(images() + sign * step * direction, weights)[0][0], np.float64) for sign in (1, -1)
+    ]
     difference = float(((ends[0] - ends[1]) * np.asarray(weights)).sum()) / (2 * step)
-    slope = float((seen.astype(np.float64) * direction).sum())
-    scale = float(np.abs(seen * direction).sum())
+    slope = float((gradient.astype(np.float64) * direction).sum())
+    scale = float(np.abs(gradient * direction).sum())
     assert abs(difference - slope) < 0.02 * scale
 
 
@@ -138,25 +158,26 @@ def test_deployed_classifier_is_random_as_declared_and_naive_is_one_draw(name):
     naive = defense.naive(logits_fn, KEY)
     if isinstance(deployed, ddjax.Randomized):
         assert defense.declaration.random or defense.declaration.kind == "wrapper"
-        np.testing.assert_allclose(naive(images()), deployed(images(), jnp.stack([KEY] * 2)), atol=1e-5)
-        assert np.abs(np.asarray(deployed(images(), keys()) - naive(images()))).max() > 0
+        both = jax.jit(lambda inputs, keys: (naive(inputs), deployed(inputs, keys)))
+        np.testing.assert_allclose(*both(images(), jnp.stack([KEY] * 2)), atol=1e-5)
+        one, other = both(images(), keys())
+        assert np.abs(np.asarray(other - one)).max() > 0
         return
     assert not defense.declaration.random
-    np.testing.assert_array_equal(naive(images()), deployed(images()))
+    # Classifiers that are equal share a program.
+    run = jax.jit(lambda logits_fn, inputs: logits_fn(inputs))
+    np.testing.assert_array_equal(*(run(jax.tree_util.Partial(each), images()) for each in (naive, deployed)))
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_outputs_have_the_dtype_of_the_inputs(name, dtype):
-    def shown_and_gradient(x):
-        """What is deployed, what an aware attack sees, and its gradient."""
-        gradient = jax.grad(lambda x: jnp.sum(through(name, True)(x).astype(jnp.float32)))
-        return through(name, False)(x), through(name, True)(x), gradient(x)
-
-    expected = np.asarray(deployed(name)(images()), np.float64)
+    weights = weights_of(name)
+    expected = np.asarray(program(name)(images(), weights)[0][0], np.float64)
     with jax.enable_x64(dtype == "float64"):
-        *shown, gradient = jax.jit(shown_and_gradient)(jnp.asarray(np.asarray(images())).astype(dtype))
-        for found in shown:
+        inputs = jnp.asarray(np.asarray(images())).astype(dtype)
+        (shown, _), (seen, gradient) = program(name)(inputs, weights)
+        for found in (shown, seen):
             assert found.dtype == dtype
             assert found.shape == expected.shape
             assert np.isfinite(np.asarray(found, np.float64)).all()
