@@ -16,6 +16,8 @@ GUARD = 1e-4
 
 # Shared by tests, for the sake of compilation.
 margin_bounds = jax.jit(certify.margin_bounds, static_argnames=("norm", "method"))
+evaluate = jax.jit(lambda logits_fn, images: logits_fn(images))
+apply = jax.jit(lambda logits_fn, images: certify.apply(certify.layers_of(logits_fn), images))
 
 
 def normal(key, *shape):
@@ -344,8 +346,8 @@ def trained_like():
     for padding in ("VALID", "SAME"):
         module = models.ConvNet(num_classes=4, stages=((3,), (4,)), dense=(8,), dropout=(0.5,), padding=padding)
         images = jnp.clip(1.5 * jax.random.uniform(jax.random.key(1), (3, 10, 11, 2)) - 0.25, 0, 1)
-        logits_fn = ddjax.bind(module, module.init(jax.random.key(2), images))
-        found.append((logits_fn, images, jnp.argmax(logits_fn(images), 1).astype(jnp.int32)))
+        logits_fn = ddjax.bind(module, jax.jit(module.init)(jax.random.key(2), images))
+        found.append((logits_fn, images, jnp.argmax(evaluate(logits_fn, images), 1).astype(jnp.int32)))
     return found
 
 
@@ -353,12 +355,10 @@ def test_layers_say_the_same_as_the_module(trained_like):
     for logits_fn, images, _ in trained_like:
         network = certify.layers_of(logits_fn)
         assert certify.layers_of(network) is network
-        np.testing.assert_allclose(certify.apply(network, images), logits_fn(images), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(apply(logits_fn, images), evaluate(logits_fn, images), rtol=1e-5, atol=1e-6)
         # Temperature changes no decision, hence no radius.
         tempered = classifier.at_temperature(logits_fn, 20.0)
-        np.testing.assert_allclose(
-            certify.apply(certify.layers_of(tempered), images), tempered(images), rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(apply(tempered, images), evaluate(tempered, images), rtol=1e-5, atol=1e-6)
 
 
 def test_patches_bound_what_whole_images_bound(trained_like):
@@ -385,7 +385,7 @@ def test_methods_are_ordered_and_bounds_fall_with_the_radius(trained_like):
         # As a rule only: tighter intervals may choose the other line under a ReLU.
         assert np.mean(crown >= crown_ibp - tolerance) > 0.9
         # Without a radius, all are the margin itself, but for the guard.
-        logits = np.asarray(logits_fn(images))
+        logits = np.asarray(evaluate(logits_fn, images))
         margins = np.take_along_axis(logits, np.asarray(labels)[:, None], 1) - logits
         for values in (interval, crown_ibp, crown):
             others = np.isfinite(values[0])
