@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
+from ddjax.weights import load_state_dict
+
 # For each file, the layers and the share of MNIST's test images that the network classifies correctly.
 WONG_KOLTER = [*[("conv", {"stride": 2, "padding": 1}), "relu"] * 2, "flatten", "linear", "relu", "linear"]
 SMALL_CNN = [
@@ -20,14 +22,17 @@ PUBLISHED = {
 }
 
 
-def published(name):
-    """The state dict of a published network."""
+def path_of(name):
+    """Where a published network is, or a skip that says how to provide it."""
     path = os.environ.get("DDJAX_WEIGHTS_DIR")
     if not path or not pathlib.Path(path, name).exists():
         pytest.skip(f"needs the published networks: set DDJAX_WEIGHTS_DIR to a directory that holds {name}")
-    from ddjax.weights import load_state_dict
+    return pathlib.Path(path, name)
 
-    return load_state_dict(pathlib.Path(path, name))
+
+def published(name):
+    """The state dict of a published network."""
+    return load_state_dict(path_of(name))
 
 
 def digits(count):

@@ -6,7 +6,7 @@ import pytest
 import ddjax
 from ddjax import data
 from ddjax.torch_import import sequential
-from tests.torch_import.networks import PUBLISHED, published
+from tests.torch_import.networks import PUBLISHED, path_of, published
 from tests.torch_import.test_operations import convolve, maps
 
 SPEC = [
@@ -130,11 +130,25 @@ def test_refuses_inputs_of_another_size(images):
         unflattened(images)
 
 
+def correct_on_mnist(classifier):
+    """How many of the 10,000 test images are classified correctly."""
+    test = data.load("mnist", "test")
+    predict = jax.jit(lambda images: jnp.argmax(classifier(images), 1))
+    parts = [np.asarray(predict(data.to_float(part))) for part in np.split(test.images, 5)]
+    return int(np.sum(np.concatenate(parts) == test.labels))
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_networks_have_their_accuracy(name, tfds_data_dir):
     spec, accuracy = PUBLISHED[name]
-    classifier, test = sequential(spec, published(name)), data.load("mnist", "test")
-    predict = jax.jit(lambda images: jnp.argmax(classifier(images), 1))
-    parts = [np.asarray(predict(data.to_float(part))) for part in np.split(test.images, 5)]
-    # Of 10,000 images, to the image.
-    assert int(np.sum(np.concatenate(parts) == test.labels)) == round(accuracy * len(test.labels))
+    # To the image.
+    assert correct_on_mnist(sequential(spec, published(name))) == round(accuracy * 10_000)
+
+
+def test_published_arrays_have_their_accuracy_as_a_function(tfds_data_dir):
+    def two_layers(weights, images):
+        hidden = images.reshape(len(images), -1) @ weights["W1"] + weights["B1"].reshape(1, -1)
+        return jax.nn.relu(hidden) @ weights["W2"] + weights["B2"].reshape(1, -1)
+
+    weights = ddjax.load_weights(path_of("rsl18a"))
+    assert correct_on_mnist(ddjax.bind_function(two_layers, weights)) == 9582
