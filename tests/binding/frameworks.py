@@ -198,17 +198,10 @@ def keras_model(dtype):
     if keras.backend.backend() != "jax":
         pytest.skip("Keras does not compute with JAX: KERAS_BACKEND=jax is not set")
     layers = keras.layers
-    return keras.Sequential(
-        [
-            *(
-                keras.Input(SHAPE),
-                layers.Conv2D(WIDTH, 3),
-                layers.BatchNormalization(epsilon=1e-5),
-                layers.Dropout(0.5),
-            ),
-            *(layers.ReLU(), layers.Flatten(), layers.Dense(HIDDEN, "relu"), layers.Dense(CLASSES)),
-        ]
-    )
+    body = [layers.Conv2D(WIDTH, 3, dtype=dtype), layers.BatchNormalization(epsilon=1e-5, dtype=dtype)]
+    body += [layers.Dropout(0.5, dtype=dtype), layers.ReLU(dtype=dtype), layers.Flatten(dtype=dtype)]
+    body += [layers.Dense(HIDDEN, "relu", dtype=dtype), layers.Dense(CLASSES, dtype=dtype)]
+    return keras.Sequential([keras.Input(SHAPE, dtype=dtype), *body])
 
 
 def keras(weights):
