@@ -11,5 +11,5 @@ def test_failure_tells_sentences_from_everything_else():
 
 
 def test_nasty_flags_end_in_a_sentence_or_work(environment, tmp_path):
-    failures = hostile_flags.hostile(30, 0, tmp_path, environment | {"HOME": str(tmp_path)})
+    failures = hostile_flags.hostile(16, 0, tmp_path, environment | {"HOME": str(tmp_path)})
     assert not failures, "\n".join(failures)
