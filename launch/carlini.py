@@ -82,7 +82,7 @@ def main() -> None:
     exporting.check_shape(attacked.images.shape[1:])
     chosen = [attack.limited(**attacked.limits) for attack in _attacks(_QUICK.value, _NUM_STEPS.value)]
     own = networks.load(None, begun.test) if networks.is_own() else None
-    run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen})
+    run = begun.open(attacks={attack.text: _settings(attack) for attack in chosen}, **networks.fingerprint_of(own))
     if own is not None:
         compared: dict[str, tuple[Any, float | None]] = {networks.OWN: (own.logits_fn, None)}
     else:

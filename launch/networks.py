@@ -49,7 +49,9 @@ def is_own() -> bool:
             raise ValueError(f"--{flag.name} belongs to --model or --torch_model")
     if (_MEAN.value is None) != (_STD.value is None):
         raise ValueError("--mean and --std go together")
-    _normalization()
+    for flag in (_MEAN, _STD):
+        if flag.value is not None:
+            _by_channel(flag)
     return bool(given)
 
 
@@ -134,6 +136,11 @@ def load(checkpoint: str | None, test: data.Dataset) -> attacking.Network:
     return attacking.Network(logits_fn, spec, common.fingerprint(*jax.tree.leaves(logits_fn)))
 
 
+def fingerprint_of(own: attacking.Network | None) -> dict[str, str]:
+    """What a run keeps of the parameters of one's own network, so that it does not go on with others."""
+    return {} if own is None else {"parameters_fingerprint": own.fingerprint}
+
+
 def _load_own(test: data.Dataset) -> Any:
     """One's own network as a classifier of the inputs of a data set, checked on two of them."""
     flag, text = ("model", _MODEL.value) if _MODEL.value else ("torch_model", _TORCH_MODEL.value)
@@ -143,8 +150,7 @@ def _load_own(test: data.Dataset) -> Any:
     if _OUTPUTS.value == "probabilities" and not binding.takes_logarithm(logits_fn):
         logits_fn = binding.from_probabilities(logits_fn)
     if _MEAN.value is not None:
-        mean, std = _normalization()
-        logits_fn = ddjax.normalized(logits_fn, mean, std)
+        logits_fn = ddjax.normalized(logits_fn, _by_channel(_MEAN), _by_channel(_STD))
     binding.check_classifier(logits_fn, inputs, name)
     if binding.takes_logarithm(logits_fn):
         print(f"note: {binding.LOGARITHM}")
@@ -205,8 +211,7 @@ def _of_torch(make: Any, name: str, inputs: jax.Array) -> Any:
         raise ValueError(f"{name} makes a {type(module).__name__}, no torch.nn.Module")
     if _WEIGHTS.value is not None:
         state = weights.load_weights(_WEIGHTS.value)
-        counters = ("num_batches_tracked",)
-        own = {key: value for key, value in module.state_dict().items() if not key.endswith(counters)}
+        own = {key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")}
         weights.check_match(state, own, what=name)
         # PyTorch takes no bfloat16 of NumPy's.
         as_float = lambda value: value.astype(np.float32) if jnp.issubdtype(value.dtype, jnp.floating) else value.copy()
@@ -214,13 +219,10 @@ def _of_torch(make: Any, name: str, inputs: jax.Array) -> Any:
     return ddjax.from_torch(module, inputs)
 
 
-def _normalization() -> tuple[Any, Any]:
-    """The mean and the standard deviation of each channel, by the flags."""
-    found = []
-    for flag in (_MEAN, _STD):
-        try:
-            values = [float(text) for text in flag.value or ["0.5"]]
-        except ValueError:
-            raise ValueError(f"--{flag.name} must be numbers separated by commas, got {flag.value}") from None
-        found.append(jnp.asarray(values if len(values) > 1 else values[0], jnp.float32))
-    return found[0], found[1]
+def _by_channel(flag: flags.FlagHolder) -> jax.Array:
+    """The number of a flag, or one for each channel."""
+    try:
+        values = [float(text) for text in flag.value]
+    except ValueError:
+        raise ValueError(f"--{flag.name} must be numbers separated by commas, got {flag.value}") from None
+    return jnp.asarray(values if len(values) > 1 else values[0], jnp.float32)

@@ -58,7 +58,7 @@ def main() -> None:
         raise ValueError(f"{begun.train.name} has no two halves to train on: it has {len(begun.train)} images")
     attack = attack.limited(**attacked.limits)
     own = networks.load(None, begun.test) if networks.is_own() else None
-    run = begun.open(num_train=half)
+    run = begun.open(num_train=half, **networks.fingerprint_of(own))
     halves = [data.rows_of(begun.train, slice(start, start + half)) for start in (0, half)]
     source = loading.trainer_of(run, begun.recipe, halves[0]).plain(FLAGS.seed, role="source")
     trained: dict[str, tuple[Any, float | None]] = {"source": (source.logits_fn, None)}

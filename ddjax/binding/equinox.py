@@ -45,11 +45,11 @@ class _EquinoxCall:
 def bind_equinox(module: Any, *states: Any, **static: Any) -> Partial:
     """The classifier of an Equinox module, and of its state where it has one, for one example; see `bind`."""
     equinox: Any = importlib.import_module("equinox")
-
+    is_index = lambda leaf: isinstance(leaf, equinox.nn.StateIndex)
     name = type(module).__name__
     if len(states) > 1:
         raise ValueError(f"bind takes {name} and its state, got {len(states)} states")
-    if not states and any(isinstance(leaf, equinox.nn.StateIndex) for leaf in _leaves(module, equinox)):
+    if not states and any(map(is_index, jax.tree.leaves(module, is_leaf=is_index))):
         raise ValueError(f"{name} has a state, as batch normalization does: bind(model, state)")
     module = equinox.nn.inference_mode(module)
     known = modes.parameters(type(module).__call__)
@@ -61,7 +61,3 @@ def bind_equinox(module: Any, *states: Any, **static: Any) -> Partial:
     others = tuple(None if is_array(leaf) else _NoArray(leaf) for leaf in leaves)
     arrays = [leaf for leaf in leaves if is_array(leaf)]
     return Partial(_EquinoxCall(structure, others, found, bool(states)), arrays)
-
-
-def _leaves(module: Any, equinox: Any) -> list[Any]:
-    return jax.tree.leaves(module, is_leaf=lambda leaf: isinstance(leaf, equinox.nn.StateIndex))

@@ -101,9 +101,9 @@ def _framework(model: Any) -> _Framework:
     """The framework that a model comes from, told by the names of its classes.
 
     Raises:
-      ValueError: for a model of PyTorch or TensorFlow, and for what cannot be called.
+      ValueError: for a model of PyTorch, and for what cannot be called.
     """
-    for each in (model if isinstance(model, type) else type(model)).__mro__:
+    for each in type(model).__mro__:
         place = each.__module__ + "."
         for (package, name), framework in _FRAMEWORKS.items():
             if each.__name__ == name and place.startswith(package + "."):

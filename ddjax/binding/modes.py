@@ -1,6 +1,5 @@
 """The arguments of a model's call that switch between training and evaluation, found by their names."""
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,14 +31,12 @@ def evaluation_settings(known: Mapping[str, inspect.Parameter]) -> dict[str, boo
     }
 
 
-@functools.cache
 def training_arguments(network: Any) -> dict[str, Any]:
     """The keyword arguments of `network.__call__` that switch it to training; empty where it has none."""
     known = parameters(type(network).__call__)
     return {name: value for name, value in _MODES.items() if name in known}
 
 
-@functools.cache
 def evaluation_arguments(network: Any) -> dict[str, Any]:
     """The keyword arguments that switch a network to evaluation, without those whose default does so."""
     return evaluation_settings(parameters(type(network).__call__))
