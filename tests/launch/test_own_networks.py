@@ -139,10 +139,17 @@ def test_own_network_behind_a_defense(launch, own):
 def test_own_network_takes_the_place_of_trained_ones_in_comparisons(launch, own):
     small = ["--num_train=200", "--num_test=60", "--epochs=1", "--num_examples=6"]
     given = ["--model=own_networks:stack", "--weights=weights.npz", *small]
-    launch("transfer", *given, "--kappas=0", "--search_steps=1", "--num_steps=3", "--workdir=transferred", cwd=own)
+    quick = ["--kappas=0", "--search_steps=1", "--num_steps=3", "--workdir=transferred"]
+    launch("transfer", *given, *quick, cwd=own)
     records = runs.read_results(own / "transferred")
     assert {record["network"] for record in records if record["measure"] == "accuracy"} == {"source", "model"}
     assert {record["target"] for record in records if record["measure"] == "transfer"} == {"model"}
+    # Other weights in the same file are another network.
+    before = (own / "weights.npz").read_bytes()
+    np.savez(own / "weights.npz", **train_two_layers(seed=1))
+    other = launch("transfer", *given, *quick, cwd=own, ok=False)
+    (own / "weights.npz").write_bytes(before)
+    assert "parameters_fingerprint" in other.stderr
     launch("carlini", *given, "--quick", "--num_steps=3", "--workdir=compared", cwd=own)
     records = runs.read_results(own / "compared")
     assert {record["network"] for record in records} == {"model"}
